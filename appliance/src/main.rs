@@ -1,0 +1,3 @@
+//! `guestmntd`: PID 1 of the appliance.
+
+fn main() {}

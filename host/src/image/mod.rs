@@ -1,0 +1,1 @@
+//! What the files on the host mean, and which of them may be opened.

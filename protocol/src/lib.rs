@@ -1,0 +1,20 @@
+//! The wire between `guestmnt` on the host and `guestmntd` in the guest: messages, frames,
+//! limits and the version.
+//!
+//! The guest is addressed by path and keeps no state that the host would miss: every file
+//! request names its file from the mounted root, so that the host owns the node table and a
+//! guest that died can be replaced by another.
+//!
+//! **Invariant:** no I/O and no unsafe code here. Bytes go in, checked values come out.
+#![forbid(unsafe_code)]
+
+pub mod attr;
+pub mod device;
+pub mod frame;
+pub mod limits;
+pub mod message;
+pub mod path;
+
+/// Version of everything in this crate. Host and guest must have the same one; the appliance is
+/// built from the same tree as the binaries, so there is no negotiation.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,203 @@
+//! The requests that the host sends and the answers that the guest gives.
+//!
+//! One request, one answer, on the lane it came by. Launch requests go over lane 0.
+
+use serde::{Deserialize, Serialize};
+
+use crate::attr::Attr;
+use crate::device::DeviceName;
+use crate::limits::MAX_DETAIL;
+use crate::path::GuestPath;
+
+/// What the host asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The first request on each lane. Answer: [`Answer::Hello`].
+    Hello,
+    /// Sets the clock and feeds the random pool; sent at launch, before anything is mounted.
+    /// Answer: [`Answer::Done`].
+    Wake {
+        /// Nanoseconds since 1970, UTC.
+        unix_time_ns: u64,
+        /// From the host's random pool.
+        entropy: [u8; 32],
+    },
+    /// Waits until the disks with LUN 0 to `count - 1` are there and their partition tables
+    /// have been read. Answer: [`Answer::Done`], or `ETIMEDOUT` naming the missing ones.
+    AwaitDisks {
+        /// Number of disks.
+        count: u8,
+    },
+    /// Probes every disk and partition. Answer: [`Answer::Volumes`].
+    Volumes,
+    /// Mounts a filesystem. Answer: [`Answer::Done`], or the kernel's error with what it logged.
+    Mount(MountRequest),
+    /// Writes everything back and unmounts all. Answer: [`Answer::Done`].
+    Unmount,
+
+    /// Attributes of a file; symbolic links are not followed. Answer: [`Answer::Attr`].
+    Stat(GuestPath),
+    /// A symbolic link's target. Answer: [`Answer::Payload`].
+    ReadLink(GuestPath),
+    /// A page of a directory's entries, see [`crate::attr::push_entry`]; an empty page at the
+    /// end. Answer: [`Answer::Payload`].
+    ReadDir {
+        /// The directory.
+        path: GuestPath,
+        /// 0 for the start, or an entry's `next`.
+        from: u64,
+        /// Most bytes of the page.
+        size: u32,
+    },
+    /// Bytes of a regular file; fewer than `size` only at its end. Answer: [`Answer::Payload`].
+    Read {
+        /// The file.
+        path: GuestPath,
+        /// First byte.
+        offset: u64,
+        /// Most bytes.
+        size: u32,
+    },
+    /// Where the next data or hole is, as lseek(2) finds it. Answer: [`Answer::Offset`].
+    Seek {
+        /// The file.
+        path: GuestPath,
+        /// First byte that counts.
+        offset: u64,
+        /// What is looked for.
+        what: Extent,
+    },
+    /// Names of a file's extended attributes, each with a NUL behind it. Answer: [`Answer::Payload`].
+    ListXattr(GuestPath),
+    /// The value of an extended attribute. Answer: [`Answer::Payload`].
+    GetXattr {
+        /// The file.
+        path: GuestPath,
+        /// The attribute's name with its namespace, without NUL.
+        #[serde(with = "serde_bytes")]
+        name: Vec<u8>,
+    },
+    /// Size and usage of the filesystem that a file is on. Answer: [`Answer::StatFs`].
+    StatFs(GuestPath),
+}
+
+/// What is mounted where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// The disk or partition.
+    pub device: DeviceName,
+    /// Where: the root first, others in a directory of what is mounted already.
+    pub at: GuestPath,
+    /// The kernel's name of the filesystem, or `None` to probe.
+    pub fstype: Option<String>,
+    /// Options for the filesystem, comma-separated.
+    pub options: String,
+}
+
+/// What [`Request::Seek`] looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extent {
+    /// Stored bytes (`SEEK_DATA`).
+    Data,
+    /// A hole, or the end (`SEEK_HOLE`).
+    Hole,
+}
+
+/// What a request that went well brings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is done, and there is nothing to say.
+    Done,
+    /// The daemon is there.
+    Hello {
+        /// Its [`crate::VERSION`].
+        version: u32,
+    },
+    /// What is on the disks, by disk and partition.
+    Volumes(Vec<Volume>),
+    /// Attributes.
+    Attr(Attr),
+    /// The result is the frame's payload.
+    Payload,
+    /// A position in a file.
+    Offset(u64),
+    /// Size and usage of a filesystem.
+    StatFs(StatFs),
+}
+
+/// A disk or partition and what libblkid found on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its name.
+    pub device: DeviceName,
+    /// Bytes.
+    pub size: u64,
+    /// What it holds.
+    pub content: Content,
+    /// The filesystem's label, empty where it has none.
+    pub label: String,
+    /// The filesystem's UUID as libblkid prints it, empty where it has none.
+    pub uuid: String,
+}
+
+/// What a disk or partition holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// A filesystem, with the kernel's name for it.
+    Filesystem(String),
+    /// A partition table, with libblkid's name for it (`dos`, `gpt`).
+    Partitions(String),
+    /// Something that is no filesystem: swap, an LVM or RAID member, an encrypted volume; with
+    /// libblkid's name for it.
+    Other(String),
+    /// An extended partition, which only holds others.
+    Extended,
+    /// Nothing that libblkid knows.
+    Unknown,
+}
+
+/// What statvfs(3) says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatFs {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Blocks that are free.
+    pub free: u64,
+    /// Blocks that are free for users.
+    pub available: u64,
+    /// Files that there can be in all.
+    pub files: u64,
+    /// Files that can still be made.
+    pub free_files: u64,
+    /// Bytes of the longest name.
+    pub name_len: u32,
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Linux' error number of x86-64. The host lets only 1 to 4095 through.
+    pub errno: u16,
+    /// For launch requests, what a person should know; empty for requests on files.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure that its number explains.
+    #[must_use]
+    pub fn new(errno: u16) -> Self {
+        Self { errno, detail: String::new() }
+    }
+
+    /// A failure with a text, cut to [`MAX_DETAIL`] bytes.
+    #[must_use]
+    pub fn with_detail(errno: u16, mut detail: String) -> Self {
+        detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+        Self { errno, detail }
+    }
+}
+
+/// The body of an answer's frame.
+pub type Outcome = Result<Answer, Failure>;
