@@ -88,7 +88,7 @@ pub struct MountRequest {
     pub device: DeviceName,
     /// Where: the root first, others in a directory of what is mounted already.
     pub at: GuestPath,
-    /// The kernel's name of the filesystem, or `None` to probe.
+    /// The filesystem's type by the kernel's name or libblkid's, or `None` to probe.
     pub fstype: Option<String>,
     /// Options for the filesystem, comma-separated.
     pub options: String,
@@ -143,7 +143,7 @@ pub struct Volume {
 /// What a disk or partition holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
-    /// A filesystem, with the kernel's name for it.
+    /// A filesystem, with libblkid's name for it (`ntfs`, `ext4`).
     Filesystem(String),
     /// A partition table, with libblkid's name for it (`dos`, `gpt`).
     Partitions(String),
