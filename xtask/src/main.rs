@@ -1,3 +1,56 @@
 //! `cargo xtask`: the project's own chores.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::Error;
+use xtask::appliance;
+use xtask::kernel::Source;
+use xtask::places::Places;
+
+/// The project's own chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build kernel, initramfs and manifest into target/appliance.
+    ///
+    /// Without options the kernel is Debian's newest for this release, fetched once and kept in
+    /// target/kernel; remove that folder to fetch a newer one.
+    BuildAppliance {
+        /// A bzImage or an ELF vmlinux for x86-64.
+        #[arg(long, requires = "modules")]
+        kernel: Option<PathBuf>,
+        /// The kernel's modules: its /lib/modules/RELEASE.
+        #[arg(long, requires = "kernel")]
+        modules: Option<PathBuf>,
+    },
+}
+
+fn run(chore: Chore) -> Result<ExitCode, Error> {
+    let places = Places::of_workspace();
+    match chore {
+        Chore::BuildAppliance { kernel, modules } => {
+            let source = match (kernel, modules) {
+                (Some(image), Some(modules)) => Source::Files { image, modules },
+                _ => Source::Debian,
+            };
+            appliance::build(&source, &places)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse().chore).unwrap_or_else(|error| {
+        eprintln!("xtask: {error}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,237 @@
+//! Debian's packages, through an apt state of our own.
+//!
+//! On Debian 12 the kernel with ntfs3 and a QEMU of this decade are in the suite
+//! bookworm-backports. The machine's own configuration rarely has it and is not ours to change,
+//! so a sources file, package lists and a cache of our own stand in the target folder. Which
+//! mirror to ask is read from the machine's configuration (`apt-get indextargets`); keys, proxies
+//! and everything else apply as the machine has them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::places::Places;
+use crate::process::Tool;
+
+/// The release whose kernel and QEMU are too old for us, hence taken from its backports.
+const NEEDS_BACKPORTS: &str = "bookworm";
+
+/// What a person without apt does.
+const NO_APT: &str = "on a machine without Debian's apt install the programs by hand and give \
+                      build-appliance --kernel FILE --modules DIR";
+
+/// An apt state of our own.
+pub struct Apt {
+    folder: PathBuf,
+    /// Suite to prefer where it has the package.
+    newer: Option<String>,
+}
+
+/// A package as `dpkg-deb` describes it.
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The downloaded file.
+    pub file: PathBuf,
+}
+
+impl Apt {
+    /// Prepares the state in the target folder; no network is used yet.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] where apt has no Debian mirror configured.
+    pub fn open(places: &Places) -> Result<Self, Error> {
+        let folder = places.apt();
+        for name in ["sources", "lists/partial", "cache/archives/partial"] {
+            let path = folder.join(name);
+            fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
+        }
+        let codename = codename()?;
+        let targets = Tool::new("apt-get")
+            .args(["indextargets", "--format", "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)"])
+            .arg("Created-By: Packages")
+            .output()
+            .map_err(|error| match error {
+                Error::Start { .. } => Error::unfit("there is no apt-get here", NO_APT),
+                other => other,
+            })?;
+        let suites = Suites::parse(&String::from_utf8_lossy(&targets), &codename)?;
+        let newer = (codename == NEEDS_BACKPORTS).then(|| format!("{codename}-backports"));
+        let path = folder.join("sources/debian.list");
+        fs::write(&path, suites.sources(newer.as_deref())).map_err(Error::file("write", &path))?;
+        Ok(Self { folder, newer })
+    }
+
+    /// Fetches the package lists.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with apt's own words.
+    pub fn update(&self) -> Result<(), Error> {
+        self.tool("apt-get").arg("update").logged(&self.log())
+    }
+
+    /// The name of the newest kernel's package, to which `linux-image-amd64` points.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] where the mirror has none.
+    pub fn newest_kernel(&self) -> Result<String, Error> {
+        let mut tool = self.tool("apt-cache");
+        if let Some(suite) = &self.newer {
+            tool = tool.args(["-t", suite]);
+        }
+        let depends = tool.args(["depends", "--important", "linux-image-amd64"]).output()?;
+        String::from_utf8_lossy(&depends)
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with("linux-image-"))
+            .map(str::to_owned)
+            .ok_or_else(|| {
+                Error::unfit(
+                    "the mirror offers no package linux-image-amd64",
+                    "give build-appliance --kernel FILE --modules DIR",
+                )
+            })
+    }
+
+    /// Downloads the package `name` into `folder`, without installing it.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with apt's own words.
+    pub fn download(&self, name: &str, folder: &Path) -> Result<Package, Error> {
+        self.tool("apt-get").args(["download", name]).within(folder).logged(&self.log())?;
+        let file = fs::read_dir(folder)
+            .map_err(Error::file("list", folder))?
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .ok_or_else(|| Error::unfit(format!("apt-get download {name} left no file"), NO_APT))?;
+        let field = |field: &str| -> Result<String, Error> {
+            let value = Tool::new("dpkg-deb").arg("--field").arg(&file).arg(field).output()?;
+            Ok(String::from_utf8_lossy(&value).trim().to_owned())
+        };
+        Ok(Package { name: field("Package")?, version: field("Version")?, file: file.clone() })
+    }
+
+    /// What apt printed, all of it.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("apt.log")
+    }
+
+    fn tool(&self, program: &str) -> Tool {
+        Tool::new(program).args(self.options())
+    }
+
+    /// apt-get(8) options that replace sources, lists and cache, and nothing else.
+    fn options(&self) -> Vec<String> {
+        let set = |key: &str, name: &str| format!("-o{key}={}", self.folder.join(name).display());
+        vec![
+            set("Dir::Etc::SourceList", "no-such-file"),
+            set("Dir::Etc::SourceParts", "sources"),
+            set("Dir::State::Lists", "lists"),
+            set("Dir::Cache", "cache"),
+        ]
+    }
+}
+
+/// `VERSION_CODENAME` of this machine. Source: os-release(5).
+fn codename() -> Result<String, Error> {
+    let path = "/etc/os-release";
+    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .map(|value| value.trim_matches('"').to_owned())
+        .ok_or_else(|| Error::unfit(format!("{path} names no release"), NO_APT))
+}
+
+/// The machine's own Debian suites: URI and suite of each, component main.
+struct Suites {
+    base: String,
+    all: Vec<(String, String)>,
+}
+
+impl Suites {
+    /// Reads lines of origin, suite, component and URI, as `apt-get indextargets` prints them.
+    /// Before the first `apt-get update` the origin is unknown; a Debian archive is then told by
+    /// its path.
+    fn parse(targets: &str, codename: &str) -> Result<Self, Error> {
+        let all: Vec<(String, String)> = targets
+            .lines()
+            .filter_map(|line| {
+                let fields: Vec<&str> = line.split(' ').collect();
+                let [origin, suite, "main", uri] = fields[..] else { return None };
+                let path = uri.trim_end_matches('/');
+                let archive = path.ends_with("/debian") || path.ends_with("/debian-security");
+                let debian = origin == "Debian" || origin.starts_with('$') && archive;
+                (debian && suite.starts_with(codename)).then(|| (uri.into(), suite.into()))
+            })
+            .collect();
+        let base = all
+            .iter()
+            .find(|(_, suite)| suite == codename)
+            .map(|(uri, _)| uri.clone())
+            .ok_or_else(|| {
+                Error::unfit(format!("apt has no Debian mirror for {codename} configured"), NO_APT)
+            })?;
+        Ok(Self { base, all })
+    }
+
+    /// The sources file, sources.list(5), with the suite `newer` of the same mirror added.
+    fn sources(&self, newer: Option<&str>) -> String {
+        let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
+        let options = if keyring.exists() {
+            format!("[signed-by={}] ", keyring.display())
+        } else {
+            String::new()
+        };
+        self.all
+            .iter()
+            .map(|(uri, suite)| (uri.as_str(), suite.as_str()))
+            .filter(|(_, suite)| Some(*suite) != newer)
+            .chain(newer.map(|suite| (self.base.as_str(), suite)))
+            .map(|(uri, suite)| format!("deb {options}{uri} {suite} main\n"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEFORE_UPDATE: &str = "\
+$(ORIGIN) bookworm main http://mirror.example/debian/
+$(ORIGIN) bookworm-security main http://mirror.example/debian-security/
+$(ORIGIN) nodistro main http://node.example/
+$(ORIGIN) bookworm main http://other.example/apt/
+";
+
+    #[test]
+    fn the_mirror_comes_from_the_machines_own_configuration() {
+        let suites = Suites::parse(BEFORE_UPDATE, "bookworm").unwrap();
+        let sources = suites.sources(Some("bookworm-backports"));
+        let rows: Vec<&str> =
+            sources.lines().map(|line| line.split_once("http://").unwrap().1).collect();
+        assert_eq!(
+            rows,
+            [
+                "mirror.example/debian/ bookworm main",
+                "mirror.example/debian-security/ bookworm-security main",
+                "mirror.example/debian/ bookworm-backports main",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_machine_that_has_backports_gets_them_once() {
+        let targets = "Debian bookworm main http://m.example/debian/\n\
+                       Debian bookworm-backports main http://m.example/debian/\n";
+        let sources =
+            Suites::parse(targets, "bookworm").unwrap().sources(Some("bookworm-backports"));
+        assert_eq!(sources.matches("backports").count(), 1);
+    }
+
+    #[test]
+    fn a_machine_without_a_debian_mirror_is_told_so() {
+        assert!(Suites::parse("Ubuntu noble main http://u.example/ubuntu/\n", "noble").is_err());
+    }
+}

@@ -1,0 +1,20 @@
+//! What `cargo xtask` does, as a library, so that the end-to-end tests make their disks and find
+//! the unprivileged user with the same code.
+//!
+//! **Invariant:** nothing here depends on the host library or the daemon: `setup` has to run
+//! before the libraries that those link against are installed.
+#![forbid(unsafe_code)]
+
+pub mod appliance;
+mod apt;
+mod daemon;
+mod digest;
+pub mod error;
+mod initramfs;
+pub mod kernel;
+mod modules;
+pub mod places;
+mod process;
+pub mod progress;
+
+pub use error::Error;
