@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::places::Places;
 use crate::process::Tool;
+use crate::setup::Privilege;
 
 /// The release whose kernel and QEMU are too old for us, hence taken from its backports.
 const NEEDS_BACKPORTS: &str = "bookworm";
@@ -37,13 +37,22 @@ pub struct Package {
     pub file: PathBuf,
 }
 
+/// Packages to install.
+#[derive(Debug, Default)]
+pub struct Packages {
+    /// Those whose version does not matter.
+    pub ordinary: Vec<&'static str>,
+    /// Those that are taken from the newer suite where there is one.
+    pub newest: Vec<&'static str>,
+}
+
 impl Apt {
-    /// Prepares the state in the target folder; no network is used yet.
+    /// Prepares a state in `folder`; no network is used yet. What runs apt as root needs another
+    /// folder than what does not.
     ///
     /// # Errors
     /// [`Error::Unfit`] where apt has no Debian mirror configured.
-    pub fn open(places: &Places) -> Result<Self, Error> {
-        let folder = places.apt();
+    pub fn open(folder: PathBuf) -> Result<Self, Error> {
         for name in ["sources", "lists/partial", "cache/archives/partial"] {
             let path = folder.join(name);
             fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
@@ -72,16 +81,53 @@ impl Apt {
         self.tool("apt-get").arg("update").logged(&self.log())
     }
 
+    /// Fetches the package lists and installs `packages`.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with the tail of apt's log.
+    pub fn install(&self, packages: &Packages, privilege: &Privilege) -> Result<(), Error> {
+        for words in self.install_commands(packages) {
+            privilege
+                .tool("env")
+                .arg("DEBIAN_FRONTEND=noninteractive")
+                .args(words)
+                .logged(&self.log())?;
+        }
+        Ok(())
+    }
+
+    /// The command lines of [`Apt::install`], without what makes them root's.
+    ///
+    /// The newest packages have a command of their own, since `PACKAGE/SUITE` does not choose the
+    /// suite for what the package depends on and `-t SUITE` holds for a whole command.
+    pub fn install_commands(&self, packages: &Packages) -> Vec<Vec<String>> {
+        let command = |words: &[&str], packages: &[&str]| {
+            let mut line = vec!["apt-get".to_owned()];
+            line.extend(self.options());
+            line.extend(words.iter().chain(packages).map(|&word| word.to_owned()));
+            line
+        };
+        let install = ["install", "--yes", "--no-install-recommends"];
+        let mut commands = vec![command(&["update"], &[])];
+        if !packages.ordinary.is_empty() {
+            commands.push(command(&install, &packages.ordinary));
+        }
+        if !packages.newest.is_empty() {
+            let suite = self.newer.iter().flat_map(|suite| ["-t", suite]);
+            let words: Vec<&str> = install.into_iter().chain(suite).collect();
+            commands.push(command(&words, &packages.newest));
+        }
+        commands
+    }
+
     /// The name of the newest kernel's package, to which `linux-image-amd64` points.
     ///
     /// # Errors
     /// [`Error::Unfit`] where the mirror has none.
     pub fn newest_kernel(&self) -> Result<String, Error> {
-        let mut tool = self.tool("apt-cache");
-        if let Some(suite) = &self.newer {
-            tool = tool.args(["-t", suite]);
-        }
-        let depends = tool.args(["depends", "--important", "linux-image-amd64"]).output()?;
+        let suite = self.newer.iter().flat_map(|suite| ["-t", suite]);
+        let words = ["depends", "--important", "linux-image-amd64"];
+        let depends = self.tool("apt-cache").args(suite).args(words).output()?;
         String::from_utf8_lossy(&depends)
             .lines()
             .filter_map(|line| line.trim().strip_prefix("Depends: "))

@@ -70,7 +70,7 @@ impl Kernel {
     /// # Errors
     /// Those of apt, and of the file system.
     pub fn fetch(places: &Places) -> Result<Self, Error> {
-        let apt = Apt::open(places)?;
+        let apt = Apt::open(places.apt())?;
         apt.update()?;
         let kernels = places.kernels();
         fs::create_dir_all(&kernels).map_err(Error::file("create", &kernels))?;

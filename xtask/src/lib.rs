@@ -16,5 +16,7 @@ mod modules;
 pub mod places;
 mod process;
 pub mod progress;
+pub mod setup;
+pub mod user;
 
 pub use error::Error;

@@ -9,6 +9,7 @@ use xtask::Error;
 use xtask::appliance;
 use xtask::kernel::Source;
 use xtask::places::Places;
+use xtask::setup;
 
 /// The project's own chores.
 #[derive(Parser)]
@@ -20,6 +21,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Install what building, testing and the demo need and this machine lacks.
+    Setup,
     /// Build kernel, initramfs and manifest into target/appliance.
     ///
     /// Without options the kernel is Debian's newest for this release, fetched once and kept in
@@ -37,6 +40,7 @@ enum Chore {
 fn run(chore: Chore) -> Result<ExitCode, Error> {
     let places = Places::of_workspace();
     match chore {
+        Chore::Setup => setup::ensure(&places)?,
         Chore::BuildAppliance { kernel, modules } => {
             let source = match (kernel, modules) {
                 (Some(image), Some(modules)) => Source::Files { image, modules },

@@ -60,10 +60,16 @@ impl Places {
         self.target.join("kernel")
     }
 
-    /// apt's private state and its log.
+    /// apt's private state for downloads.
     #[must_use]
     pub fn apt(&self) -> PathBuf {
-        self.target.join("apt")
+        self.target.join("apt/download")
+    }
+
+    /// apt's private state for installing, which is root's.
+    #[must_use]
+    pub fn apt_of_root(&self) -> PathBuf {
+        self.target.join("apt/install")
     }
 
     /// Disks that the demo and the tests use.

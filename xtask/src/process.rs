@@ -144,3 +144,10 @@ pub fn search_path() -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")
 }
+
+/// Where `program` is found in the [`search_path`].
+pub fn find_program(program: &str) -> Option<std::path::PathBuf> {
+    std::env::split_paths(&search_path())
+        .map(|folder| folder.join(program))
+        .find(|path| nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok())
+}
