@@ -1,0 +1,194 @@
+//! The wire against literal bytes: a change of these is a change of the protocol's version.
+//! Every golden frame is also cut short and flipped at every position; nothing may panic, and
+//! what is still read must be within the limits.
+
+use guestmnt_protocol::attr::{Attr, Time};
+use guestmnt_protocol::device::DeviceName;
+use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
+use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD};
+use guestmnt_protocol::message::{
+    Answer, Content, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
+};
+use guestmnt_protocol::path::GuestPath;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn path(text: &str) -> GuestPath {
+    GuestPath::parse(text.as_bytes()).unwrap()
+}
+
+/// Requests with the bytes of their bodies.
+fn requests() -> Vec<(Request, Vec<u8>)> {
+    let mut wake = vec![1, 0x80, 0x94, 0xeb, 0xdc, 3];
+    wake.extend([7; 32]);
+    vec![
+        (Request::Hello, vec![0]),
+        (Request::Wake { unix_time_ns: 1_000_000_000, entropy: [7; 32] }, wake),
+        (Request::AwaitDisks { count: 2 }, vec![2, 2]),
+        (Request::Volumes, vec![3]),
+        (
+            Request::Mount(MountRequest {
+                device: DeviceName { disk: 1, partition: 2 },
+                at: path("/m"),
+                fstype: Some("xfs".to_owned()),
+                options: "a".to_owned(),
+            }),
+            b"\x04\x01\x02\x01m\x01\x03xfs\x01a".to_vec(),
+        ),
+        (Request::Unmount, vec![5]),
+        (Request::Stat(path("/a/b")), b"\x06\x03a/b".to_vec()),
+        (Request::ReadLink(path("/l")), b"\x07\x01l".to_vec()),
+        (
+            Request::ReadDir { path: path("/"), from: 300, size: 4096 },
+            vec![8, 0, 0xac, 2, 0x80, 0x20],
+        ),
+        (
+            Request::Read { path: path("/f"), offset: 128, size: 65536 },
+            vec![9, 1, b'f', 0x80, 1, 0x80, 0x80, 4],
+        ),
+        (
+            Request::Seek { path: path("/f"), offset: 1, what: Extent::Hole },
+            vec![10, 1, b'f', 1, 1],
+        ),
+        (Request::ListXattr(path("/f")), vec![11, 1, b'f']),
+        (
+            Request::GetXattr { path: path("/f"), name: b"user.x".to_vec() },
+            b"\x0c\x01f\x06user.x".to_vec(),
+        ),
+        (Request::StatFs(path("/")), vec![13, 0]),
+    ]
+}
+
+/// Outcomes with the bytes of their bodies.
+fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
+    let attr = Attr {
+        ino: 64,
+        volume: 1,
+        mode: 0o100_644,
+        nlink: 2,
+        uid: 3,
+        gid: 4,
+        rdev: 5,
+        size: 200,
+        blocks: 6,
+        block_size: 4096,
+        accessed: Time { secs: -1, nanos: 7 },
+        modified: Time { secs: 1, nanos: 8 },
+        changed: Time { secs: 2, nanos: 9 },
+    };
+    let attr_bytes = [
+        vec![0, 3, 64, 1, 0xa4, 0x83, 2, 2, 3, 4, 5, 0xc8, 1, 6, 0x80, 0x20],
+        vec![1, 7, 2, 8, 4, 9],
+    ]
+    .concat();
+    let volume = Volume {
+        device: DeviceName { disk: 0, partition: 1 },
+        size: 512,
+        content: Content::Filesystem("ntfs".to_owned()),
+        label: "V".to_owned(),
+        uuid: String::new(),
+    };
+    let stat = StatFs {
+        block_size: 1,
+        blocks: 2,
+        free: 3,
+        available: 4,
+        files: 5,
+        free_files: 6,
+        name_len: 255,
+    };
+    vec![
+        (Ok(Answer::Done), vec![0, 0]),
+        (Ok(Answer::Hello { version: 1 }), vec![0, 1, 1]),
+        (
+            Ok(Answer::Volumes(vec![volume])),
+            b"\x00\x02\x01\x00\x01\x80\x04\x00\x04ntfs\x01V\x00".to_vec(),
+        ),
+        (Ok(Answer::Attr(attr)), attr_bytes),
+        (Ok(Answer::Payload), vec![0, 4]),
+        (Ok(Answer::Offset(128)), vec![0, 5, 0x80, 1]),
+        (Ok(Answer::StatFs(stat)), vec![0, 6, 1, 2, 3, 4, 5, 6, 0xff, 1]),
+        (Err(Failure::new(2)), vec![1, 2, 0]),
+        (Err(Failure::with_detail(5, "no".to_owned())), b"\x01\x05\x02no".to_vec()),
+    ]
+}
+
+fn check<M>(cases: Vec<(M, Vec<u8>)>)
+where
+    M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    for (message, body) in cases {
+        let mut bytes = Vec::new();
+        frame::encode(&mut bytes, 0x0102_0304, &message, 5, Place::Slot).unwrap();
+        let mut expected = vec![4, 3, 2, 1];
+        expected.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
+        expected.extend([5, 0, 0, 0, 1, 0, 0, 0]);
+        expected.extend(&body);
+        assert_eq!(bytes, expected, "{message:?}");
+        assert_eq!(frame::decode_body::<M>(&body), Ok(message));
+        damage::<M>(&bytes);
+    }
+}
+
+/// Reads `frame` cut at every length and with every bit flipped.
+fn damage<M: DeserializeOwned + Serialize>(frame: &[u8]) {
+    for length in HEADER_LEN..frame.len() {
+        assert!(frame::decode_body::<M>(&frame[HEADER_LEN..length]).is_err(), "cut at {length}");
+    }
+    for bit in 0..frame.len() * 8 {
+        let mut damaged = frame.to_vec();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        let (header, body) = damaged.split_first_chunk::<HEADER_LEN>().unwrap();
+        if let Ok(header) = Header::decode(header) {
+            assert!(header.body_len <= MAX_BODY && header.payload_len <= MAX_PAYLOAD);
+        }
+        if let Ok(message) = frame::decode_body::<M>(body) {
+            let mut again = Vec::new();
+            frame::encode(&mut again, 0, &message, 0, Place::Port).unwrap();
+        }
+    }
+}
+
+#[test]
+fn requests_have_these_bytes() {
+    check(requests());
+}
+
+#[test]
+fn answers_have_these_bytes() {
+    check(outcomes());
+}
+
+#[test]
+fn bytes_behind_a_message_are_refused() {
+    assert_eq!(frame::decode_body::<Request>(&[0, 0]), Err(FrameError::Body));
+}
+
+#[test]
+fn paths_that_climb_are_no_requests() {
+    for body in [b"\x06\x02..".as_slice(), b"\x06\x04a/..", b"\x06\x02/a", b"\x06\x03a\0b"] {
+        assert_eq!(frame::decode_body::<Request>(body), Err(FrameError::Body));
+    }
+}
+
+#[test]
+fn headers_out_of_bounds_are_refused() {
+    let good = Header { seq: 1, body_len: MAX_BODY, payload_len: MAX_PAYLOAD, place: Place::Port };
+    assert_eq!(Header::decode(&good.encode()), Ok(good));
+    let table = [(4, FrameError::TooLong), (8, FrameError::TooLong), (12, FrameError::Reserved)];
+    for (at, error) in table {
+        let mut bytes = good.encode();
+        bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(Header::decode(&bytes), Err(error));
+    }
+}
+
+#[test]
+fn messages_beyond_the_limits_are_not_sent() {
+    let mut bytes = Vec::new();
+    let request = Request::GetXattr { path: path("/f"), name: vec![b'x'; MAX_BODY] };
+    let encoded = frame::encode(&mut bytes, 1, &request, 0, Place::Port);
+    assert_eq!((encoded, bytes.len()), (Err(FrameError::TooLong), 0));
+    let encoded = frame::encode(&mut bytes, 1, &Request::Hello, MAX_PAYLOAD + 1, Place::Port);
+    assert_eq!(encoded, Err(FrameError::TooLong));
+}
