@@ -1,2 +1,22 @@
 //! The daemon in the guest. It is the only code that stands between an image's filesystem,
 //! as the guest kernel shows it, and the host; it never panics on what the host sends.
+//!
+//! A library, so that tests run the very same server over a folder of the host.
+//!
+//! **Invariant:** nothing of an image is ever executed, and no file of it is opened for writing.
+#![deny(unsafe_code)]
+
+mod directories;
+mod failure;
+mod files;
+pub mod guest;
+mod kmsg;
+mod lane;
+mod open_files;
+mod payload;
+mod resolve;
+pub mod serve;
+#[allow(unsafe_code)]
+mod sys;
+mod tree;
+mod xattrs;

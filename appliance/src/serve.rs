@@ -1,0 +1,60 @@
+//! The loop of one lane: a request, its answer, the next request.
+
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::errno::Errno;
+
+use guestmnt_protocol::frame::{self, Header, Place};
+use guestmnt_protocol::message::{Answer, Outcome, Request};
+
+use crate::failure;
+use crate::guest::Guest;
+use crate::lane::Lane;
+pub use crate::lane::LaneError;
+use crate::payload::Payload;
+
+/// Serves one lane until the host hangs up.
+///
+/// # Errors
+/// [`LaneError`] where the lane is of no more use: the port failed, or what came by it is no
+/// frame. A message that cannot be read within a good frame is answered with `EPROTO`.
+pub fn serve(lane: impl AsFd, guest: &Guest) -> Result<(), LaneError> {
+    let mut lane = Lane::new(lane);
+    let mut head = Vec::with_capacity(256);
+    let mut payload = Payload::default();
+    while let Some((header, body)) = lane.receive()? {
+        let mut outcome = match request(&header, body) {
+            Ok(request) => carry_out(guest, &request, &mut payload),
+            Err(errno) => Err(failure::plain(errno)),
+        };
+        if !matches!(outcome, Ok(Answer::Payload)) {
+            payload.clear();
+        }
+        let seq = header.seq;
+        if frame::encode(&mut head, seq, &outcome, payload.len(), Place::Port).is_err() {
+            // Only a listing of very many volumes can get here.
+            outcome = Err(failure::explained(Errno::E2BIG, "the answer is too long to be sent"));
+            payload.clear();
+            frame::encode(&mut head, seq, &outcome, 0, Place::Port)
+                .expect("a failure with a short text fits a frame");
+        }
+        lane.send(if payload.is_empty() { &head } else { payload.behind(&head) })?;
+    }
+    Ok(())
+}
+
+/// The request in a frame. No request has a payload yet.
+fn request(header: &Header, body: &[u8]) -> nix::Result<Request> {
+    if header.payload_len > 0 {
+        return Err(Errno::EPROTO);
+    }
+    frame::decode_body(body).map_err(|_| Errno::EPROTO)
+}
+
+/// The last line of defence: nothing is known to panic, but if something did, the lane must go on.
+/// What lanes share is either locked for a single step at a time or fit for any state.
+fn carry_out(guest: &Guest, request: &Request, payload: &mut Payload) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| guest.answer(request, payload)))
+        .unwrap_or_else(|_| Err(failure::plain(Errno::EIO)))
+}

@@ -1,0 +1,97 @@
+//! The few system calls that nix has no safe face for.
+//!
+//! **Invariant:** with `blkid.rs` the only file of this crate with unsafe code; nothing here decides
+//! anything.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+/// Fills `buffer` with the next `linux_dirent64` records of a directory; 0 bytes at its end.
+///
+/// # Errors
+/// As getdents64(2): `EINVAL` where `buffer` is too small for the next record.
+pub fn getdents(directory: BorrowedFd, buffer: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: the pointer and the length are those of one slice that is writable for the call; the
+    // kernel writes at most that many bytes and wants no alignment.
+    let count = unsafe {
+        libc::syscall(
+            libc::SYS_getdents64,
+            directory.as_raw_fd(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+        )
+    };
+    length(count)
+}
+
+/// Reads the value of an extended attribute of the file that `path` leads to.
+///
+/// # Errors
+/// As getxattr(2): `ERANGE` where the value is longer than `value`.
+pub fn getxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: both strings end in NUL; the pointer and the length are those of one writable slice.
+    let count = unsafe {
+        libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    length(count)
+}
+
+/// Reads the names of the extended attributes of the file that `path` leads to.
+///
+/// # Errors
+/// As listxattr(2): `ERANGE` where they are longer than `names`.
+pub fn listxattr(path: &CStr, names: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: the string ends in NUL; the pointer and the length are those of one writable slice.
+    let count = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    length(count)
+}
+
+/// Loads the kernel module in `file`, without parameters.
+///
+/// # Errors
+/// As finit_module(2): `EEXIST` where it is loaded already.
+pub fn finit_module(file: BorrowedFd) -> nix::Result<()> {
+    let no_flags: libc::c_int = 0;
+    // SAFETY: the parameters are a string that ends in NUL; the kernel only reads them.
+    let done =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), no_flags) };
+    Errno::result(done).map(drop)
+}
+
+/// Mixes `seed` into the random pool, counts all its bits as entropy, and reseeds the generator
+/// at once. `random` is `/dev/random`, open for writing.
+///
+/// # Errors
+/// As ioctl(2) on random(4): `EPERM` without `CAP_SYS_ADMIN`.
+pub fn add_entropy(random: BorrowedFd, seed: &[u8; 32]) -> nix::Result<()> {
+    /// `struct rand_pool_info` of linux/random.h with a buffer of 32 bytes.
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_bits: libc::c_int,
+        buffer_bytes: libc::c_int,
+        buffer: [u8; 32],
+    }
+    /// `_IOW('R', 0x03, int[2])`
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    /// `_IO('R', 0x07)`
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
+    let info = PoolInfo { entropy_bits: 256, buffer_bytes: 32, buffer: *seed };
+    // SAFETY: the kernel reads the two numbers and then `buffer_bytes` bytes behind them, all of
+    // them within `info`, and writes nothing.
+    let added = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) };
+    Errno::result(added)?;
+    // SAFETY: this request has no argument.
+    let reseeded = unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) };
+    Errno::result(reseeded).map(drop)
+}
+
+/// What a call returned that gives a length, or -1 and `errno`.
+fn length<N: nix::errno::ErrnoSentinel + PartialEq + TryInto<usize>>(
+    returned: N,
+) -> nix::Result<usize> {
+    let count = Errno::result(returned)?;
+    count.try_into().map_err(|_| Errno::EIO)
+}

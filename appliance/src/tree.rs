@@ -1,0 +1,137 @@
+//! The mounted tree: its root, what is open below it, and how attributes of its files are
+//! numbered for the host.
+//!
+//! **Invariant:** knows nothing of devices, mounting or frames; a folder of the host serves as well.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{FileStat, Mode};
+
+use guestmnt_protocol::attr::{Attr, Time};
+
+use crate::directories::Directory;
+use crate::open_files::OpenFiles;
+use crate::resolve;
+
+/// Regular files kept open. Each pins its inode in the guest's memory.
+const FILES_OPEN: usize = 64;
+/// Directories kept open.
+const DIRECTORIES_OPEN: usize = 32;
+
+/// Everything below one root.
+pub struct Tree {
+    root: OwnedFd,
+    /// Regular files, open for reading.
+    pub(crate) files: OpenFiles<OwnedFd>,
+    /// Directories, each with its position.
+    pub(crate) directories: OpenFiles<Directory>,
+    volumes: VolumeNumbers,
+}
+
+impl Tree {
+    /// The tree below the directory `root`.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn at(root: &Path) -> nix::Result<Self> {
+        let root =
+            open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let first = resolve::attributes(root.as_fd())?.st_dev;
+        Ok(Self {
+            root,
+            files: OpenFiles::new(FILES_OPEN),
+            directories: OpenFiles::new(DIRECTORIES_OPEN),
+            volumes: VolumeNumbers(Mutex::new(vec![first])),
+        })
+    }
+
+    /// The root, as a place to resolve paths from.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Closes what is kept open, since a filesystem was mounted somewhere below.
+    pub fn forget_open(&self) {
+        self.files.clear();
+        self.directories.clear();
+    }
+
+    /// Attributes as they go to the host.
+    ///
+    /// # Errors
+    /// `EIO` for a size below zero, `EOVERFLOW` for more than 65,536 volumes.
+    pub(crate) fn attr(&self, stat: &FileStat) -> nix::Result<Attr> {
+        let unsigned = |n: i64| u64::try_from(n).map_err(|_| Errno::EIO);
+        Ok(Attr {
+            ino: stat.st_ino,
+            volume: self.volumes.number(stat.st_dev)?,
+            mode: stat.st_mode,
+            // A count that does not fit says "many" as well as the true one would.
+            nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: stat.st_rdev,
+            size: unsigned(stat.st_size)?,
+            blocks: unsigned(stat.st_blocks)?,
+            block_size: u32::try_from(stat.st_blksize).unwrap_or(0),
+            accessed: time(stat.st_atime, stat.st_atime_nsec),
+            modified: time(stat.st_mtime, stat.st_mtime_nsec),
+            changed: time(stat.st_ctime, stat.st_ctime_nsec),
+        })
+    }
+}
+
+/// Nanoseconds come from the image; a filesystem driver may let anything through.
+fn time(secs: i64, nanos: i64) -> Time {
+    let nanos = u32::try_from(nanos).ok().filter(|&n| n < 1_000_000_000).unwrap_or(0);
+    Time { secs, nanos }
+}
+
+/// Small numbers for device numbers, in the order in which they were met. Each Btrfs subvolume
+/// has a device number of its own.
+struct VolumeNumbers(Mutex<Vec<u64>>);
+
+impl VolumeNumbers {
+    fn number(&self, device: u64) -> nix::Result<u16> {
+        // A push is all or nothing, so a lane that panicked has spoilt nothing.
+        let mut met = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = met.iter().position(|&known| known == device).unwrap_or(met.len());
+        let number = u16::try_from(index).map_err(|_| Errno::EOVERFLOW)?;
+        if index == met.len() {
+            met.push(device);
+        }
+        Ok(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_numbered_as_they_are_met() {
+        let volumes = VolumeNumbers(Mutex::new(vec![0x801]));
+        assert_eq!(volumes.number(0x802), Ok(1));
+        assert_eq!(volumes.number(0x801), Ok(0));
+        assert_eq!(volumes.number(0x803), Ok(2));
+        assert_eq!(volumes.number(0x802), Ok(1));
+    }
+
+    #[test]
+    fn more_volumes_than_numbers_are_refused() {
+        let volumes = VolumeNumbers(Mutex::new((0..=u64::from(u16::MAX)).collect()));
+        assert_eq!(volumes.number(u64::from(u16::MAX)), Ok(u16::MAX));
+        assert_eq!(volumes.number(1 << 20), Err(Errno::EOVERFLOW));
+    }
+
+    #[test]
+    fn nanoseconds_out_of_range_are_dropped() {
+        assert_eq!(time(-1, 999_999_999), Time { secs: -1, nanos: 999_999_999 });
+        assert_eq!(time(5, 1_000_000_000), Time { secs: 5, nanos: 0 });
+        assert_eq!(time(5, -1), Time { secs: 5, nanos: 0 });
+    }
+}
