@@ -9,6 +9,7 @@ pub mod appliance;
 mod apt;
 mod daemon;
 mod digest;
+pub mod disks;
 pub mod error;
 mod initramfs;
 pub mod kernel;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::Error;
 use xtask::appliance;
+use xtask::disks::Disks;
 use xtask::kernel::Source;
 use xtask::places::Places;
 use xtask::setup;
@@ -35,6 +36,8 @@ enum Chore {
         #[arg(long, requires = "kernel")]
         modules: Option<PathBuf>,
     },
+    /// Make the disks that the demo and the tests use, in target/disks.
+    Disks,
 }
 
 fn run(chore: Chore) -> Result<ExitCode, Error> {
@@ -48,6 +51,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
             };
             appliance::build(&source, &places)?;
         }
+        Chore::Disks => println!("{}", Disks::ensure(&places)?.folder().display()),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,184 @@
+//! NTFS volumes in raw files, made with mkntfs and filled through ntfs-3g.
+//!
+//! The mount lives in a mount and PID namespace of its own that dies with its shell, so that
+//! whatever happens neither a mount nor a process is left behind. Without root a user namespace
+//! goes with it.
+
+use std::path::{Path, PathBuf};
+
+use super::partitions::SECTOR;
+use super::sparse;
+use crate::Error;
+use crate::process::Tool;
+
+/// A volume to be made.
+pub struct Format<'a> {
+    /// Its size.
+    pub sectors: u64,
+    /// Where its partition starts on the disk; NTFS keeps this in its boot sector.
+    pub start: u64,
+    /// Its label.
+    pub label: &'a str,
+}
+
+/// An NTFS volume in a raw file.
+pub struct Volume {
+    image: PathBuf,
+}
+
+/// One change to a volume. Paths in the volume (`to`) are relative to its root.
+pub enum Edit<'a> {
+    /// Copies what is in this folder of the host into the root, with times, hard links and holes.
+    Tree(&'a Path),
+    /// Copies one file, with its times.
+    File {
+        /// On the host.
+        from: PathBuf,
+        /// In the volume.
+        to: String,
+    },
+    /// Removes one file of the volume.
+    Remove(String),
+    /// Writes a part of a file over the same part of the one in the volume.
+    Patch {
+        /// On the host.
+        from: PathBuf,
+        /// In the volume.
+        to: String,
+        /// Where the part starts, in bytes.
+        offset: u64,
+        /// Its bytes.
+        len: u64,
+    },
+    /// Writes an alternate data stream.
+    Stream {
+        /// The file in the volume that has it.
+        to: String,
+        /// Its name.
+        name: String,
+        /// What is in it.
+        text: String,
+    },
+    /// Takes over a modification time.
+    Time {
+        /// On the host.
+        from: PathBuf,
+        /// In the volume.
+        to: String,
+    },
+}
+
+/// Mounts `$1` on `$2`, runs the edits, and ends when ntfs-3g has written everything: umount(8)
+/// does not wait for a server that is not on a block device.
+const MOUNT: &str = r#"
+set -e
+image=$1 mnt=$2
+ntfs-3g -o no_detach,big_writes,streams_interface=windows "$image" "$mnt" &
+server=$!
+until mountpoint -q "$mnt"; do kill -0 "$server"; sleep 0.02; done
+"#;
+const UNMOUNT: &str = r#"
+umount "$mnt"
+wait "$server"
+"#;
+
+impl Volume {
+    /// Makes an empty volume in the new file `image`.
+    ///
+    /// # Errors
+    /// Those of mkntfs.
+    pub fn format(image: PathBuf, format: &Format<'_>) -> Result<Self, Error> {
+        sparse::create(&image, format.sectors * SECTOR)?;
+        Tool::new("mkntfs")
+            .args(["--force", "--quick", "--quiet", "--no-indexing"])
+            .args(["--sector-size", "512", "--cluster-size", "4096"])
+            .args(["--heads", "255", "--sectors-per-track", "63"])
+            .args(["--partition-start", &format.start.to_string(), "--label", format.label])
+            .arg(&image)
+            .arg(format.sectors.to_string())
+            .run()?;
+        Ok(Self { image })
+    }
+
+    /// The raw file.
+    #[must_use]
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// Makes changes, in order.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] where this user may not mount, otherwise those of ntfs-3g and of the
+    /// commands that the changes are made with.
+    pub fn edit(&self, edits: &[Edit<'_>]) -> Result<(), Error> {
+        let mountpoint =
+            tempfile::tempdir().map_err(Error::file("write in", std::env::temp_dir()))?;
+        let script: String = edits.iter().map(Edit::command).collect();
+        let mut unshare = Tool::new("unshare").args(["--mount", "--pid", "--fork", "--kill-child"]);
+        if !nix::unistd::geteuid().is_root() {
+            unshare = unshare.arg("--map-root-user");
+        }
+        unshare
+            .args(["--mount-proc", "sh", "-c"])
+            .arg(format!("{MOUNT}{script}{UNMOUNT}"))
+            .arg("sh")
+            .arg(&self.image)
+            .arg(mountpoint.path())
+            .run()
+            .map_err(|error| match error {
+                Error::Program { .. } if !nix::unistd::geteuid().is_root() => Error::unfit(
+                    format!("{}: {error}", self.image.display()),
+                    "without root this takes user namespaces and an open /dev/fuse; \
+                     run it as root once, what it makes is kept",
+                ),
+                other => other,
+            })
+    }
+}
+
+impl Edit<'_> {
+    /// The shell's command for it, one line.
+    fn command(&self) -> String {
+        let path = |path: &Path| quote(&path.to_string_lossy());
+        let inside = |path: &str| format!("\"$mnt\"/{}", quote(path));
+        match self {
+            Self::Tree(from) => {
+                format!("cp --archive --sparse=always {}/. \"$mnt\"/\n", path(from))
+            }
+            Self::File { from, to } => format!("cp --archive {} {}\n", path(from), inside(to)),
+            Self::Remove(to) => format!("rm {}\n", inside(to)),
+            Self::Patch { from, to, offset, len } => format!(
+                "dd status=none conv=notrunc iflag=skip_bytes,count_bytes oflag=seek_bytes \
+                 bs=64K skip={offset} seek={offset} count={len} if={} of={}\n",
+                path(from),
+                inside(to)
+            ),
+            Self::Stream { to, name, text } => {
+                format!("printf %s {} > {}\n", quote(text), inside(&format!("{to}:{name}")))
+            }
+            Self::Time { from, to } => {
+                format!("touch --no-create --reference={} {}\n", path(from), inside(to))
+            }
+        }
+    }
+}
+
+/// `text` as one word of sh(1).
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_stay_words_whatever_is_in_them() {
+        for text in ["plain", "two words", "it's", "$HOME `id` \\ \"", "new\nline"] {
+            let shown =
+                Tool::new("sh").args(["-c", &format!("printf %s {}", quote(text))]).output();
+            assert_eq!(shown.unwrap(), text.as_bytes());
+        }
+    }
+}
