@@ -1,1 +1,144 @@
 //! What the files on the host mean, and which of them may be opened.
+//!
+//! Everything read here was written by whoever made the image. [`Disk::open`] follows a disk
+//! from the file that the user names to its extents and parents, opens each file once and
+//! read-only, and hands on open files: QEMU gets those and no paths, so what is not opened
+//! here is out of its reach.
+//!
+//! Followed are VMware's Virtual Disk Format 5.0, as far as QEMU's block/vmdk.c reads it, and
+//! the headers of the single-file formats. Tables behind the headers are QEMU's business.
+//!
+//! **Invariant:** nothing here names QEMU's processes, QMP or FUSE; the names of QEMU's block
+//! drivers are all it knows of QEMU's face.
+//!
+//! **Invariant:** no number from a file is used before it was checked against that file's
+//! length or a limit of this module.
+
+#![forbid(unsafe_code)]
+
+mod chain;
+mod cowd;
+mod create_type;
+mod descriptor;
+mod error;
+mod extent;
+mod fields;
+mod file;
+mod format;
+mod lock;
+mod name;
+mod owner;
+mod qcow2;
+mod sesparse;
+mod sparse;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
+mod zeros;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+pub use descriptor::{Access, Cid, CreateType, Descriptor, Extent, ParentLink, Storage};
+pub use error::{ImageError, Problem};
+pub use format::{Format, FormatError};
+pub use name::{FileName, NameError};
+
+/// Bytes of a sector, the unit of VMDK's numbers.
+pub const SECTOR_SIZE: u64 = 512;
+
+/// The largest virtual disk, in bytes: 64 TiB, a little above VMware's 62 TiB.
+pub const MAX_DISK_SIZE: u64 = 64 << 40;
+
+/// Most links of a chain, the leaf among them; what VMware supports in snapshots.
+pub const MAX_LINKS: usize = 32;
+
+/// Most bytes of a VMDK descriptor.
+pub const MAX_DESCRIPTOR: usize = 64 << 10;
+
+/// Most extents of one VMDK descriptor.
+pub const MAX_EXTENTS: usize = 4096;
+
+/// What the user said about a disk beside its name.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The format, or `None` to tell it from the file's first bytes.
+    pub format: Option<Format>,
+    /// Files, and folders with all below them, that extents may be in besides the
+    /// descriptor's own folder.
+    pub allow_paths: Vec<PathBuf>,
+}
+
+/// A disk whose every file is open and checked.
+#[derive(Debug)]
+pub struct Disk {
+    /// As the user named it.
+    pub path: PathBuf,
+    /// Bytes of the virtual disk, a multiple of [`SECTOR_SIZE`].
+    pub size: u64,
+    /// The files that make it up: the leaf first, each followed by its parent. Never empty,
+    /// at most [`MAX_LINKS`].
+    pub chain: Vec<Link>,
+    /// What the user should know although the disk could be opened; one sentence each, fit
+    /// for a terminal.
+    pub warnings: Vec<String>,
+}
+
+/// One image of a chain.
+#[derive(Debug)]
+pub struct Link {
+    /// Where it was found.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Bytes of the virtual disk as this link has it; a parent may have fewer than its child.
+    pub size: u64,
+    /// What its descriptor says of itself, for VMDK.
+    pub vmdk: Option<VmdkInfo>,
+    /// Its open files.
+    pub source: Source,
+}
+
+/// What a VMDK's descriptor says of itself and its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmdkInfo {
+    /// How it is stored.
+    pub create_type: CreateType,
+    /// Changes with the contents.
+    pub cid: Cid,
+    /// The parent's `cid` at the time of the snapshot; `None` without a parent.
+    pub parent_cid: Option<Cid>,
+}
+
+/// The open files of a link. All are regular, read-only and close-on-exec.
+#[derive(Debug)]
+pub enum Source {
+    /// One file that QEMU reads by itself.
+    File(File),
+    /// A text descriptor and what it names.
+    Described {
+        /// The parsed text; [`Descriptor::rewritten`] makes QEMU's from it.
+        descriptor: Descriptor,
+        /// One file for each of `descriptor.extents`, in that order; for a ZERO extent a
+        /// file of its length without data.
+        extents: Vec<File>,
+    },
+}
+
+impl Disk {
+    /// Opens the disk at `path` with its extents and parents.
+    ///
+    /// # Errors
+    /// [`ImageError`], which names the file and, where another file refers to it, that one too.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
+        chain::open(path, options)
+    }
+}
+
+#[cfg(test)]
+mod disk_tests;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod header_tests;

@@ -1,0 +1,324 @@
+//! The text of a VMDK: settings, and lines that say where the sectors are.
+//!
+//! The lines that matter are parsed into types; all else (comments, `ddb.` settings, change
+//! tracking) is left out. [`Descriptor::rewritten`] makes a new text from the types, so that
+//! no byte of the image's text reaches QEMU.
+//!
+//! **Invariant:** opens no file.
+
+use std::fmt;
+
+pub use super::create_type::CreateType;
+use super::error::{LineProblem, Problem};
+use super::name::FileName;
+use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, SECTOR_SIZE};
+
+/// A content id: a number that VMware changes whenever the contents are first written after
+/// the disk was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cid(pub u32);
+
+impl Cid {
+    /// In the place of a parent's id: there is none.
+    const NO_PARENT: Self = Self(u32::MAX);
+}
+
+impl fmt::Display for Cid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// A descriptor, parsed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// How the disk is stored.
+    pub create_type: CreateType,
+    /// Its content id.
+    pub cid: Cid,
+    /// What it is a snapshot of.
+    pub parent: Option<ParentLink>,
+    /// Where its sectors are, one behind the other. 1 to [`MAX_EXTENTS`] of them.
+    pub extents: Vec<Extent>,
+}
+
+/// How a snapshot refers to its parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentLink {
+    /// The parent's content id when the snapshot was taken.
+    pub cid: Cid,
+    /// Where it was then.
+    pub hint: FileName,
+}
+
+/// A run of a disk's sectors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Whether VMware would write to it.
+    pub access: Access,
+    /// Number of sectors: at least one, at most those of [`MAX_DISK_SIZE`].
+    pub sectors: u64,
+    /// Where they are.
+    pub storage: Storage,
+}
+
+/// Who may do what with an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `RW`.
+    ReadWrite,
+    /// `RDONLY`.
+    ReadOnly,
+}
+
+/// Where an extent's sectors are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Plain in a file (`FLAT`, `VMFS`).
+    Flat {
+        /// The file.
+        name: FileName,
+        /// Where in it they start.
+        first_sector: u64,
+    },
+    /// In a file with a sparse header of either kind (`SPARSE`, `VMFSSPARSE`).
+    Sparse(FileName),
+    /// In a file with an ESXi 6 header (`SESPARSE`).
+    SeSparse(FileName),
+    /// Nowhere: they are zero.
+    Zero,
+}
+
+/// Whether a file that starts with `start` is a descriptor: VMware's first comment, or any
+/// comments and then a version.
+pub fn is_descriptor(start: &[u8]) -> bool {
+    start.starts_with(b"# Disk DescriptorFile")
+        || lines(start)
+            .find(|line| !line.is_empty() && !line.starts_with(b"#"))
+            .is_some_and(|line| setting(line).is_some_and(|(key, _)| key == b"version"))
+}
+
+impl Descriptor {
+    /// Parses a descriptor's text. Zero bytes at its end are padding.
+    ///
+    /// # Errors
+    /// [`Problem::Line`] with the number of the first bad line; otherwise what is missing or
+    /// too much of the whole.
+    pub fn parse(text: &[u8]) -> Result<Self, Problem> {
+        if text.len() > MAX_DESCRIPTOR {
+            return Err(Problem::DescriptorTooLong);
+        }
+        let end = text.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+        let mut draft = Draft::default();
+        for (i, line) in lines(&text[..end]).enumerate() {
+            draft.read(line).map_err(|problem| Problem::Line { number: i + 1, problem })?;
+            if draft.extents.len() > MAX_EXTENTS {
+                return Err(Problem::TooManyExtents);
+            }
+        }
+        draft.finish()
+    }
+
+    /// Sectors of the whole disk.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.sectors).sum()
+    }
+
+    /// The descriptor for QEMU, in which the file of extent `i` is called `name(i)`.
+    ///
+    /// It says what the original says, in the words that QEMU's block/vmdk.c reads: that
+    /// skips ZERO and RDONLY lines without a word, and checks the content ids against the
+    /// parent's. The parent's name is left out, since QEMU would follow it.
+    ///
+    /// # Panics
+    /// Where a name holds a quote or a control character, or is longer than 511 bytes.
+    #[must_use]
+    pub fn rewritten(&self, name: impl Fn(usize) -> String) -> Vec<u8> {
+        let parent = self.parent.as_ref().map_or(Cid::NO_PARENT, |parent| parent.cid);
+        let mut text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID={}\nparentCID={parent}\ncreateType=\"{}\"\n\n",
+            self.cid,
+            self.create_type.name()
+        );
+        for (i, extent) in self.extents.iter().enumerate() {
+            let name = name(i);
+            assert!(name.len() < 512 && !name.contains(|c: char| c == '"' || c.is_control()));
+            let sectors = extent.sectors;
+            text += &match extent.storage {
+                Storage::Flat { first_sector, .. } => {
+                    format!("RW {sectors} FLAT \"{name}\" {first_sector}\n")
+                }
+                Storage::Sparse(_) => format!("RW {sectors} SPARSE \"{name}\"\n"),
+                Storage::SeSparse(_) => format!("RW {sectors} SESPARSE \"{name}\"\n"),
+                Storage::Zero => format!("RW {sectors} FLAT \"{name}\" 0\n"),
+            };
+        }
+        text.into_bytes()
+    }
+}
+
+/// A descriptor while its lines are read.
+#[derive(Default)]
+struct Draft {
+    version: Option<()>,
+    create_type: Option<CreateType>,
+    cid: Option<Cid>,
+    parent_cid: Option<Cid>,
+    parent_hint: Option<FileName>,
+    extents: Vec<Extent>,
+}
+
+impl Draft {
+    fn read(&mut self, line: &[u8]) -> Result<(), LineProblem> {
+        if line.contains(&0) {
+            return Err(LineProblem::Nul);
+        }
+        if line.is_empty() || line.starts_with(b"#") {
+            return Ok(());
+        }
+        let (first, rest) = word(line);
+        let access = match first {
+            b"RW" => Access::ReadWrite,
+            b"RDONLY" => Access::ReadOnly,
+            b"NOACCESS" => return Err(LineProblem::NoAccess),
+            _ => {
+                let (key, value) = setting(line).ok_or(LineProblem::Unknown)?;
+                return self.set(key, value);
+            }
+        };
+        self.extents.push(parse_extent(access, rest)?);
+        Ok(())
+    }
+
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), LineProblem> {
+        match key {
+            // Later versions added settings; those that are read here stayed as they were.
+            b"version" => match value {
+                b"1" | b"2" | b"3" | b"4" => once(&mut self.version, "version", ()),
+                _ => Err(LineProblem::Version),
+            },
+            b"createType" => once(&mut self.create_type, "createType", CreateType::parse(value)?),
+            b"CID" => once(&mut self.cid, "CID", parse_cid("CID", value)?),
+            b"parentCID" => once(&mut self.parent_cid, "parentCID", parse_cid("parentCID", value)?),
+            b"parentFileNameHint" => {
+                let name = FileName::new(value).map_err(LineProblem::Name)?;
+                once(&mut self.parent_hint, "parentFileNameHint", name)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<Descriptor, Problem> {
+        self.version.ok_or(Problem::Lacks("version"))?;
+        let parent_cid = self.parent_cid.ok_or(Problem::Lacks("parentCID"))?;
+        let parent = match (parent_cid, self.parent_hint) {
+            (Cid::NO_PARENT, None) => None,
+            // Readers differ in which of the two they believe, and so in what they show.
+            (Cid::NO_PARENT, Some(_)) => {
+                return Err(Problem::damaged(
+                    "its parentCID says that it has no parent, its parentFileNameHint names one",
+                ));
+            }
+            (_, None) => return Err(Problem::Lacks("parentFileNameHint")),
+            (cid, Some(hint)) => Some(ParentLink { cid, hint }),
+        };
+        let descriptor = Descriptor {
+            create_type: self.create_type.ok_or(Problem::Lacks("createType"))?,
+            cid: self.cid.ok_or(Problem::Lacks("CID"))?,
+            parent,
+            extents: self.extents,
+        };
+        // The sum cannot overflow: MAX_EXTENTS times the most of one is below 2^50.
+        match descriptor.sectors() {
+            0 => Err(Problem::Lacks("extents")),
+            sectors if sectors > MAX_DISK_SIZE / SECTOR_SIZE => Err(Problem::TooLarge),
+            _ => Ok(descriptor),
+        }
+    }
+}
+
+/// The rest of an extent's line, behind the access: `SECTORS TYPE ["NAME" [FIRST_SECTOR]]`.
+fn parse_extent(access: Access, line: &[u8]) -> Result<Extent, LineProblem> {
+    let (sectors, rest) = word(line);
+    let (kind, rest) = word(rest);
+    let sectors = number(sectors)
+        .filter(|n| (1..=MAX_DISK_SIZE / SECTOR_SIZE).contains(n))
+        .ok_or(LineProblem::Sectors)?;
+    let storage = match kind {
+        b"ZERO" if rest.is_empty() => Storage::Zero,
+        b"FLAT" | b"VMFS" => {
+            let (name, rest) = quoted_name(rest)?;
+            let first_sector = match rest {
+                b"" => 0,
+                _ => number(rest).ok_or(LineProblem::Form)?,
+            };
+            Storage::Flat { name, first_sector }
+        }
+        b"SPARSE" | b"VMFSSPARSE" => Storage::Sparse(last_name(rest)?),
+        b"SESPARSE" => Storage::SeSparse(last_name(rest)?),
+        b"VMFSRDM" | b"VMFSRDMP" | b"VMFSRAW" => {
+            return Err(LineProblem::Device(String::from_utf8_lossy(kind).into_owned()));
+        }
+        b"" | b"ZERO" => return Err(LineProblem::Form),
+        _ => return Err(LineProblem::ExtentType(String::from_utf8_lossy(kind).into_owned())),
+    };
+    Ok(Extent { access, sectors, storage })
+}
+
+/// Takes `"NAME"` off the line. There is no escape for a quote.
+fn quoted_name(line: &[u8]) -> Result<(FileName, &[u8]), LineProblem> {
+    let inner = line.strip_prefix(b"\"").ok_or(LineProblem::Form)?;
+    let end = inner.iter().position(|&b| b == b'"').ok_or(LineProblem::Form)?;
+    let name = FileName::new(&inner[..end]).map_err(LineProblem::Name)?;
+    Ok((name, inner[end + 1..].trim_ascii_start()))
+}
+
+/// A name that ends the line.
+fn last_name(line: &[u8]) -> Result<FileName, LineProblem> {
+    match quoted_name(line)? {
+        (name, b"") => Ok(name),
+        _ => Err(LineProblem::Form),
+    }
+}
+
+/// The lines without what surrounds their text.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&b| b == b'\n').map(<[u8]>::trim_ascii)
+}
+
+/// Splits `key = value`, the value freed of its quotes.
+fn setting(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = line.iter().position(|&b| b == b'=')?;
+    let value = line[equals + 1..].trim_ascii();
+    let unquoted = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\""));
+    Some((line[..equals].trim_ascii_end(), unquoted.unwrap_or(value)))
+}
+
+/// Splits off the first word.
+fn word(line: &[u8]) -> (&[u8], &[u8]) {
+    let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
+    (&line[..end], line[end..].trim_ascii_start())
+}
+
+/// A decimal number of digits alone.
+fn number(word: &[u8]) -> Option<u64> {
+    let digits = word.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(word).ok().filter(|_| digits)?.parse().ok()
+}
+
+fn parse_cid(key: &'static str, value: &[u8]) -> Result<Cid, LineProblem> {
+    let text = std::str::from_utf8(value).ok().filter(|t| !t.starts_with('+'));
+    text.and_then(|t| u32::from_str_radix(t, 16).ok()).map(Cid).ok_or(LineProblem::BadValue(key))
+}
+
+fn once<T>(slot: &mut Option<T>, key: &'static str, value: T) -> Result<(), LineProblem> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(LineProblem::Repeated(key)),
+    }
+}
+
+#[cfg(test)]
+#[path = "descriptor_tests.rs"]
+mod tests;

@@ -1,0 +1,368 @@
+//! Why a disk cannot be opened, and what the user can do about it.
+
+use std::fmt;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use guestmnt_protocol::path::Printable;
+use nix::errno::Errno;
+
+use super::descriptor::Cid;
+use super::format::Format;
+use super::name::{FileName, NameError};
+use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, MAX_LINKS};
+
+/// A disk that cannot be opened: the file at fault and what is wrong with it.
+///
+/// Shown in one line, and a second one with a hint where there is something to do.
+#[derive(Debug)]
+pub struct ImageError {
+    path: PathBuf,
+    problem: Problem,
+}
+
+impl ImageError {
+    /// `problem` of the file at `path`.
+    pub(super) fn new(path: &Path, problem: Problem) -> Self {
+        Self { path: path.to_owned(), problem }
+    }
+
+    /// The file at fault, or the one that refers to it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong with it.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+}
+
+impl fmt::Display for ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot open {}: {}", show(&self.path), self.problem)?;
+        match self.problem.hint() {
+            Some(hint) => write!(f, "\n  hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for ImageError {}
+
+/// What is wrong with a file of a disk.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The system refused.
+    Io(io::Error),
+    /// Something else than a regular file; the text says what.
+    NotRegular(&'static str),
+    /// No bytes at all.
+    Empty,
+    /// No format that is known, and a name that does not pass for a raw disk.
+    UnknownFormat,
+    /// Not in the format that the user named.
+    NotInFormat(Format),
+    /// An archive with disks in it.
+    Archive,
+    /// A part of a disk, and the descriptor beside it that names it, if there is one.
+    IsExtent(Option<PathBuf>),
+    /// The file ends before `what` it must hold.
+    Truncated {
+        /// A part of the file.
+        what: &'static str,
+        /// Bytes of the file.
+        len: u64,
+    },
+    /// Contradicts itself or the format; the text goes on after "the file is damaged:".
+    Damaged(String),
+    /// Line ends were rewritten within a binary file.
+    TextModeCopy,
+    /// A sound image of a kind that is not read.
+    Unsupported {
+        /// The kind.
+        what: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// A virtual disk beyond [`MAX_DISK_SIZE`].
+    TooLarge,
+    /// A descriptor beyond [`MAX_DESCRIPTOR`].
+    DescriptorTooLong,
+    /// More than [`MAX_EXTENTS`] extents.
+    TooManyExtents,
+    /// A line of a descriptor.
+    Line {
+        /// Counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        problem: LineProblem,
+    },
+    /// Something that a descriptor must say and does not.
+    Lacks(&'static str),
+    /// A problem of an extent that the file names.
+    Extent {
+        /// As the descriptor names it.
+        name: FileName,
+        /// What is wrong with it.
+        problem: Box<Problem>,
+    },
+    /// An extent whose header and whose line of the descriptor differ.
+    ExtentSize {
+        /// By the extent's header.
+        header_sectors: u64,
+        /// By the descriptor.
+        line_sectors: u64,
+    },
+    /// An extent elsewhere.
+    OutsideFolder {
+        /// Where it really is.
+        real: PathBuf,
+    },
+    /// A raw extent that has other names too.
+    HardLinked {
+        /// Number of names.
+        nlink: u64,
+    },
+    /// An extent whose bytes are in use already.
+    Overlap,
+    /// A problem of the parent at a path.
+    Parent {
+        /// The parent.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Box<Problem>,
+    },
+    /// A parent that is at none of these places.
+    ParentMissing(Vec<PathBuf>),
+    /// A parent in a format without content ids.
+    ParentNotVmdk,
+    /// A parent whose contents are not those that the child was made over.
+    CidMismatch {
+        /// By the child.
+        expected: Cid,
+        /// The parent's own.
+        found: Cid,
+        /// The parent.
+        parent: PathBuf,
+    },
+    /// A parent larger than its child.
+    ParentLarger {
+        /// The parent.
+        parent: PathBuf,
+        /// Its bytes.
+        parent_size: u64,
+        /// The child's bytes.
+        size: u64,
+    },
+    /// A parent that is a child as well.
+    Cycle(PathBuf),
+    /// A chain beyond [`MAX_LINKS`].
+    TooDeep,
+}
+
+/// What is wrong with a line of a descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LineProblem {
+    /// Neither comment nor setting nor extent.
+    Unknown,
+    /// A zero byte.
+    Nul,
+    /// A setting that was there before.
+    Repeated(&'static str),
+    /// A setting whose value is not of its kind.
+    BadValue(&'static str),
+    /// A descriptor of a later version.
+    Version,
+    /// A `createType` that stands for a physical device; its name.
+    Device(String),
+    /// A `createType` that is not known; its name.
+    CreateType(String),
+    /// An extent line that ends too early or goes on too long.
+    Form,
+    /// An extent of no or too many sectors.
+    Sectors,
+    /// An extent's type that is not known; its name.
+    ExtentType(String),
+    /// An extent that nobody may read.
+    NoAccess,
+    /// A name that cannot be that of a file.
+    Name(NameError),
+}
+
+impl From<io::Error> for Problem {
+    fn from(e: io::Error) -> Self {
+        Self::Io(e)
+    }
+}
+
+impl Problem {
+    /// `Damaged` with a text.
+    pub(super) fn damaged(what: impl Into<String>) -> Self {
+        Self::Damaged(what.into())
+    }
+
+    /// Whether a file was not there.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Io(e) if e.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// What the user can do, where that is not plain from the problem.
+    fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::UnknownFormat => "--format raw reads it as plain sectors",
+            Self::NotInFormat(_) => "without --format, the format is told from the first bytes",
+            Self::Archive => "unpack it with tar -xf and open the disk that comes out",
+            Self::IsExtent(Some(path)) => return Some(format!("open {} instead", show(path))),
+            Self::IsExtent(None) => {
+                "open the descriptor, a small text file NAME.vmdk; none here names this file"
+            }
+            Self::Truncated { .. } | Self::Empty => {
+                "compare its size with the original's; it may have been copied in part"
+            }
+            Self::Damaged(_) | Self::ExtentSize { .. } => "compare it with the original",
+            Self::TextModeCopy => "copy it again in binary mode",
+            Self::Unsupported { hint, .. } => hint,
+            Self::Extent { problem, .. } if problem.is_missing() => {
+                "copy it from where the disk came from; all extents are needed"
+            }
+            Self::Parent { problem, .. } | Self::Extent { problem, .. } => return problem.hint(),
+            Self::OutsideFolder { real } => {
+                let folder = real.parent().unwrap_or(real);
+                return Some(format!(
+                    "if it belongs to the disk, --allow-path {} lets it be read",
+                    show(folder)
+                ));
+            }
+            Self::HardLinked { .. } => {
+                "if it belongs to the disk, --allow-path with its folder lets it be read"
+            }
+            Self::ParentMissing(_) => "put the parent beside this file, under its own name",
+            Self::CidMismatch { .. } => {
+                "the base was changed after the snapshot was taken; look for an unchanged copy of it"
+            }
+            Self::ParentLarger { .. } => {
+                "the parent was enlarged after the snapshot was taken; look for an unchanged copy of it"
+            }
+            Self::Io(e) => match e.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "it must be readable to the user who runs this program"
+                }
+                _ if e.raw_os_error() == Some(libc::EMFILE) => {
+                    "the disk has more extents than files may be open; raise `ulimit -n`"
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(e) => match e.raw_os_error() {
+                Some(errno) => f.write_str(Errno::from_raw(errno).desc()),
+                None => write!(f, "{e}"),
+            },
+            Self::NotRegular(kind) => write!(f, "it is {kind}, not a file"),
+            Self::Empty => f.write_str("it is empty"),
+            Self::UnknownFormat => f.write_str(
+                "not a VMDK, nor another disk image: neither a descriptor nor a known header",
+            ),
+            Self::NotInFormat(format) => write!(f, "it is not in the format {format}"),
+            Self::Archive => f.write_str("it is an archive that disks are packed in"),
+            Self::IsExtent(_) => f.write_str("it holds only an extent of a disk"),
+            Self::Truncated { what, len } => {
+                write!(f, "truncated: its {len} bytes end before the {what}")
+            }
+            Self::Damaged(what) => write!(f, "damaged: {what}"),
+            Self::TextModeCopy => f.write_str("damaged: its line ends were converted by a copy"),
+            Self::Unsupported { what, .. } => write!(f, "{what}, which is not supported"),
+            Self::TooLarge => {
+                write!(f, "its virtual disk is larger than {} TiB", MAX_DISK_SIZE >> 40)
+            }
+            Self::DescriptorTooLong => {
+                write!(f, "its descriptor is longer than {} KiB", MAX_DESCRIPTOR >> 10)
+            }
+            Self::TooManyExtents => write!(f, "it names more than {MAX_EXTENTS} extents"),
+            Self::Line { number, problem } => write!(f, "line {number} {problem}"),
+            Self::Lacks(what) => write!(f, "its descriptor has no {what}"),
+            Self::Extent { name, problem } if problem.is_missing() => {
+                write!(f, "its extent {name} does not exist")
+            }
+            Self::Extent { name, problem } => write!(f, "its extent {name}: {problem}"),
+            Self::ExtentSize { header_sectors, line_sectors } => {
+                write!(f, "its header says {header_sectors} sectors, the descriptor {line_sectors}")
+            }
+            Self::OutsideFolder { real } => {
+                write!(f, "it is outside of the descriptor's folder, at {}", show(real))
+            }
+            Self::HardLinked { nlink } => {
+                write!(f, "it is also known by {} other names (hard links)", nlink - 1)
+            }
+            Self::Overlap => f.write_str("its sectors are in use by an earlier extent"),
+            Self::Parent { path, problem } => write!(f, "its parent {}: {problem}", show(path)),
+            Self::ParentMissing(tried) => {
+                f.write_str("its parent is missing; looked for")?;
+                for (i, path) in tried.iter().enumerate() {
+                    write!(f, "{} {}", if i == 0 { "" } else { " and" }, show(path))?;
+                }
+                Ok(())
+            }
+            Self::ParentNotVmdk => f.write_str("it is not a VMDK, as a VMDK's parent must be"),
+            Self::CidMismatch { expected, found, parent } => {
+                write!(f, "parent CID {expected} expected, {} has {found}", show(parent))
+            }
+            Self::ParentLarger { parent, parent_size, size } => write!(
+                f,
+                "its disk of {size} bytes is smaller than that of its parent {}, {parent_size}",
+                show(parent)
+            ),
+            Self::Cycle(parent) => {
+                write!(f, "its parent {} is also its child", show(parent))
+            }
+            Self::TooDeep => write!(f, "the chain has more than {MAX_LINKS} links"),
+        }
+    }
+}
+
+impl fmt::Display for LineProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |text: &str| Printable(text.as_bytes()).to_string();
+        match self {
+            Self::Unknown => f.write_str("is neither a setting nor an extent"),
+            Self::Nul => f.write_str("has a zero byte"),
+            Self::Repeated(key) => write!(f, "says {key} again"),
+            Self::BadValue(key) => write!(f, "gives {key} no valid value"),
+            Self::Version => f.write_str("names a version that is not known"),
+            Self::Device(name) => write!(
+                f,
+                "has \"{}\": a physical device of another machine, not a file",
+                quoted(name)
+            ),
+            Self::CreateType(name) => write!(f, "has unknown createType \"{}\"", quoted(name)),
+            Self::Form => f.write_str("is not a whole extent: ACCESS SECTORS TYPE \"NAME\" OFFSET"),
+            Self::Sectors => f.write_str("has an extent of no valid size"),
+            Self::ExtentType(name) => write!(f, "has unknown extent type {}", quoted(name)),
+            Self::NoAccess => f.write_str("has an extent with NOACCESS: its data is not there"),
+            Self::Name(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+/// The bytes of a path, which need not be UTF-8.
+pub fn path_bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+/// A path as it may go to a terminal.
+fn show(path: &Path) -> impl fmt::Display {
+    Printable(path_bytes(path))
+}

@@ -1,0 +1,198 @@
+//! Opening one file of an image so that opening does nothing else: no FIFO blocks, no device
+//! is touched, nothing can be written.
+//!
+//! **Invariant:** knows no format; what a file may be used for is decided elsewhere.
+
+use std::fs::{self, File, FileType, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::error::Problem;
+
+/// One file, however it is named: device and inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    dev: u64,
+    ino: u64,
+}
+
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub struct ImageFile {
+    file: File,
+    /// The name it was opened by.
+    pub path: PathBuf,
+    /// Where it really is: absolute, no symbolic links.
+    pub real: PathBuf,
+    /// Which file it is.
+    pub id: FileId,
+    /// Bytes.
+    pub len: u64,
+    /// Number of hard links.
+    pub nlink: u64,
+}
+
+impl ImageFile {
+    /// Opens the regular file at `path`; symbolic links are followed.
+    ///
+    /// # Errors
+    /// [`Problem::Io`], or [`Problem::NotRegular`] for everything but a regular file.
+    pub fn open(path: &Path) -> Result<Self, Problem> {
+        // O_PATH runs no code of a FIFO or a device. What is then opened through /proc is
+        // the very inode whose type was looked at, whatever the path means by now.
+        let handle = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+        let meta = handle.metadata()?;
+        if !meta.is_file() {
+            return Err(Problem::NotRegular(kind_of(meta.file_type())));
+        }
+        let proc = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open(&proc)?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            real: fs::read_link(&proc)?,
+            id: FileId { dev: meta.dev(), ino: meta.ino() },
+            len: meta.len(),
+            nlink: meta.nlink(),
+        })
+    }
+
+    /// The folder it is really in.
+    pub fn folder(&self) -> &Path {
+        self.real.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Its first bytes, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Problem::Io`].
+    pub fn start(&self, limit: usize) -> Result<Vec<u8>, Problem> {
+        let len = usize::try_from(self.len).map_or(limit, |len| len.min(limit));
+        self.bytes(0, len, "first bytes")
+    }
+
+    /// The `N` bytes at `offset`; `what` they are goes into the error.
+    ///
+    /// # Errors
+    /// [`Problem::Truncated`] where the file ends before them, [`Problem::Io`].
+    pub fn header<const N: usize>(
+        &self,
+        offset: u64,
+        what: &'static str,
+    ) -> Result<[u8; N], Problem> {
+        self.check_inside(offset, N as u64, what)?;
+        let mut bytes = [0; N];
+        self.read(&mut bytes, offset, what)?;
+        Ok(bytes)
+    }
+
+    /// Like [`Self::header`], for a length that is known only now. The caller bounds `len`.
+    ///
+    /// # Errors
+    /// Those of [`Self::header`].
+    pub fn bytes(&self, offset: u64, len: usize, what: &'static str) -> Result<Vec<u8>, Problem> {
+        self.check_inside(offset, len as u64, what)?;
+        let mut bytes = vec![0; len];
+        self.read(&mut bytes, offset, what)?;
+        Ok(bytes)
+    }
+
+    /// Checks that the file holds `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// [`Problem::Truncated`].
+    pub fn check_inside(&self, offset: u64, len: u64, what: &'static str) -> Result<(), Problem> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(Problem::Truncated { what, len: self.len }),
+        }
+    }
+
+    fn read(&self, bytes: &mut [u8], offset: u64, what: &'static str) -> Result<(), Problem> {
+        self.file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
+            // It became shorter since it was opened.
+            io::ErrorKind::UnexpectedEof => Problem::Truncated { what, len: self.len },
+            _ => Problem::Io(e),
+        })
+    }
+
+    /// The open file alone.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+fn kind_of(file_type: FileType) -> &'static str {
+    if file_type.is_dir() {
+        "a folder"
+    } else if file_type.is_block_device() || file_type.is_char_device() {
+        "a device"
+    } else if file_type.is_fifo() {
+        "a FIFO"
+    } else if file_type.is_socket() {
+        "a socket"
+    } else {
+        "a special file"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        symlink("fifo", dir.path().join("link")).unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let table = [
+            (dir.path().to_owned(), "a folder"),
+            (fifo, "a FIFO"),
+            (dir.path().join("link"), "a FIFO"),
+            (socket, "a socket"),
+            ("/dev/null".into(), "a device"),
+        ];
+        for (path, kind) in table {
+            assert!(
+                matches!(ImageFile::open(&path), Err(Problem::NotRegular(k)) if k == kind),
+                "{path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_open_file_cannot_be_written_and_knows_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().canonicalize().unwrap();
+        fs::write(folder.join("a"), b"0123456789").unwrap();
+        symlink(folder.join("a"), folder.join("b")).unwrap();
+
+        let a = ImageFile::open(&folder.join("a")).unwrap();
+        let b = ImageFile::open(&folder.join("b")).unwrap();
+
+        assert_eq!(a.id, b.id);
+        assert_eq!(b.real, folder.join("a"));
+        assert_eq!(b.folder(), folder);
+        assert_eq!(a.start(4).unwrap(), b"0123");
+        assert_eq!(a.start(40).unwrap(), b"0123456789");
+        assert_eq!(&a.header::<2>(8, "end").unwrap(), b"89");
+        for (offset, len) in [(9, 2), (u64::MAX, 2), (11, 0)] {
+            assert!(matches!(a.bytes(offset, len, "end"), Err(Problem::Truncated { .. })));
+        }
+        let file = a.into_file();
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
+        assert_eq!(flags & OFlag::O_ACCMODE, OFlag::O_RDONLY);
+    }
+}

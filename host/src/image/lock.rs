@@ -1,0 +1,20 @@
+//! VMware's lock beside a disk: a file or folder `NAME.lck`.
+
+use std::path::Path;
+
+use guestmnt_protocol::path::Printable;
+
+use super::error::path_bytes;
+
+/// Says in a sentence that a VM may be using the image at `real`, where a lock stands beside
+/// it. Reading does no harm to the VM, but may show a state that never was on the disk.
+pub fn warning(real: &Path) -> Option<String> {
+    let mut lock = real.as_os_str().to_owned();
+    lock.push(".lck");
+    let lock = Path::new(&lock);
+    lock.symlink_metadata().ok()?;
+    Some(format!(
+        "{} says that a virtual machine uses the disk; what is read may be torn until it is off",
+        Printable(path_bytes(lock))
+    ))
+}

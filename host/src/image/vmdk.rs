@@ -1,0 +1,106 @@
+//! Opens one VMDK: a text descriptor with its extents, or one file that holds both.
+//!
+//! **Invariant:** knows nothing of parents but what the descriptor says.
+
+use std::path::PathBuf;
+
+use super::descriptor::{Descriptor, ParentLink, Storage, is_descriptor};
+use super::error::Problem;
+use super::file::ImageFile;
+use super::sparse::SparseHeader;
+use super::{
+    Format, Link, MAX_DESCRIPTOR, SECTOR_SIZE, Source, VmdkInfo, cowd, extent, owner, sesparse,
+    sparse,
+};
+
+/// Opens the VMDK in `file`; extents may also be below `allowed`, which are real paths.
+/// Returns it with what it says of its parent.
+///
+/// # Errors
+/// [`Problem`] of this file or of one of its extents.
+pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<ParentLink>), Problem> {
+    let start = file.start(512)?;
+    let (descriptor, is_text) = if start.starts_with(&sparse::MAGIC) {
+        (read_embedded(&file)?, false)
+    } else if is_descriptor(&start) {
+        (read_text(&file)?, true)
+    } else if start.starts_with(&cowd::MAGIC) || start.starts_with(&sesparse::MAGIC) {
+        return Err(Problem::IsExtent(owner::descriptor_naming(&file)));
+    } else {
+        return Err(match owner::descriptor_naming(&file) {
+            Some(descriptor) => Problem::IsExtent(Some(descriptor)),
+            None => Problem::NotInFormat(Format::Vmdk),
+        });
+    };
+    let parent = descriptor.parent.clone();
+    let link = Link {
+        path: file.path.clone(),
+        format: Format::Vmdk,
+        size: descriptor.sectors() * SECTOR_SIZE,
+        vmdk: Some(VmdkInfo {
+            create_type: descriptor.create_type,
+            cid: descriptor.cid,
+            parent_cid: parent.as_ref().map(|parent| parent.cid),
+        }),
+        source: if is_text {
+            let extents = extent::open_all(&descriptor, &file, allowed)?;
+            Source::Described { descriptor, extents }
+        } else {
+            Source::File(file.into_file())
+        },
+    };
+    Ok((link, parent))
+}
+
+fn read_text(file: &ImageFile) -> Result<Descriptor, Problem> {
+    if file.len > MAX_DESCRIPTOR as u64 {
+        return Err(Problem::DescriptorTooLong);
+    }
+    let descriptor = Descriptor::parse(&file.start(MAX_DESCRIPTOR)?)?;
+    if descriptor.create_type.is_embedded() {
+        return Err(Problem::damaged(format!(
+            "it is only the descriptor of a disk with createType \"{}\", which is one file with both",
+            descriptor.create_type.name()
+        )));
+    }
+    Ok(descriptor)
+}
+
+/// The descriptor within a sparse file. QEMU reads the data by the header alone, so both must
+/// agree.
+fn read_embedded(file: &ImageFile) -> Result<Descriptor, Problem> {
+    let header = SparseHeader::read(file)?;
+    if header.descriptor_sectors == 0 {
+        return Err(Problem::IsExtent(owner::descriptor_naming(file)));
+    }
+    let len = header
+        .descriptor_sectors
+        .checked_mul(SECTOR_SIZE)
+        .and_then(|len| usize::try_from(len).ok())
+        .filter(|&len| len <= MAX_DESCRIPTOR)
+        .ok_or(Problem::DescriptorTooLong)?;
+    let text = file.bytes(SECTOR_SIZE, len, "descriptor")?;
+    // What lies behind the first zero byte is left from longer descriptors.
+    let text = text.split(|&b| b == 0).next().unwrap_or_default();
+    let descriptor = Descriptor::parse(text)?;
+    if !descriptor.create_type.is_embedded() {
+        return Err(Problem::damaged(format!(
+            "a disk with createType \"{}\" has its descriptor in a file of its own",
+            descriptor.create_type.name()
+        )));
+    }
+    match descriptor.extents.as_slice() {
+        // The name is not looked at: it is this file, which may have been renamed since.
+        [extent] if matches!(extent.storage, Storage::Sparse(_)) => {
+            if extent.sectors == header.capacity {
+                Ok(descriptor)
+            } else {
+                Err(Problem::ExtentSize {
+                    header_sectors: header.capacity,
+                    line_sectors: extent.sectors,
+                })
+            }
+        }
+        _ => Err(Problem::damaged("its embedded descriptor names other extents than the file")),
+    }
+}
