@@ -1,3 +1,9 @@
 //! guestmnt's host side: image files, the microVM, the client of the guest, and the FUSE face.
 
+pub mod cli;
+pub mod fs;
+pub mod guest;
 pub mod image;
+pub mod session;
+pub mod sys;
+pub mod vm;

@@ -1,0 +1,7 @@
+//! The `guestunmnt` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    guestmnt::cli::guestunmnt::main(std::env::args_os())
+}

@@ -1,0 +1,250 @@
+//! `guestmnt`: mounts the filesystems of disk images on a folder.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use log::debug;
+
+use super::background::{self, Side};
+use super::{descriptor, is_root, start_logging};
+use crate::image::Format;
+use crate::session::fuse_options::FuseOptions;
+use crate::session::launch::cache_folder;
+use crate::session::plan::{DiskSpec, MountSpec, Plan, in_order};
+use crate::session::{Session, SessionError};
+use crate::sys;
+use crate::vm::accelerator::AcceleratorChoice;
+
+const AFTER_HELP: &str = "\
+Examples:
+  guestmnt -a disk.vmdk -m /dev/sda2 --ro /mnt
+  guestmnt -a system.vmdk -m /dev/sda1 -a data.vmdk -m /dev/sdb2:/mounts/data --ro /mnt
+  guestunmnt /mnt
+
+Exit status: 0 the mount answers (with --no-fork: it was unmounted), 1 it failed.
+Environment: GUESTMNT_APPLIANCE (folder of the appliance), GUESTMNT_QEMU (program), TMPDIR (overlays).";
+
+/// Shows the files of untrusted disk images in a folder, without root. A throw-away VM reads
+/// the filesystems; the images are not changed.
+#[derive(Parser)]
+#[command(name = "guestmnt", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// Disk image; the first is /dev/sda, the second /dev/sdb, …
+    #[arg(short = 'a', long = "add", value_name = "FILE")]
+    add: Vec<PathBuf>,
+
+    /// Format of the images named after this: raw, vmdk, qcow2, vdi, vpc, vhdx; auto looks
+    #[arg(long, value_name = "FMT", value_parser = format)]
+    format: Vec<FormatChoice>,
+
+    /// What to mount where in the folder: one for /, others in its directories
+    #[arg(short = 'm', long = "mount", value_name = "DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]")]
+    mount: Vec<MountSpec>,
+
+    /// Read-only, which is the default
+    #[arg(short = 'r', long)]
+    ro: bool,
+
+    /// FUSE options: allow_other, allow_root, default_permissions, uid=, gid=, umask=, fmask=, dmask=, noexec
+    #[arg(short = 'o', long = "option", value_name = "OPTION[,OPTION…]")]
+    option: Vec<FuseOptions>,
+
+    /// Folder whose files a descriptor elsewhere may use as flat extents
+    #[arg(long, value_name = "DIR")]
+    allow_path: Vec<PathBuf>,
+
+    /// What runs the VM
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    accel: AcceleratorChoice,
+
+    /// Memory of the VM in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(128..=65536))]
+    memsize: u32,
+
+    /// Seconds that one request to the guest may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: u64,
+
+    /// Stay in the foreground
+    #[arg(long)]
+    no_fork: bool,
+
+    /// File for the process id of the serving process
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+
+    /// Descriptor to which a byte is written when the mount answers
+    #[arg(long, value_name = "N", value_parser = descriptor)]
+    fd: Option<RawFd>,
+
+    /// Say what is done
+    #[arg(short = 'v', long)]
+    verbose: bool,
+
+    /// Show each request (implies --no-fork)
+    #[arg(short = 'x', long)]
+    trace: bool,
+
+    /// The folder to mount on
+    #[arg(value_name = "FOLDER")]
+    mountpoint: PathBuf,
+}
+
+/// What `--format` says.
+#[derive(Clone, Copy)]
+struct FormatChoice(Option<Format>);
+
+fn format(text: &str) -> Result<FormatChoice, String> {
+    if text == "auto" {
+        return Ok(FormatChoice(None));
+    }
+    text.parse()
+        .map(|format| FormatChoice(Some(format)))
+        .map_err(|error: <Format as std::str::FromStr>::Err| error.to_string())
+}
+
+/// Runs the program with the process's arguments.
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let (arguments, disks) = match parse(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // Nothing can be done where even this cannot be printed.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    start_logging("guestmnt", arguments.verbose, arguments.trace);
+    match run(arguments, disks) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("guestmnt: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Parses, and tells which `--format` stood before which `-a`.
+fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<(Arguments, Vec<DiskSpec>), clap::Error> {
+    let matches = Arguments::command().try_get_matches_from(arguments)?;
+    let parsed = Arguments::from_arg_matches(&matches)?;
+    let disks = disks(&matches, &parsed);
+    Ok((parsed, disks))
+}
+
+fn disks(matches: &ArgMatches, arguments: &Arguments) -> Vec<DiskSpec> {
+    let places = |id: &str| matches.indices_of(id).into_iter().flatten().collect::<Vec<_>>();
+    let formats: Vec<(usize, FormatChoice)> =
+        places("format").into_iter().zip(arguments.format.iter().copied()).collect();
+    places("add")
+        .into_iter()
+        .zip(&arguments.add)
+        .map(|(place, path)| {
+            let before = formats.iter().rev().find(|(at, _)| *at < place);
+            DiskSpec { path: path.clone(), format: before.and_then(|(_, choice)| choice.0) }
+        })
+        .collect()
+}
+
+fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn fmt::Display>> {
+    let boxed = |error: SessionError| -> Box<dyn fmt::Display> { Box::new(error) };
+    let mounts = in_order(arguments.mount, disks.len())
+        .map_err(|error| -> Box<dyn fmt::Display> { Box::new(error) })?;
+    let plan = Plan {
+        disks,
+        allow_paths: arguments.allow_path,
+        mounts,
+        mountpoint: arguments.mountpoint,
+        fuse_options: FuseOptions::merged(&arguments.option),
+        accelerator: arguments.accel,
+        memory_mib: arguments.memsize,
+        timeout: Duration::from_secs(arguments.timeout),
+    };
+    let ready = arguments.fd.map(sys::take_inherited).transpose();
+    let ready = ready.map_err(|error| -> Box<dyn fmt::Display> {
+        Box::new(format!("--fd {}: {error}", arguments.fd.unwrap_or_default()))
+    })?;
+    let foreground = arguments.no_fork || arguments.trace;
+    let release = if foreground {
+        None
+    } else {
+        let side = background::split()
+            .map_err(|error| boxed(SessionError::Io("go to the background", error)))?;
+        match side {
+            Side::Foreground(status) => return Ok(status),
+            Side::Background(release) => Some(release),
+        }
+    };
+    if is_root() {
+        tell_root_once();
+    }
+    let session = Session::start(&plan).map_err(boxed)?;
+    let announce = || -> std::io::Result<()> {
+        if let Some(file) = &arguments.pid_file {
+            fs::write(file, format!("{}\n", std::process::id()))?;
+        }
+        if let Some(fd) = &ready {
+            fs::File::from(fd.try_clone()?).write_all(&[1])?;
+        }
+        Ok(())
+    };
+    let announced = announce().and_then(|()| release.map_or(Ok(()), background::Release::release));
+    let waited = match announced {
+        Ok(()) => session.wait(),
+        Err(error) => {
+            session.end();
+            Err(SessionError::Io("say that the mount is ready", error))
+        }
+    };
+    if let Some(file) = &arguments.pid_file {
+        // It may be gone already.
+        let _ = fs::remove_file(file);
+    }
+    waited.map_err(boxed).map(|()| ExitCode::SUCCESS)
+}
+
+/// Root is not needed; the first time that root calls, it is told so.
+fn tell_root_once() {
+    let marker = cache_folder().map(|folder| folder.join("root-was-told"));
+    if marker.as_ref().is_some_and(|marker| marker.exists()) {
+        return;
+    }
+    eprintln!("guestmnt: note: root is not needed; any user can do this (said once)");
+    if let Some(Err(error)) = marker.map(|marker| fs::write(marker, "")) {
+        debug!("cannot remember that root was told: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disks_of(words: &[&str]) -> Vec<DiskSpec> {
+        let words = ["guestmnt"].iter().chain(words).map(OsString::from);
+        parse(words).unwrap().1
+    }
+
+    #[test]
+    fn a_format_counts_for_the_images_behind_it() {
+        let words = [
+            "-a", "a", "--format", "raw", "-a", "b", "-a", "c", "--format", "auto", "-a", "d",
+            "/mnt",
+        ];
+        let formats: Vec<_> = disks_of(&words).into_iter().map(|disk| disk.format).collect();
+        assert_eq!(formats, [None, Some(Format::Raw), Some(Format::Raw), None]);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,33 @@
+//! The command lines of the binaries, and what they print.
+
+mod background;
+pub mod guestmnt;
+pub mod guestunmnt;
+
+use std::io::Write;
+
+use libc::c_int;
+use log::LevelFilter;
+
+use crate::fs::TRACE;
+
+/// Messages go to standard error as `PROGRAM: text`; `-v` shows steps, `-x` each request.
+fn start_logging(program: &'static str, verbose: bool, trace: bool) {
+    let level = if verbose { LevelFilter::Debug } else { LevelFilter::Warn };
+    env_logger::Builder::new()
+        .filter_level(LevelFilter::Error)
+        .filter_module("guestmnt", level)
+        .filter_module(TRACE, if trace { LevelFilter::Trace } else { LevelFilter::Off })
+        .format(move |out, record| writeln!(out, "{program}: {}", record.args()))
+        .init();
+}
+
+/// Whether the program was started by root.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A descriptor number after `--fd`.
+fn descriptor(text: &str) -> Result<c_int, String> {
+    text.parse().ok().filter(|&fd| fd >= 0).ok_or_else(|| "not a descriptor number".to_owned())
+}

@@ -1,0 +1,317 @@
+//! The FUSE face: turns the kernel's requests into calls of the guest.
+//!
+//! A read-only mount never changes, so the kernel may keep what it learnt for as long as it
+//! likes: entries, attributes, contents, directories, and that a name does not exist.
+//!
+//! **Invariant:** this folder and `session` are the only places that name fuser, and nothing
+//! here knows that the guest is a VM.
+
+mod directory;
+pub mod nodes;
+mod operations;
+pub mod view;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
+    Request,
+};
+use guestmnt_protocol::path::Printable;
+use log::{Level, log_enabled, trace};
+
+use self::directory::Line;
+use self::nodes::{NodeId, ROOT};
+use self::operations::{Found, Operations};
+use self::view::View;
+use crate::guest::Guest;
+
+/// For ever, as far as the kernel's clock can say it: a hundred years.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Nodes are never used for another file while the kernel knows them.
+const GENERATION: Generation = Generation(0);
+
+/// Requests that the kernel may have in flight in the background, for reading ahead.
+const BACKGROUND_REQUESTS: u16 = 64;
+
+/// The target of the `log` lines that `-x` shows.
+pub const TRACE: &str = "guestmnt::requests";
+
+/// The mounted filesystem.
+pub struct GuestFs {
+    operations: Operations,
+}
+
+impl GuestFs {
+    /// The files of `guest`, shown as `view` says.
+    #[must_use]
+    pub fn new(guest: Arc<Guest>, view: View) -> Self {
+        Self { operations: Operations::new(guest, view) }
+    }
+
+    /// Says for `-x` what was asked and how it ended.
+    fn trace<T>(
+        &self,
+        started: Instant,
+        what: &str,
+        node: INodeNo,
+        name: Option<&OsStr>,
+        result: &Result<T, nix::errno::Errno>,
+    ) {
+        if !log_enabled!(target: TRACE, Level::Trace) {
+            return;
+        }
+        let path = self.operations.nodes.path(NodeId(node.0));
+        let path = path.map_or_else(|_| format!("node {}", node.0), |path| path.to_string());
+        let name = name.map(|name| format!(" {}", Printable(name.as_bytes()))).unwrap_or_default();
+        let outcome: &dyn fmt::Display = match result {
+            Ok(_) => &"ok",
+            Err(errno) => errno,
+        };
+        trace!(target: TRACE, "{what} {path}{name}: {outcome} ({} us)", started.elapsed().as_micros());
+    }
+}
+
+fn fuse(errno: nix::errno::Errno) -> Errno {
+    Errno::from_i32(errno as i32)
+}
+
+/// Answers with a result of the operations, after telling `-x` of it.
+macro_rules! answer {
+    ($self:ident, $what:literal, $node:expr, $name:expr, $reply:ident, $call:expr, $good:expr) => {{
+        let started = Instant::now();
+        let result = $call;
+        $self.trace(started, $what, $node, $name, &result);
+        match result {
+            Ok(value) => $good(value),
+            Err(errno) => $reply.error(fuse(errno)),
+        }
+    }};
+}
+
+impl Filesystem for GuestFs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_MAX_PAGES,
+        ];
+        for flag in wanted {
+            // What an older kernel lacks only costs speed.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_background(BACKGROUND_REQUESTS);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let call = self.operations.look_up(NodeId(parent.0), name.as_bytes());
+        answer!(self, "lookup", parent, Some(name), reply, call, |found| match found {
+            Found::File(attr) => reply.entry(&FOR_EVER, &attr, GENERATION),
+            // Node 0 tells the kernel to remember that there is none.
+            Found::Nothing => reply.entry(&FOR_EVER, &nothing(), GENERATION),
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.operations.nodes.forget(NodeId(ino.0), nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let call = self.operations.get_attr(NodeId(ino.0));
+        answer!(self, "getattr", ino, None, reply, call, |attr| reply.attr(&FOR_EVER, &attr));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let call = self.operations.read_link(NodeId(ino.0));
+        answer!(self, "readlink", ino, None, reply, call, |target: Vec<u8>| reply.data(&target));
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // The guest needs no handle, so the kernel need not ask: from now on it opens files,
+        // and keeps their contents cached, without a request (FUSE_NO_OPEN_SUPPORT).
+        self.trace(Instant::now(), "open", ino, None, &Ok(()));
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let started = Instant::now();
+        let mut reply = Some(reply);
+        let result = self.operations.read(NodeId(ino.0), offset, size, |bytes| {
+            reply.take().expect("called once").data(bytes);
+        });
+        self.trace(started, "read", ino, Some(OsStr::new(&format!("{size}@{offset}"))), &result);
+        if let (Err(errno), Some(reply)) = (result, reply) {
+            reply.error(fuse(errno));
+        }
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.trace(Instant::now(), "opendir", ino, None, &Ok(()));
+        let handle = self.operations.open_directory();
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(handle), flags);
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let node = NodeId(ino.0);
+        let call = self.operations.read_directory(node, fh.0, offset, |line, next| {
+            let full = match line {
+                Line::Dot => reply.add(ino, next, FileType::Directory, "."),
+                Line::DotDot => {
+                    let parent = self.operations.nodes.parent(node);
+                    reply.add(INodeNo(parent.0), next, FileType::Directory, "..")
+                }
+                Line::Entry(entry) => {
+                    let id = entry.attr.as_ref().and_then(nodes::natural_id);
+                    let kind =
+                        entry.attr.map_or(FileType::RegularFile, |attr| view::kind(attr.mode));
+                    // A directory's line must not have number 0: readers take it for a hole.
+                    let ino = INodeNo(id.map_or(u64::MAX, |id| id.0));
+                    reply.add(ino, next, kind, OsStr::from_bytes(entry.name.as_bytes()))
+                }
+            };
+            !full
+        });
+        answer!(self, "readdir", ino, None, reply, call, |()| reply.ok());
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let node = NodeId(ino.0);
+        let mut add = |attr: &FileAttr, next: u64, name: &OsStr| {
+            reply.add(attr.ino, next, name, &FOR_EVER, attr, GENERATION)
+        };
+        let call = self.operations.read_directory(node, fh.0, offset, |line, next| match line {
+            // The kernel does not count look-ups of these two.
+            Line::Dot => !add(&folder(node), next, OsStr::new(".")),
+            Line::DotDot => {
+                let parent = self.operations.nodes.parent(node);
+                !add(&folder(parent), next, OsStr::new(".."))
+            }
+            Line::Entry(entry) => {
+                let name = OsStr::from_bytes(entry.name.as_bytes());
+                // A line without attributes is still a line; the kernel asks when it needs them.
+                let known = self.operations.note(node, entry);
+                let full = add(known.as_ref().unwrap_or(&nothing()), next, name);
+                if full && let Some(attr) = known {
+                    self.operations.nodes.forget(NodeId(attr.ino.0), 1);
+                }
+                !full
+            }
+        });
+        answer!(self, "readdirplus", ino, None, reply, call, |()| reply.ok());
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.operations.close_directory(fh.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let call = self.operations.stat_fs(NodeId(ino.0));
+        answer!(self, "statfs", ino, None, reply, call, |s: guestmnt_protocol::message::StatFs| {
+            reply.statfs(
+                s.blocks,
+                s.free,
+                s.available,
+                s.files,
+                s.free_files,
+                s.block_size,
+                s.name_len,
+                s.block_size,
+            );
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let call = self.operations.get_xattr(NodeId(ino.0), name.as_bytes());
+        answer!(self, "getxattr", ino, Some(name), reply, call, |value| sized(reply, size, value));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let call = self.operations.list_xattr(NodeId(ino.0));
+        answer!(self, "listxattr", ino, None, reply, call, |names| sized(reply, size, names));
+    }
+
+    fn access(&self, _req: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // Who may use the mount may read all of it, whatever the image's permissions say;
+        // the kernel refuses writing by itself. ENOSYS tells it not to ask again.
+        self.trace(Instant::now(), "access", ino, None, &Ok(()));
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let call = self.operations.seek(NodeId(ino.0), offset, whence);
+        answer!(self, "lseek", ino, None, reply, call, |found| reply.offset(found));
+    }
+}
+
+/// The size of `value` where the kernel asks for it, else the value, if it fits.
+fn sized(reply: ReplyXattr, size: u32, value: Vec<u8>) {
+    let length = u32::try_from(value.len()).expect("checked against the protocol's limits");
+    match size {
+        0 => reply.size(length),
+        _ if length > size => reply.error(Errno::ERANGE),
+        _ => reply.data(&value),
+    }
+}
+
+/// Attributes of no file.
+fn nothing() -> FileAttr {
+    View::default().of(NodeId(0), &guestmnt_protocol::attr::Attr::default())
+}
+
+/// Attributes for `.` and `..`, of which the kernel looks at the number and the type only.
+fn folder(id: NodeId) -> FileAttr {
+    let id = if id.0 == 0 { ROOT } else { id };
+    let attr = guestmnt_protocol::attr::Attr { mode: libc::S_IFDIR, ..Default::default() };
+    View::default().of(id, &attr)
+}

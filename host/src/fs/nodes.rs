@@ -1,0 +1,249 @@
+//! The node table: which files of the image the kernel knows by number, and their paths.
+//!
+//! The host owns it, so a guest can neither confuse two nodes nor lose them when it dies. A
+//! node's number is the number that the filesystem gives the file, where that is unambiguous:
+//! `st_ino` is then what the guest would show, and hard links share one node.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use guestmnt_protocol::attr::Attr;
+use guestmnt_protocol::path::{EntryName, GuestPath};
+use nix::errno::Errno;
+
+/// A node's number in the FUSE protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u64);
+
+/// The mounted root, as FUSE fixes it.
+pub const ROOT: NodeId = NodeId(1);
+
+/// Numbers with this bit are ours; no filesystem's number is passed on with it.
+const OURS: u64 = 1 << 63;
+
+/// Where the number of the volume stands in a node's number. The first volume's files keep
+/// their own numbers; those of nested mounts are told apart by the bits from here to 62.
+const VOLUME_SHIFT: u32 = 48;
+
+struct Node {
+    parent: NodeId,
+    name: EntryName,
+    /// The type bits of the mode.
+    kind: u32,
+    /// How often the kernel was told of this node and has not forgotten it.
+    lookups: u64,
+    /// Nodes in the table whose parent this is.
+    children: u64,
+}
+
+/// The table. All methods take `&self`.
+pub struct Nodes {
+    table: RwLock<HashMap<NodeId, Node>>,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Nodes {
+    /// A table that holds only the root.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { table: RwLock::new(HashMap::new()) }
+    }
+
+    /// Notes that the kernel is told of the file `name` in `parent`, and gives its number.
+    ///
+    /// # Errors
+    /// `ESTALE` where `parent` is unknown.
+    pub fn look_up(&self, parent: NodeId, name: EntryName, attr: &Attr) -> Result<NodeId, Errno> {
+        let mut table = self.write();
+        if parent != ROOT && !table.contains_key(&parent) {
+            return Err(Errno::ESTALE);
+        }
+        let kind = attr.mode & libc::S_IFMT;
+        let shares = |node: &Node| {
+            let same_entry = node.parent == parent && node.name == name;
+            let hard_link = attr.nlink > 1 && kind != libc::S_IFDIR;
+            node.kind == kind && (same_entry || hard_link)
+        };
+        let id = std::iter::once(natural_id(attr))
+            .chain(own_ids(parent, &name).map(Some))
+            .flatten()
+            .find(|id| *id != ROOT && table.get(id).is_none_or(shares))
+            .expect("the numbers of our own never end");
+        if let Some(node) = table.get_mut(&id) {
+            node.lookups += 1;
+            return Ok(id);
+        }
+        table.insert(id, Node { parent, name, kind, lookups: 1, children: 0 });
+        if let Some(node) = table.get_mut(&parent) {
+            node.children += 1;
+        }
+        Ok(id)
+    }
+
+    /// Takes back `count` look-ups of a node. Nodes that nobody needs any more are dropped.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        let mut table = self.write();
+        if let Some(node) = table.get_mut(&id) {
+            node.lookups = node.lookups.saturating_sub(count);
+        }
+        let mut id = id;
+        while let Some(node) = table.get(&id)
+            && node.lookups == 0
+            && node.children == 0
+        {
+            let parent = node.parent;
+            table.remove(&id);
+            if let Some(node) = table.get_mut(&parent) {
+                node.children -= 1;
+            }
+            id = parent;
+        }
+    }
+
+    /// The path of a node from the mounted root.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node, `ENAMETOOLONG`.
+    pub fn path(&self, id: NodeId) -> Result<GuestPath, Errno> {
+        let table = self.read();
+        let mut names = Vec::new();
+        let mut at = id;
+        // Ends: a node's parent was in the table before it, so there are no circles.
+        while at != ROOT {
+            let node = table.get(&at).ok_or(Errno::ESTALE)?;
+            names.push(node.name.as_bytes());
+            at = node.parent;
+        }
+        names.reverse();
+        GuestPath::new(names.join(&b'/')).map_err(|_| Errno::ENAMETOOLONG)
+    }
+
+    /// The node that a directory is in; the root is in itself.
+    #[must_use]
+    pub fn parent(&self, id: NodeId) -> NodeId {
+        self.read().get(&id).map_or(ROOT, |node| node.parent)
+    }
+
+    /// The number of nodes besides the root.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.read().len()
+    }
+
+    /// Whether there is only the root.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<NodeId, Node>> {
+        self.table.read().expect("no code panics while it holds the table")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<NodeId, Node>> {
+        self.table.write().expect("no code panics while it holds the table")
+    }
+}
+
+/// The number that shows the filesystem's own, if that can be told apart from all others.
+#[must_use]
+pub fn natural_id(attr: &Attr) -> Option<NodeId> {
+    let volume = u64::from(attr.volume);
+    let fits = match volume {
+        0 => attr.ino & OURS == 0,
+        _ => attr.ino < 1 << VOLUME_SHIFT && volume < 1 << (63 - VOLUME_SHIFT),
+    };
+    let id = attr.ino | volume << VOLUME_SHIFT;
+    (fits && id > ROOT.0).then_some(NodeId(id))
+}
+
+/// Numbers of our own for an entry, the same ones each time.
+fn own_ids(parent: NodeId, name: &EntryName) -> impl Iterator<Item = NodeId> {
+    let mut hasher = DefaultHasher::new();
+    (parent, name).hash(&mut hasher);
+    let first = hasher.finish();
+    (0..).map(move |n| NodeId(first.wrapping_add(n) | OURS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> EntryName {
+        EntryName::new(text.as_bytes()).unwrap()
+    }
+
+    fn file(ino: u64) -> Attr {
+        Attr { ino, mode: libc::S_IFREG, nlink: 1, ..Attr::default() }
+    }
+
+    fn folder(ino: u64) -> Attr {
+        Attr { ino, mode: libc::S_IFDIR, nlink: 2, ..Attr::default() }
+    }
+
+    #[test]
+    fn numbers_are_the_filesystems_own() {
+        let nodes = Nodes::new();
+        let a = nodes.look_up(ROOT, name("a"), &folder(64)).unwrap();
+        let b = nodes.look_up(a, name("b"), &file(65)).unwrap();
+        assert_eq!((a, b), (NodeId(64), NodeId(65)));
+        assert_eq!(nodes.path(b).unwrap().to_string(), "/a/b");
+        assert_eq!(nodes.parent(b), a);
+        assert_eq!(nodes.parent(a), ROOT);
+    }
+
+    #[test]
+    fn hard_links_share_a_node_and_other_files_never_do() {
+        let nodes = Nodes::new();
+        let linked = Attr { nlink: 2, ..file(70) };
+        let first = nodes.look_up(ROOT, name("one"), &linked).unwrap();
+        assert_eq!(nodes.look_up(ROOT, name("two"), &linked).unwrap(), first);
+        let clash = nodes.look_up(ROOT, name("three"), &file(70)).unwrap();
+        assert_ne!(clash, first);
+        assert_eq!(nodes.look_up(ROOT, name("three"), &file(70)).unwrap(), clash);
+        assert_eq!(nodes.path(clash).unwrap().to_string(), "/three");
+    }
+
+    #[test]
+    fn a_folder_that_contains_itself_makes_no_circle() {
+        let nodes = Nodes::new();
+        let mut at = ROOT;
+        for _ in 0..100 {
+            at = nodes.look_up(at, name("self"), &folder(5)).unwrap();
+        }
+        assert_eq!(nodes.path(at).unwrap().depth(), 100);
+    }
+
+    #[test]
+    fn numbers_that_are_taken_or_out_of_range_are_replaced() {
+        let nodes = Nodes::new();
+        for ino in [0, 1, 1 << 63, u64::MAX] {
+            let id = nodes.look_up(ROOT, name(&format!("f{ino}")), &file(ino)).unwrap();
+            assert!(id.0 & OURS != 0, "{ino}");
+        }
+        let nested = Attr { volume: 1, ..file(65) };
+        assert_ne!(nodes.look_up(ROOT, name("nested"), &nested).unwrap(), NodeId(65));
+    }
+
+    #[test]
+    fn forgotten_nodes_go_with_their_parents() {
+        let nodes = Nodes::new();
+        let a = nodes.look_up(ROOT, name("a"), &folder(64)).unwrap();
+        let b = nodes.look_up(a, name("b"), &file(65)).unwrap();
+        nodes.look_up(a, name("b"), &file(65)).unwrap();
+        nodes.forget(a, 1);
+        assert!(nodes.path(b).is_ok());
+        nodes.forget(b, 1);
+        assert_eq!(nodes.len(), 2);
+        nodes.forget(b, 1);
+        assert!(nodes.is_empty());
+        assert_eq!(nodes.path(b), Err(Errno::ESTALE));
+        nodes.forget(b, 9);
+    }
+}

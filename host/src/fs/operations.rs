@@ -1,0 +1,182 @@
+//! What each request of the kernel means: nodes become paths, the guest is asked, its files
+//! become nodes. Testable without a mount.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use fuser::FileAttr;
+use guestmnt_protocol::attr::DirEntry;
+use guestmnt_protocol::message::{Extent, StatFs};
+use guestmnt_protocol::path::{EntryName, PathError};
+use nix::errno::Errno;
+
+use super::directory::{Directory, Line};
+use super::nodes::{NodeId, Nodes, ROOT, natural_id};
+use super::view::View;
+use crate::guest::Guest;
+
+/// What a look-up found.
+pub enum Found {
+    /// The file.
+    File(FileAttr),
+    /// That there is none, which stays so.
+    Nothing,
+}
+
+/// The filesystem without its FUSE clothes.
+pub struct Operations {
+    /// The nodes that the kernel knows.
+    pub nodes: Nodes,
+    guest: Arc<Guest>,
+    view: View,
+    directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
+    next_handle: AtomicU64,
+}
+
+impl Operations {
+    /// The files of `guest`, shown as `view` says.
+    pub fn new(guest: Arc<Guest>, view: View) -> Self {
+        Self {
+            nodes: Nodes::new(),
+            guest,
+            view,
+            directories: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+        }
+    }
+
+    /// Finds the file `name` in `parent`.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`; that there is no such file is none.
+    pub fn look_up(&self, parent: NodeId, name: &[u8]) -> Result<Found, Errno> {
+        let name = match EntryName::new(name) {
+            Ok(name) => name,
+            Err(PathError::TooLong) => return Err(Errno::ENAMETOOLONG),
+            Err(_) => return Err(Errno::EINVAL),
+        };
+        let path = self.nodes.path(parent)?.join(&name).map_err(|_| Errno::ENAMETOOLONG)?;
+        match self.guest.stat(path) {
+            Ok(attr) => {
+                let id = self.nodes.look_up(parent, name, &attr)?;
+                Ok(Found::File(self.view.of(id, &attr)))
+            }
+            Err(Errno::ENOENT) => Ok(Found::Nothing),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Attributes of a node.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node, the guest's error, or `EIO`.
+    pub fn get_attr(&self, id: NodeId) -> Result<FileAttr, Errno> {
+        let attr = self.guest.stat(self.nodes.path(id)?)?;
+        // The root has a fixed number in FUSE, and its own in the filesystem.
+        let shown = if id == ROOT { natural_id(&attr).unwrap_or(ROOT) } else { id };
+        Ok(self.view.of(shown, &attr))
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// As [`Operations::get_attr`].
+    pub fn read_link(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
+        self.guest.read_link(self.nodes.path(id)?)
+    }
+
+    /// Hands up to `size` bytes at `offset` to `take`; fewer come only at the file's end.
+    ///
+    /// # Errors
+    /// As [`Operations::get_attr`]; `take` was not called then.
+    pub fn read(
+        &self,
+        id: NodeId,
+        offset: u64,
+        size: u32,
+        take: impl FnOnce(&[u8]),
+    ) -> Result<(), Errno> {
+        self.guest.read(self.nodes.path(id)?, offset, size, take)
+    }
+
+    /// A handle for reading a directory.
+    pub fn open_directory(&self) -> u64 {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.directories().insert(handle, Arc::default());
+        handle
+    }
+
+    /// Ends a handle.
+    pub fn close_directory(&self, handle: u64) {
+        self.directories().remove(&handle);
+    }
+
+    /// Gives the lines of a directory from `from` on to `take`, until that says no.
+    ///
+    /// # Errors
+    /// `EBADF` for an unknown handle, the guest's error, or `EIO`.
+    pub fn read_directory(
+        &self,
+        id: NodeId,
+        handle: u64,
+        from: u64,
+        take: impl FnMut(&Line, u64) -> bool,
+    ) -> Result<(), Errno> {
+        let directory = self.directories().get(&handle).cloned().ok_or(Errno::EBADF)?;
+        let path = self.nodes.path(id)?;
+        let mut directory = directory.lock().expect("reading a directory does not panic");
+        directory.read(&self.guest, &path, from, take)
+    }
+
+    /// Notes that the kernel is told of `entry` of the directory `parent`.
+    /// `None` where its attributes are not known.
+    pub fn note(&self, parent: NodeId, entry: &DirEntry) -> Option<FileAttr> {
+        let attr = entry.attr?;
+        let id = self.nodes.look_up(parent, entry.name.clone(), &attr).ok()?;
+        Some(self.view.of(id, &attr))
+    }
+
+    /// Size and usage of the filesystem that a node is on.
+    ///
+    /// # Errors
+    /// As [`Operations::get_attr`].
+    pub fn stat_fs(&self, id: NodeId) -> Result<StatFs, Errno> {
+        self.guest.stat_fs(self.nodes.path(id)?)
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// As [`Operations::get_attr`]; `ENODATA` where there is none.
+    pub fn get_xattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        self.guest.get_xattr(self.nodes.path(id)?, name)
+    }
+
+    /// The names of the extended attributes, each with a NUL behind it.
+    ///
+    /// # Errors
+    /// As [`Operations::get_attr`].
+    pub fn list_xattr(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
+        self.guest.list_xattr(self.nodes.path(id)?)
+    }
+
+    /// Where the next data or hole is; the kernel itself serves the other kinds of lseek(2).
+    ///
+    /// # Errors
+    /// `EINVAL` for those, `ENXIO` behind the end, else as [`Operations::get_attr`].
+    pub fn seek(&self, id: NodeId, offset: i64, whence: i32) -> Result<i64, Errno> {
+        let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        let what = match whence {
+            libc::SEEK_DATA => Extent::Data,
+            libc::SEEK_HOLE => Extent::Hole,
+            _ => return Err(Errno::EINVAL),
+        };
+        let found = self.guest.seek(self.nodes.path(id)?, offset, what)?;
+        i64::try_from(found).map_err(|_| Errno::EIO)
+    }
+
+    fn directories(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Mutex<Directory>>>> {
+        self.directories.lock().expect("nothing panics while it holds the handles")
+    }
+}

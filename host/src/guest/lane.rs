@@ -1,0 +1,296 @@
+//! One lane: a socket on which one request at a time goes to the guest and its answer comes
+//! back. Everything that arrives is untrusted.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
+use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD};
+use guestmnt_protocol::message::{Answer, Outcome, Request};
+
+/// Why an answer cannot be used.
+#[derive(Debug)]
+pub enum LaneError {
+    /// The guest is gone.
+    Dead,
+    /// It did not answer in time. The lane stays usable: a late answer is thrown away.
+    Late,
+    /// It answered something that the protocol does not allow; the lane is of no use any more.
+    Malformed(&'static str),
+    /// The socket failed otherwise.
+    Io(io::Error),
+}
+
+impl fmt::Display for LaneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dead => f.write_str("the guest is gone"),
+            Self::Late => f.write_str("the guest did not answer in time"),
+            Self::Malformed(what) => write!(f, "the guest sent a malformed answer: {what}"),
+            Self::Io(error) => write!(f, "a lane failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for LaneError {}
+
+/// The host's end of a lane, with its buffers. They grow to the largest message once and are
+/// used again.
+pub struct Lane {
+    stream: UnixStream,
+    next_seq: u32,
+    /// Requests that were given up and whose answers may still come.
+    owed: u32,
+    broken: bool,
+    outgoing: Vec<u8>,
+    body: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+impl Lane {
+    /// A lane over a connected socket.
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            next_seq: 1,
+            owed: 0,
+            broken: false,
+            outgoing: Vec::new(),
+            body: Vec::new(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// Sends `request` and waits at most `timeout` for its answer. Its payload, at most
+    /// `payload_limit` bytes, is valid until the next call.
+    ///
+    /// # Errors
+    /// [`LaneError`]. A failure that the guest reports properly is part of the [`Outcome`].
+    pub fn call(
+        &mut self,
+        request: &Request,
+        payload_limit: usize,
+        timeout: Duration,
+    ) -> Result<(Outcome, &[u8]), LaneError> {
+        if self.broken {
+            return Err(LaneError::Dead);
+        }
+        let seq = self.next_seq;
+        self.next_seq = self.next_seq.wrapping_add(1);
+        frame::encode(&mut self.outgoing, seq, request, 0, Place::Port)
+            .map_err(|_| LaneError::Malformed("a request longer than the protocol allows"))?;
+        let deadline = Instant::now() + timeout;
+        let result = self.send(deadline).and_then(|()| self.receive(seq, payload_limit, deadline));
+        match result {
+            Ok(outcome) => Ok((outcome, &self.payload)),
+            Err(error) => {
+                self.broken |= !matches!(error, LaneError::Late);
+                Err(error)
+            }
+        }
+    }
+
+    fn send(&mut self, deadline: Instant) -> Result<(), LaneError> {
+        self.stream.set_write_timeout(Some(left(deadline)?)).map_err(LaneError::Io)?;
+        // A request that was sent in part cannot be taken back: the lane ends with it.
+        self.stream.write_all(&self.outgoing).map_err(|error| match LaneError::from(error) {
+            LaneError::Late => LaneError::Dead,
+            other => other,
+        })
+    }
+
+    fn receive(
+        &mut self,
+        seq: u32,
+        payload_limit: usize,
+        deadline: Instant,
+    ) -> Result<Outcome, LaneError> {
+        let mut header = [0; HEADER_LEN];
+        loop {
+            if let Err(error) = self.read_exact_from_start(&mut header, deadline) {
+                if matches!(error, LaneError::Late) {
+                    self.owed += 1;
+                }
+                return Err(error);
+            }
+            let header = Header::decode(&header)
+                .map_err(|_| LaneError::Malformed("a header out of bounds"))?;
+            if header.place != Place::Port {
+                return Err(LaneError::Malformed("a payload in a slot that there is not"));
+            }
+            debug_assert!(header.body_len <= MAX_BODY && header.payload_len <= MAX_PAYLOAD);
+            let stale = header.seq != seq;
+            if stale && self.owed == 0 {
+                return Err(LaneError::Malformed("an answer to no request"));
+            }
+            if !stale && header.payload_len > payload_limit {
+                return Err(LaneError::Malformed("more data than was asked for"));
+            }
+            self.body.resize(header.body_len, 0);
+            self.payload.resize(header.payload_len, 0);
+            read_rest(&mut self.stream, &mut self.body, deadline)?;
+            read_rest(&mut self.stream, &mut self.payload, deadline)?;
+            if stale {
+                self.owed -= 1;
+                continue;
+            }
+            let outcome: Outcome = frame::decode_body(&self.body)
+                .map_err(|_| LaneError::Malformed("a body that is no answer"))?;
+            if header.payload_len > 0 && !matches!(outcome, Ok(Answer::Payload)) {
+                return Err(LaneError::Malformed("a payload that was not announced"));
+            }
+            return Ok(outcome);
+        }
+    }
+
+    /// Fills `buffer`; late is only late where nothing of it has come yet.
+    fn read_exact_from_start(
+        &mut self,
+        buffer: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), LaneError> {
+        let first = loop {
+            self.stream.set_read_timeout(Some(left(deadline)?)).map_err(LaneError::Io)?;
+            match self.stream.read(buffer) {
+                Ok(0) => return Err(LaneError::Dead),
+                Ok(n) => break n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        read_rest(&mut self.stream, &mut buffer[first..], deadline)
+    }
+}
+
+/// Fills `buffer` with what belongs to a frame that has begun. A frame that stops in its middle
+/// ends the lane, since nothing says where the next one begins.
+fn read_rest(
+    stream: &mut UnixStream,
+    buffer: &mut [u8],
+    deadline: Instant,
+) -> Result<(), LaneError> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let left = left(deadline).map_err(|_| LaneError::Malformed("half a frame"))?;
+        stream.set_read_timeout(Some(left)).map_err(LaneError::Io)?;
+        match stream.read(&mut buffer[filled..]) {
+            Ok(0) => return Err(LaneError::Dead),
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                return Err(match LaneError::from(error) {
+                    LaneError::Late => LaneError::Malformed("half a frame"),
+                    other => other,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn left(deadline: Instant) -> Result<Duration, LaneError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(LaneError::Late) } else { Ok(left) }
+}
+
+impl From<io::Error> for LaneError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
+            io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::UnexpectedEof => Self::Dead,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use guestmnt_protocol::message::Failure;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const INSTANT: Duration = Duration::from_millis(30);
+
+    fn answer(seq: u32, outcome: &Outcome, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame::encode(&mut bytes, seq, outcome, payload.len(), Place::Port).unwrap();
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// A lane whose peer has already sent `bytes` and keeps the socket open.
+    fn lane_with(bytes: &[u8]) -> (Lane, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(bytes).unwrap();
+        (Lane::over(ours), theirs)
+    }
+
+    #[test]
+    fn a_payload_comes_with_its_answer() {
+        let (mut lane, _peer) = lane_with(&answer(1, &Ok(Answer::Payload), b"bytes"));
+        let (outcome, payload) = lane.call(&Request::Hello, 5, SECOND).unwrap();
+        assert_eq!((outcome, payload), (Ok(Answer::Payload), b"bytes".as_slice()));
+    }
+
+    #[test]
+    fn an_answer_byte_by_byte_is_put_together() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let writer = thread::spawn(move || {
+            for byte in answer(1, &Ok(Answer::Payload), b"bytes") {
+                theirs.write_all(&[byte]).unwrap();
+            }
+            theirs
+        });
+        let mut lane = Lane::over(ours);
+        let (_, payload) = lane.call(&Request::Hello, 5, SECOND).unwrap();
+        assert_eq!(payload, b"bytes");
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_late_answer_is_thrown_away() {
+        let (mut lane, mut peer) = lane_with(b"");
+        assert!(matches!(lane.call(&Request::Hello, 9, INSTANT), Err(LaneError::Late)));
+        peer.write_all(&answer(1, &Ok(Answer::Payload), b"late")).unwrap();
+        peer.write_all(&answer(2, &Ok(Answer::Payload), b"mine")).unwrap();
+        let (_, payload) = lane.call(&Request::Hello, 9, SECOND).unwrap();
+        assert_eq!(payload, b"mine");
+    }
+
+    #[test]
+    fn what_the_protocol_forbids_ends_the_lane() {
+        let half = &answer(1, &Ok(Answer::Payload), b"bytes")[..HEADER_LEN + 3];
+        let mut huge = answer(1, &Ok(Answer::Done), b"");
+        huge[8..12].fill(0xff);
+        let table: &[(&str, Vec<u8>)] = &[
+            ("an answer to a request that was never sent", answer(7, &Ok(Answer::Done), b"")),
+            ("more data than was asked for", answer(1, &Ok(Answer::Payload), b"123456")),
+            ("data behind an answer that has none", answer(1, &Ok(Answer::Done), b"1")),
+            ("data behind a failure", answer(1, &Err(Failure::new(5)), b"1")),
+            ("a length of 4 GiB", huge),
+            ("half a frame", half.to_vec()),
+            ("garbage", vec![0xaa; 64]),
+        ];
+        for (what, bytes) in table {
+            let (mut lane, _peer) = lane_with(bytes);
+            let error = lane.call(&Request::Hello, 5, INSTANT).unwrap_err();
+            assert!(matches!(error, LaneError::Malformed(_)), "{what}: {error}");
+            assert!(matches!(lane.call(&Request::Hello, 5, INSTANT), Err(LaneError::Dead)));
+        }
+    }
+
+    #[test]
+    fn a_closed_socket_is_noticed_at_once() {
+        let (mut lane, peer) = lane_with(b"");
+        drop(peer);
+        assert!(matches!(lane.call(&Request::Hello, 0, SECOND), Err(LaneError::Dead)));
+    }
+}

@@ -1,0 +1,395 @@
+//! The client of the guest: typed calls, each over a free lane, each answer checked before
+//! anyone else sees it.
+//!
+//! **Invariant:** nothing here names FUSE or QEMU. A guest is what answers on some sockets.
+
+pub mod lane;
+
+use std::cell::Cell;
+use std::fmt;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use guestmnt_protocol::attr::{self, Attr, DirEntry, Time};
+use guestmnt_protocol::limits::{MAX_LINK, MAX_PAYLOAD, MAX_XATTR};
+use guestmnt_protocol::message::{
+    Answer, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
+};
+use guestmnt_protocol::path::{GuestPath, Printable};
+use log::{debug, warn};
+use nix::errno::Errno;
+
+use self::lane::{Lane, LaneError};
+
+/// Bytes of one directory page: some hundred entries.
+const DIRECTORY_PAGE: u32 = 64 * 1024;
+
+/// How long a launch step may take, mounting among them: a journal may have to be replayed.
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why the guest did not do what it was asked to at launch.
+#[derive(Debug)]
+pub enum GuestError {
+    /// No usable answer.
+    Lane(LaneError),
+    /// An answer of the wrong kind.
+    Unexpected,
+    /// The daemon speaks another version.
+    OtherVersion(u32),
+    /// The guest says no.
+    Failed(Failure),
+}
+
+impl fmt::Display for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lane(error) => error.fmt(f),
+            Self::Unexpected => f.write_str("the guest sent an answer of another kind"),
+            Self::OtherVersion(version) => {
+                write!(f, "the daemon in the appliance speaks protocol {version}, this guestmnt ")?;
+                write!(f, "{}", guestmnt_protocol::VERSION)?;
+                f.write_str("\n  hint: `cargo xtask build-appliance` builds the right one")
+            }
+            Self::Failed(failure) if failure.detail.is_empty() => {
+                f.write_str(errno_of(failure.errno).desc())
+            }
+            Self::Failed(failure) => Printable(failure.detail.as_bytes()).fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for GuestError {}
+
+impl From<LaneError> for GuestError {
+    fn from(error: LaneError) -> Self {
+        Self::Lane(error)
+    }
+}
+
+/// A guest that said hello on all its lanes.
+pub struct Guest {
+    lanes: Box<[Mutex<Lane>]>,
+    timeout: Duration,
+    requests: AtomicU64,
+    refused_answers: AtomicU64,
+}
+
+impl Guest {
+    /// Says hello over each socket, and waits for the answers until `deadline` has passed.
+    /// Requests on files may take `timeout` each afterwards.
+    ///
+    /// # Errors
+    /// [`GuestError`], for a daemon of another version among others.
+    pub fn connect(
+        sockets: Vec<UnixStream>,
+        deadline: Duration,
+        timeout: Duration,
+    ) -> Result<Self, GuestError> {
+        let mut lanes = Vec::with_capacity(sockets.len());
+        for socket in sockets {
+            let mut lane = Lane::over(socket);
+            match lane.call(&Request::Hello, 0, deadline)?.0 {
+                Ok(Answer::Hello { version: guestmnt_protocol::VERSION }) => {}
+                Ok(Answer::Hello { version }) => return Err(GuestError::OtherVersion(version)),
+                Ok(_) => return Err(GuestError::Unexpected),
+                Err(failure) => return Err(GuestError::Failed(failure)),
+            }
+            lanes.push(Mutex::new(lane));
+        }
+        Ok(Self {
+            lanes: lanes.into(),
+            timeout,
+            requests: AtomicU64::new(0),
+            refused_answers: AtomicU64::new(0),
+        })
+    }
+
+    /// The number of lanes.
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Requests on files so far.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Sets the guest's clock and feeds its random pool with `entropy`.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn wake(&self, entropy: [u8; 32]) -> Result<(), GuestError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.launch_step(&Request::Wake { unix_time_ns, entropy })
+    }
+
+    /// Waits until the guest sees `count` disks and their partitions.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn await_disks(&self, count: u8) -> Result<(), GuestError> {
+        self.launch_step(&Request::AwaitDisks { count })
+    }
+
+    /// Mounts a filesystem.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with the reason.
+    pub fn mount(&self, request: MountRequest) -> Result<(), GuestError> {
+        self.launch_step(&Request::Mount(request))
+    }
+
+    /// Writes everything back and unmounts all.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with what could not be written or unmounted.
+    pub fn unmount(&self) -> Result<(), GuestError> {
+        self.launch_step(&Request::Unmount)
+    }
+
+    /// What is on the disks.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn volumes(&self) -> Result<Vec<Volume>, GuestError> {
+        match self.lane().call(&Request::Volumes, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Volumes(volumes)) => Ok(volumes),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
+    fn launch_step(&self, request: &Request) -> Result<(), GuestError> {
+        match self.lane().call(request, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Done) => Ok(()),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
+    /// Attributes of a file.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn stat(&self, path: GuestPath) -> Result<Attr, Errno> {
+        self.call(&Request::Stat(path), 0, |answer, _| match answer {
+            Answer::Attr(attr) => sane(attr),
+            _ => None,
+        })
+    }
+
+    /// The target of a symbolic link: 1 to [`MAX_LINK`] bytes without NUL.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn read_link(&self, path: GuestPath) -> Result<Vec<u8>, Errno> {
+        self.call(&Request::ReadLink(path), MAX_LINK, |answer, payload| match answer {
+            Answer::Payload if !payload.is_empty() && !payload.contains(&0) => {
+                Some(payload.to_vec())
+            }
+            _ => None,
+        })
+    }
+
+    /// The entries of a directory behind the position `from`; none at the end.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn read_dir(&self, path: GuestPath, from: u64) -> Result<Vec<DirEntry>, Errno> {
+        let request = Request::ReadDir { path, from, size: DIRECTORY_PAGE };
+        self.call(&request, DIRECTORY_PAGE as usize, |answer, mut page| {
+            if answer != Answer::Payload {
+                return None;
+            }
+            let mut entries = Vec::new();
+            while !page.is_empty() {
+                let mut entry = attr::pop_entry(&mut page).ok()?;
+                entry.attr = entry.attr.and_then(sane);
+                entries.push(entry);
+            }
+            Some(entries)
+        })
+    }
+
+    /// Reads up to `size` bytes at byte `offset` and hands them to `take` where they lie,
+    /// without a copy. Fewer come only at the file's end.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn read<T>(
+        &self,
+        path: GuestPath,
+        offset: u64,
+        size: u32,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Errno> {
+        let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
+        let request = Request::Read { path, offset, size };
+        self.call(&request, size as usize, |answer, payload| match answer {
+            Answer::Payload => Some(take(payload)),
+            _ => None,
+        })
+    }
+
+    /// Where the next data or hole begins, from byte `offset` on.
+    ///
+    /// # Errors
+    /// `ENXIO` behind the last data, the guest's error, or `EIO`.
+    pub fn seek(&self, path: GuestPath, offset: u64, what: Extent) -> Result<u64, Errno> {
+        self.call(&Request::Seek { path, offset, what }, 0, |answer, _| match answer {
+            Answer::Offset(found) if found >= offset && i64::try_from(found).is_ok() => Some(found),
+            _ => None,
+        })
+    }
+
+    /// The names of a file's extended attributes, each with a NUL behind it.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn list_xattr(&self, path: GuestPath) -> Result<Vec<u8>, Errno> {
+        self.call(&Request::ListXattr(path), MAX_XATTR, |answer, names| match answer {
+            Answer::Payload if names.last().is_none_or(|&last| last == 0) => Some(names.to_vec()),
+            _ => None,
+        })
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// `ENODATA` where there is none, the guest's error, or `EIO`.
+    pub fn get_xattr(&self, path: GuestPath, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let request = Request::GetXattr { path, name: name.to_vec() };
+        self.call(&request, MAX_XATTR, |answer, value| match answer {
+            Answer::Payload => Some(value.to_vec()),
+            _ => None,
+        })
+    }
+
+    /// Size and usage of the filesystem that a file is on.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn stat_fs(&self, path: GuestPath) -> Result<StatFs, Errno> {
+        self.call(&Request::StatFs(path), 0, |answer, _| match answer {
+            Answer::StatFs(stat) => Some(stat),
+            _ => None,
+        })
+    }
+
+    /// One request on a file. `check` turns a proper answer into the result, or refuses it.
+    fn call<T>(
+        &self,
+        request: &Request,
+        payload_limit: usize,
+        check: impl FnOnce(Answer, &[u8]) -> Option<T>,
+    ) -> Result<T, Errno> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let mut lane = self.lane();
+        let (outcome, payload): (Outcome, &[u8]) =
+            lane.call(request, payload_limit, self.timeout).map_err(|error| {
+                self.refuse(&error);
+                Errno::EIO
+            })?;
+        match outcome {
+            Ok(answer) => check(answer, payload).ok_or_else(|| {
+                self.refuse(&"an answer out of bounds");
+                Errno::EIO
+            }),
+            Err(failure) => Err(errno_of(failure.errno)),
+        }
+    }
+
+    /// Counts an answer that cannot be used. The first is a warning; a hostile guest shall not
+    /// fill the log.
+    fn refuse(&self, why: &dyn fmt::Display) {
+        if self.refused_answers.fetch_add(1, Ordering::Relaxed) == 0 {
+            warn!("{why}; such requests fail with EIO");
+        } else {
+            debug!("{why}");
+        }
+    }
+
+    /// This thread's own lane, or a free one, or else its own once it is free.
+    fn lane(&self) -> MutexGuard<'_, Lane> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static OWN: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        let own = OWN.get();
+        let count = self.lanes.len();
+        let free = (own..own + count).find_map(|n| self.lanes[n % count].try_lock().ok());
+        free.unwrap_or_else(|| {
+            self.lanes[own % count].lock().unwrap_or_else(PoisonError::into_inner)
+        })
+    }
+}
+
+/// An error number as the guest sent it; `EIO` for what Linux does not have.
+fn errno_of(number: u16) -> Errno {
+    match Errno::from_raw(i32::from(number)) {
+        Errno::UnknownErrno => Errno::EIO,
+        errno => errno,
+    }
+}
+
+/// `attr`, unless something in it could not be passed on to the kernel.
+fn sane(attr: Attr) -> Option<Attr> {
+    let kinds = [
+        libc::S_IFREG,
+        libc::S_IFDIR,
+        libc::S_IFLNK,
+        libc::S_IFIFO,
+        libc::S_IFSOCK,
+        libc::S_IFCHR,
+        libc::S_IFBLK,
+    ];
+    let times = [attr.accessed, attr.modified, attr.changed];
+    let good = kinds.contains(&(attr.mode & libc::S_IFMT))
+        && attr.mode <= 0o177_777
+        && i64::try_from(attr.size).is_ok()
+        && times.iter().all(is_time);
+    good.then_some(attr)
+}
+
+fn is_time(time: &Time) -> bool {
+    time.nanos < 1_000_000_000 && time.secs.unsigned_abs() < 1 << 60
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_that_the_kernel_would_choke_on_are_refused() {
+        let good = Attr { mode: libc::S_IFREG | 0o644, ..Attr::default() };
+        assert!(sane(good).is_some());
+        let table = [
+            ("no type", Attr { mode: 0o644, ..good }),
+            ("an unknown type", Attr { mode: 0o050_644, ..good }),
+            ("bits beyond the mode", Attr { mode: good.mode | 1 << 20, ..good }),
+            ("a size of -1", Attr { size: u64::MAX, ..good }),
+            ("a size of 2^63", Attr { size: 1 << 63, ..good }),
+            ("nanoseconds", Attr { modified: Time { secs: 0, nanos: 1_000_000_000 }, ..good }),
+            (
+                "a time at the end of time",
+                Attr { accessed: Time { secs: i64::MIN, nanos: 0 }, ..good },
+            ),
+        ];
+        for (what, attr) in table {
+            assert!(sane(attr).is_none(), "{what}");
+        }
+    }
+
+    #[test]
+    fn errors_that_linux_does_not_have_become_eio() {
+        assert_eq!(errno_of(2), Errno::ENOENT);
+        for number in [0, 4095, u16::MAX] {
+            assert_eq!(errno_of(number), Errno::EIO, "{number}");
+        }
+    }
+}

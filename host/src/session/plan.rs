@@ -1,0 +1,203 @@
+//! What the user asked for, checked as far as it can be without looking at an image.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use guestmnt_protocol::device::DeviceName;
+use guestmnt_protocol::limits::MAX_DISKS;
+use guestmnt_protocol::message::MountRequest;
+use guestmnt_protocol::path::GuestPath;
+
+use super::fuse_options::FuseOptions;
+use crate::image::Format;
+use crate::vm::accelerator::AcceleratorChoice;
+
+/// Everything that a mount needs to know.
+pub struct Plan {
+    /// The disks, sda first.
+    pub disks: Vec<DiskSpec>,
+    /// Folders besides the descriptors' own from which flat extents may come.
+    pub allow_paths: Vec<PathBuf>,
+    /// What is mounted in the guest, the root first, then by depth.
+    pub mounts: Vec<MountSpec>,
+    /// The folder on the host.
+    pub mountpoint: PathBuf,
+    /// What `-o` says.
+    pub fuse_options: FuseOptions,
+    /// What `--accel` says.
+    pub accelerator: AcceleratorChoice,
+    /// The guest's memory in MiB.
+    pub memory_mib: u32,
+    /// How long one request on a file may take.
+    pub timeout: Duration,
+}
+
+/// One `-a`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The image.
+    pub path: PathBuf,
+    /// The `--format` before it.
+    pub format: Option<Format>,
+}
+
+/// One `-m`: `DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSpec {
+    /// The disk or partition.
+    pub device: DeviceName,
+    /// Where in the mounted tree.
+    pub at: GuestPath,
+    /// Options for the guest's filesystem, comma-separated.
+    pub options: String,
+    /// The filesystem's type, or `None` to probe.
+    pub fstype: Option<String>,
+}
+
+impl FromStr for MountSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut fields = text.splitn(4, ':');
+        let mut field = || fields.next().filter(|field| !field.is_empty());
+        let device = field().ok_or("a device is missing, such as /dev/sda1")?;
+        let device = device.parse().map_err(|error| format!("{device} is {error}"))?;
+        let at = field().unwrap_or("/");
+        let at = match at.strip_prefix('/') {
+            Some(_) => GuestPath::parse(at.as_bytes())
+                .map_err(|error| format!("{at} cannot be a mountpoint in the image: {error}"))?,
+            None => return Err(format!("the mountpoint {at} does not begin with /")),
+        };
+        let options = field().unwrap_or_default().to_owned();
+        Ok(Self { device, at, options, fstype: field().map(str::to_owned) })
+    }
+}
+
+impl From<&MountSpec> for MountRequest {
+    fn from(spec: &MountSpec) -> Self {
+        Self {
+            device: spec.device,
+            at: spec.at.clone(),
+            fstype: spec.fstype.clone(),
+            options: spec.options.clone(),
+        }
+    }
+}
+
+/// Why a combination of options makes no sense.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PlanError {
+    /// No `-a`.
+    NoDisk,
+    /// Too many of them.
+    TooManyDisks,
+    /// No `-m` for `/`.
+    NoRoot,
+    /// Two `-m` for the same place.
+    Twice(GuestPath),
+    /// A device of a disk that was not given.
+    NoSuchDisk(DeviceName, usize),
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDisk => f.write_str("no disk image given\n  hint: -a FILE names one"),
+            Self::TooManyDisks => write!(f, "more than {MAX_DISKS} disks"),
+            Self::NoRoot => f.write_str(
+                "nothing is to be mounted on /\n  hint: -m /dev/sda1 names the filesystem that the folder shall show",
+            ),
+            Self::Twice(at) => write!(f, "two filesystems are to be mounted on {at}"),
+            Self::NoSuchDisk(device, count) => write!(
+                f,
+                "there is no {device}: {count} disk{} given with -a, the last is {}",
+                if *count == 1 { " was" } else { "s were" },
+                DeviceName::whole(u8::try_from(count - 1).unwrap_or(u8::MAX)),
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+/// Checks `mounts` against each other and the number of disks, and brings them into the order
+/// in which they can be mounted.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn in_order(mut mounts: Vec<MountSpec>, disks: usize) -> Result<Vec<MountSpec>, PlanError> {
+    match disks {
+        0 => return Err(PlanError::NoDisk),
+        _ if disks > MAX_DISKS => return Err(PlanError::TooManyDisks),
+        _ => {}
+    }
+    if let Some(spec) = mounts.iter().find(|spec| usize::from(spec.device.disk) >= disks) {
+        return Err(PlanError::NoSuchDisk(spec.device, disks));
+    }
+    mounts.sort_by_key(|spec| spec.at.depth());
+    if !mounts.first().is_some_and(|spec| spec.at.is_root()) {
+        return Err(PlanError::NoRoot);
+    }
+    for (n, spec) in mounts.iter().enumerate() {
+        if mounts[..n].iter().any(|earlier| earlier.at == spec.at) {
+            return Err(PlanError::Twice(spec.at.clone()));
+        }
+    }
+    Ok(mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> MountSpec {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_mount_has_up_to_four_fields() {
+        assert_eq!(spec("/dev/sda2").at, GuestPath::root());
+        let full = spec("/dev/sdb2:/mounts/mnt2:uid=5,ro:ntfs3");
+        assert_eq!(full.at.to_string(), "/mounts/mnt2");
+        assert_eq!(full.options, "uid=5,ro");
+        assert_eq!(full.fstype.as_deref(), Some("ntfs3"));
+        assert_eq!(spec("/dev/sda1:::ext4").fstype.as_deref(), Some("ext4"));
+    }
+
+    #[test]
+    fn mounts_that_make_no_sense_are_refused_with_the_reason() {
+        for (text, reason) in [
+            ("", "device is missing"),
+            ("sdx/1", "not a device name"),
+            ("/dev/sda1:mnt", "does not begin with /"),
+            ("/dev/sda1:/a/../b", ". or .."),
+        ] {
+            let error = text.parse::<MountSpec>().unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn nested_mounts_come_after_what_they_are_in() {
+        let mounts = vec![spec("/dev/sda3:/a/b"), spec("/dev/sda2:/a"), spec("/dev/sda1:/")];
+        let ordered = in_order(mounts, 1).unwrap();
+        let partitions: Vec<u16> = ordered.iter().map(|spec| spec.device.partition).collect();
+        assert_eq!(partitions, [1, 2, 3]);
+    }
+
+    #[test]
+    fn plans_without_a_root_or_with_clashes_are_refused() {
+        let table = [
+            (vec![], 1, PlanError::NoRoot),
+            (vec![spec("/dev/sda1:/a")], 1, PlanError::NoRoot),
+            (vec![spec("/dev/sda1")], 0, PlanError::NoDisk),
+            (vec![spec("/dev/sda1")], 256, PlanError::TooManyDisks),
+            (vec![spec("/dev/sda1"), spec("/dev/sda2:/")], 1, PlanError::Twice(GuestPath::root())),
+            (vec![spec("/dev/sdb1")], 1, PlanError::NoSuchDisk("/dev/sdb1".parse().unwrap(), 1)),
+        ];
+        for (mounts, disks, error) in table {
+            assert_eq!(in_order(mounts, disks), Err(error));
+        }
+    }
+}

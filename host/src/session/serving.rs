@@ -1,0 +1,65 @@
+//! A guest's files on a folder: the mount and the threads that answer for it, whatever the
+//! guest is.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use fuser::Session as FuseSession;
+use log::error;
+use nix::sys::signal::SigSet;
+
+use super::SessionError;
+use super::fuse_options::FuseOptions;
+use super::mountpoint::{FuseMount, Mountpoint};
+use crate::fs::GuestFs;
+use crate::guest::Guest;
+
+/// A folder that shows a guest's files. Dropping it unmounts.
+pub struct Serving {
+    _mount: FuseMount,
+    ended: OwnedFd,
+}
+
+impl Serving {
+    /// Mounts. When this returns, the folder answers.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing is mounted then.
+    pub fn start(
+        guest: Arc<Guest>,
+        mountpoint: &Mountpoint,
+        options: &FuseOptions,
+    ) -> Result<Self, SessionError> {
+        let (device, mount) = mountpoint.mount(&options.for_fusermount())?;
+        let mut config = fuser::Config::default();
+        config.acl = options.others.acl();
+        config.n_threads = Some(guest.lanes());
+        let fs = GuestFs::new(guest, options.view);
+        let fuse = FuseSession::from_fd(fs, device, config.acl, config)
+            .map_err(|error| SessionError::Io("open a FUSE session", error))?;
+        let ended = run(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))?;
+        Ok(Self { _mount: mount, ended })
+    }
+
+    /// Readable when the folder was unmounted.
+    #[must_use]
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+}
+
+/// Runs the FUSE threads. The descriptor's other end closes when the last of them has ended.
+fn run(fuse: FuseSession<GuestFs>) -> io::Result<OwnedFd> {
+    let (ended, running) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        // Signals are the main thread's. Blocking them cannot fail with a valid set.
+        let _ = SigSet::all().thread_block();
+        if let Err(error) = fuse.run() {
+            error!("FUSE ended: {error}");
+        }
+        drop(running);
+    })?;
+    Ok(ended)
+}

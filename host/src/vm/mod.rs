@@ -1,0 +1,263 @@
+//! The microVM: starts QEMU, talks to its monitor, gives it disks, sees it end.
+//!
+//! **Invariant:** nothing here names FUSE, and nothing here reads what the lanes carry.
+
+pub mod accelerator;
+pub mod appliance;
+mod arguments;
+mod disks;
+pub mod qmp;
+mod tail;
+
+use std::env;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use log::{debug, info};
+
+use self::accelerator::Accelerator;
+use self::appliance::Appliance;
+use self::arguments::Channels;
+use self::qmp::{Qmp, QmpError};
+use self::tail::Tail;
+use crate::image::Disk;
+use crate::sys;
+
+/// How long QEMU may take for one step at its monitor. Under TCG on a busy machine it starts
+/// within a second.
+const QMP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long QEMU may take to end when it was asked to; then it is killed.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a VM is made of.
+pub struct VmConfig<'a> {
+    /// The QEMU program.
+    pub qemu: &'a Path,
+    /// Kernel and initramfs.
+    pub appliance: &'a Appliance,
+    /// What runs the guest.
+    pub accelerator: Accelerator,
+    /// The guest's memory in MiB.
+    pub memory_mib: u32,
+    /// The number of lanes, 1 to [`guestmnt_protocol::limits::MAX_LANES`].
+    pub lanes: usize,
+}
+
+/// Why there is no VM.
+#[derive(Debug)]
+pub enum VmError {
+    /// No QEMU on this machine.
+    NoQemu,
+    /// QEMU cannot be started.
+    Start(PathBuf, io::Error),
+    /// QEMU's monitor failed.
+    Qmp(QmpError),
+    /// No file for an overlay.
+    Overlay {
+        /// Where it was to be.
+        folder: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A rewritten descriptor could not be kept in memory.
+    Descriptor(io::Error),
+}
+
+impl fmt::Display for VmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoQemu => f.write_str(
+                "no qemu-system-x86_64 found\n  hint: install it (Debian: apt install qemu-system-x86), or name it in $GUESTMNT_QEMU",
+            ),
+            Self::Start(program, error) => write!(f, "cannot start {}: {error}", program.display()),
+            Self::Qmp(error) => error.fmt(f),
+            Self::Overlay { folder, error } => write!(
+                f,
+                "cannot make the overlay in {}: {error}\n  hint: $TMPDIR names another folder",
+                folder.display()
+            ),
+            Self::Descriptor(error) => write!(f, "cannot pass a descriptor to QEMU: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for VmError {}
+
+impl From<QmpError> for VmError {
+    fn from(error: QmpError) -> Self {
+        Self::Qmp(error)
+    }
+}
+
+/// Finds QEMU: `$GUESTMNT_QEMU`, else by its name in `$PATH` and the usual folders.
+///
+/// # Errors
+/// [`VmError::NoQemu`].
+pub fn find_qemu() -> Result<PathBuf, VmError> {
+    if let Some(named) = env::var_os("GUESTMNT_QEMU") {
+        return Ok(named.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/bin".into(), "/usr/local/bin".into()])
+        .map(|folder| folder.join("qemu-system-x86_64"))
+        .chain(["/usr/libexec/qemu-kvm".into()])
+        .find(|program| program.is_file())
+        .ok_or(VmError::NoQemu)
+}
+
+/// A running QEMU. Dropping it kills it and waits until it is gone.
+pub struct Vm {
+    child: Child,
+    pidfd: OwnedFd,
+    qmp: Qmp,
+    console: Option<Tail>,
+    messages: Option<Tail>,
+}
+
+impl Vm {
+    /// Starts QEMU, and gives the lanes' host ends. The guest boots meanwhile.
+    ///
+    /// # Errors
+    /// [`VmError`]; QEMU is gone again then.
+    pub fn start(config: &VmConfig) -> Result<(Self, Vec<UnixStream>), VmError> {
+        let started = Instant::now();
+        let start = |error| VmError::Start(config.qemu.to_owned(), error);
+        let (qmp, qemu_qmp) = UnixStream::pair().map_err(start)?;
+        let (console, qemu_console) = UnixStream::pair().map_err(start)?;
+        let (messages, qemu_messages) = UnixStream::pair().map_err(start)?;
+        let (lanes, qemu_lanes): (Vec<_>, Vec<_>) = (0..config.lanes)
+            .map(|_| UnixStream::pair())
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(start)?
+            .into_iter()
+            .unzip();
+        let lane_numbers: Vec<RawFd> = qemu_lanes.iter().map(AsRawFd::as_raw_fd).collect();
+        let channels = Channels {
+            qmp: qemu_qmp.as_raw_fd(),
+            console: qemu_console.as_raw_fd(),
+            lanes: &lane_numbers,
+        };
+        let arguments = arguments::arguments(
+            config.appliance,
+            config.accelerator,
+            config.memory_mib,
+            &channels,
+        );
+        debug!("{} {}", config.qemu.display(), shown(&arguments));
+        let inherited: Vec<BorrowedFd> = [qemu_qmp.as_fd(), qemu_console.as_fd()]
+            .into_iter()
+            .chain(qemu_lanes.iter().map(AsFd::as_fd))
+            .collect();
+        let output = OwnedFd::from(qemu_messages);
+        let mut command = Command::new(config.qemu);
+        command.args(&arguments).env_clear().stdin(Stdio::null());
+        command.stdout(output.try_clone().map_err(start)?).stderr(output);
+        sys::bind_to_us(&mut command, &inherited);
+        let mut starting = Starting { child: Some(command.spawn().map_err(start)?) };
+        let pidfd = sys::pidfd_open(starting.child().id()).map_err(start)?;
+        let console = Tail::of(console.into(), "console").map_err(start)?;
+        let messages = Tail::of(messages.into(), "qemu-messages").map_err(start)?;
+        // Our copies of QEMU's ends: while they are open, its death would not be seen.
+        drop((command, qemu_qmp, qemu_console, qemu_lanes));
+        let qmp = match Qmp::connect(qmp, QMP_TIMEOUT) {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                drop(starting);
+                return Err(with_messages(error, messages));
+            }
+        };
+        info!("QEMU is up after {} ms ({})", started.elapsed().as_millis(), config.accelerator);
+        let child = starting.child.take().expect("it was put there above");
+        Ok((Self { child, pidfd, qmp, console: Some(console), messages: Some(messages) }, lanes))
+    }
+
+    /// Attaches `disks` as LUNs 0, 1, …, their overlays in unnamed files of `overlay_folder`.
+    ///
+    /// # Errors
+    /// [`VmError`] where QEMU refuses one.
+    pub fn attach(&mut self, disks: &[Disk], overlay_folder: &Path) -> Result<(), VmError> {
+        disks::attach(&mut self.qmp, disks, overlay_folder)
+    }
+
+    /// Readable when QEMU has ended.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// QEMU's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks QEMU to end, and returns when it is gone.
+    pub fn quit(mut self) {
+        self.qmp.quit();
+        if !sys::ended_within(self.pidfd(), QUIT_TIMEOUT) {
+            info!("QEMU does not end by itself and is killed");
+        }
+    }
+
+    /// Ends QEMU and says what it and the guest's console printed last.
+    #[must_use]
+    pub fn last_words(mut self) -> Vec<String> {
+        self.kill();
+        let mut lines = self.messages.take().map_or_else(Vec::new, |tail| tail.lines(10));
+        lines.extend(self.console.take().into_iter().flat_map(|tail| tail.lines(20)));
+        lines
+    }
+
+    fn kill(&mut self) {
+        // Fails where it has ended already; the wait below is what counts.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A QEMU that is not a [`Vm`] yet, and is killed if it never becomes one.
+struct Starting {
+    child: Option<Child>,
+}
+
+impl Starting {
+    fn child(&self) -> &Child {
+        self.child.as_ref().expect("taken only at the end")
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn with_messages(error: QmpError, messages: Tail) -> VmError {
+    let said = messages.lines(10);
+    if said.is_empty() {
+        return VmError::Qmp(error);
+    }
+    VmError::Qmp(QmpError::Refused { command: "to start", reason: said.join("\n    ") })
+}
+
+fn shown(arguments: &[std::ffi::OsString]) -> String {
+    let words: Vec<String> =
+        arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    words.join(" ")
+}
