@@ -6,12 +6,16 @@
 //! **Invariant:** nothing of an image is ever executed, and no file of it is opened for writing.
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+mod blkid;
+mod devices;
 mod directories;
 mod failure;
 mod files;
 pub mod guest;
 mod kmsg;
 mod lane;
+mod modules;
 mod open_files;
 mod payload;
 mod resolve;
@@ -19,4 +23,6 @@ pub mod serve;
 #[allow(unsafe_code)]
 mod sys;
 mod tree;
+mod uevent;
+mod volumes;
 mod xattrs;

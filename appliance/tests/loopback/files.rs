@@ -240,7 +240,7 @@ fn a_large_directory_comes_in_pages() {
     }
     let mut client = Client::over(root.path());
 
-    for size in [4096, 100_000, u32::MAX.min(1 << 20)] {
+    for size in [4096, 100_000, 1 << 20] {
         let mut names: Vec<_> =
             client.list("/", size).into_iter().map(|entry| entry.name).collect();
         names.sort();

@@ -1,0 +1,244 @@
+//! Disks and their partitions, as sysfs shows them. A disk is known by its LUN on the virtio SCSI
+//! controller; the letter that the kernel chose says in which order probing ended, and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use virtio_drivers::device::blk::SECTOR_SIZE;
+use virtio_drivers::transport::DeviceType;
+
+use guestmnt_protocol::device::DeviceName;
+
+use crate::uevent::Uevent;
+
+/// A disk or partition that can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name on the wire.
+    pub name: DeviceName,
+    /// Its node below `/dev`.
+    pub node: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// The disks that are ready: announced, with their partitions.
+#[derive(Default)]
+pub struct Disks {
+    /// The kernel's name, such as `sdb`, by LUN.
+    ready: Mutex<BTreeMap<u8, String>>,
+    changed: Condvar,
+}
+
+impl Disks {
+    /// Takes note of a disk that came or went.
+    ///
+    /// That a disk was announced means that its partitions are there: `device_add_disk()` in
+    /// block/genhd.c holds all events of a disk back until `disk_scan_partitions()` is through, and
+    /// sends the disk's own first. Its node and its entry in sysfs appear before that scan; so
+    /// neither says anything. Opening the node waits for a scan, but perhaps not for the last:
+    /// the kernel asks for one more after the disk can be opened.
+    pub fn note(&self, event: &Uevent) {
+        if event.subsystem != "block" || event.device_type != "disk" {
+            return;
+        }
+        let Some((lun, kernel_name)) = scsi_disk(event.path) else { return };
+        match event.action {
+            "add" if is_on_virtio_scsi(event.path) => self.insert(lun, kernel_name),
+            "remove" => drop(self.lock().remove(&lun)),
+            _ => {}
+        }
+    }
+
+    /// Takes note of all disks that are there. For those that were announced before anybody
+    /// listened, that is by drivers built into the kernel, which has waited for their probing
+    /// before it started the daemon.
+    pub fn note_present(&self) {
+        for kernel_name in names_in(Path::new("/sys/block")) {
+            // A link to ../devices/….
+            let Ok(path) = fs::read_link(Path::new("/sys/block").join(&kernel_name)) else {
+                continue;
+            };
+            let Some(path) = path.to_str() else { continue };
+            if let Some((lun, kernel_name)) = scsi_disk(path)
+                && is_on_virtio_scsi(path)
+            {
+                self.insert(lun, kernel_name);
+            }
+        }
+    }
+
+    /// Waits until the disks with LUN 0 to `count - 1` are ready.
+    ///
+    /// # Errors
+    /// Those that are missing when `timeout` has passed.
+    pub fn wait_for(&self, count: u8, timeout: Duration) -> Result<(), Vec<DeviceName>> {
+        let missing = |ready: &BTreeMap<u8, String>| -> Vec<u8> {
+            (0..count).filter(|lun| !ready.contains_key(lun)).collect()
+        };
+        let (ready, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, |ready| !missing(ready).is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        match missing(&ready).as_slice() {
+            [] => Ok(()),
+            luns => Err(luns.iter().map(|&lun| DeviceName::whole(lun)).collect()),
+        }
+    }
+
+    /// The device called `name`, if there is one.
+    pub fn find(&self, name: DeviceName) -> Option<Device> {
+        let kernel_name = self.lock().get(&name.disk)?.clone();
+        devices_of(name.disk, &kernel_name).into_iter().find(|device| device.name == name)
+    }
+
+    /// All disks by LUN, each followed by its partitions by number.
+    pub fn list(&self) -> Vec<Device> {
+        let ready = self.lock().clone();
+        ready.iter().flat_map(|(&lun, kernel_name)| devices_of(lun, kernel_name)).collect()
+    }
+
+    fn insert(&self, lun: u8, kernel_name: &str) {
+        self.lock().insert(lun, kernel_name.to_owned());
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u8, String>> {
+        // An insertion or removal is all or nothing.
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// LUN and kernel name of the disk with this path below `/sys`:
+/// `…/virtio2/host0/target0:0:0/0:0:0:7/block/sdh` is LUN 7, `sdh`. `None` for other devices, and
+/// for LUNs that no name on the wire has.
+fn scsi_disk(path: &str) -> Option<(u8, &str)> {
+    let mut parts = path.rsplit('/');
+    let kernel_name = parts.next()?;
+    if parts.next()? != "block" {
+        return None;
+    }
+    // Host, channel, target, LUN.
+    let mut address = parts.next()?.split(':').map(str::parse);
+    let [Some(Ok(_host)), Some(Ok(0u16)), Some(Ok(0u16)), Some(Ok(lun)), None] =
+        std::array::from_fn(|_| address.next())
+    else {
+        return None;
+    };
+    let lun = u8::try_from(lun).ok().filter(|&lun| DeviceName::try_from((lun, 0)).is_ok())?;
+    Some((lun, kernel_name))
+}
+
+/// Whether the device at this path is behind a virtio SCSI controller.
+fn is_on_virtio_scsi(path: &str) -> bool {
+    let mut parts = path.split('/');
+    let Some(device) = parts.find(|part| part.starts_with("virtio")) else { return false };
+    let id = Path::new("/sys/bus/virtio/devices").join(device).join("device");
+    let Ok(id) = fs::read_to_string(id) else { return false };
+    matches!(device_type(&id), Some(DeviceType::ScsiHost))
+}
+
+/// The virtio device type that sysfs shows as `0x0008`.
+fn device_type(id: &str) -> Option<DeviceType> {
+    let number = u32::from_str_radix(id.trim_end().strip_prefix("0x")?, 16).ok()?;
+    DeviceType::try_from(number).ok()
+}
+
+/// A disk and its partitions by number.
+fn devices_of(lun: u8, kernel_name: &str) -> Vec<Device> {
+    let disk = Path::new("/sys/block").join(kernel_name);
+    let mut devices: Vec<_> = device(lun, 0, &disk).into_iter().collect();
+    let mut partitions: Vec<_> = names_in(&disk)
+        .into_iter()
+        .filter(|name| name.starts_with(kernel_name))
+        .filter_map(|name| {
+            let partition = disk.join(name);
+            device(lun, read_number(&partition.join("partition"))?, &partition)
+        })
+        .collect();
+    partitions.sort_by_key(|device| device.name);
+    devices.append(&mut partitions);
+    devices
+}
+
+/// The device with this directory in sysfs.
+fn device(lun: u8, partition: u16, directory: &Path) -> Option<Device> {
+    let sectors: u64 = read_number(&directory.join("size"))?;
+    let sector_size = u64::try_from(SECTOR_SIZE).expect("512 fits");
+    Some(Device {
+        name: DeviceName::try_from((lun, partition)).ok()?,
+        node: Path::new("/dev").join(directory.file_name()?),
+        // In sysfs sectors have 512 bytes whatever the disk's have.
+        size: sectors.checked_mul(sector_size)?,
+    })
+}
+
+fn read_number<N: std::str::FromStr>(file: &Path) -> Option<N> {
+    fs::read_to_string(file).ok()?.trim_end().parse().ok()
+}
+
+/// Names in a directory of sysfs; none where it cannot be read.
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_known_by_its_lun() {
+        let below = "/devices/pci0000:00/0000:00:03.0/virtio2/host0/target0:0:0";
+        let table = [
+            ("0:0:0:0/block/sda", Some((0, "sda"))),
+            ("0:0:0:7/block/sdb", Some((7, "sdb"))),
+            ("3:0:0:254/block/sdiu", Some((254, "sdiu"))),
+            ("0:0:0:255/block/sdiv", None),
+            ("0:0:0:256/block/sdiv", None),
+            ("0:0:1:0/block/sda", None),
+            ("0:1:0:0/block/sda", None),
+            ("0:0:0/block/sda", None),
+            ("0:0:0:0:0/block/sda", None),
+            ("0:0:0:0/block/sda/sda1", None),
+            ("0:0:0:0", None),
+        ];
+        for (path, expected) in table {
+            assert_eq!(scsi_disk(&format!("{below}/{path}")), expected, "{path}");
+        }
+        assert_eq!(scsi_disk("/devices/virtual/block/loop0"), None);
+        assert_eq!(scsi_disk(""), None);
+    }
+
+    #[test]
+    fn virtio_ids_are_read_as_sysfs_shows_them() {
+        assert_eq!(device_type("0x0008\n"), Some(DeviceType::ScsiHost));
+        assert_eq!(device_type("0x0003\n"), Some(DeviceType::Console));
+        assert_eq!(device_type("0x00ff\n"), None);
+        assert_eq!(device_type("8"), None);
+    }
+
+    #[test]
+    fn waiting_names_the_disks_that_did_not_come() {
+        let disks = Disks::default();
+        disks.insert(0, "sda");
+        disks.insert(2, "sdb");
+        assert_eq!(disks.wait_for(1, Duration::ZERO), Ok(()));
+        let missing = [1, 3].map(DeviceName::whole).to_vec();
+        assert_eq!(disks.wait_for(4, Duration::ZERO), Err(missing));
+    }
+
+    #[test]
+    fn waiting_ends_when_the_last_disk_comes() {
+        let disks = Disks::default();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| disks.wait_for(2, Duration::from_secs(20)));
+            disks.insert(1, "sda");
+            disks.insert(0, "sdb");
+            assert_eq!(waiting.join().unwrap(), Ok(()));
+        });
+    }
+}
