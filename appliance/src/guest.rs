@@ -1,21 +1,28 @@
 //! What the daemon answers from: each request with the one call that carries it out.
 
 use std::path::Path;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use nix::errno::Errno;
 
 use guestmnt_protocol::VERSION;
 use guestmnt_protocol::limits::MAX_PAYLOAD;
-use guestmnt_protocol::message::{Answer, Failure, Outcome, Request};
+use guestmnt_protocol::message::{Answer, Failure, MountRequest, Outcome, Request};
 use guestmnt_protocol::path::GuestPath;
 
 use crate::failure;
+use crate::machine::Machine;
+use crate::mounts::SYSROOT;
 use crate::payload::Payload;
 use crate::tree::Tree;
 
+/// Where the appliance has the kernel's modules.
+const MODULES: &str = "/modules";
+
 /// One guest, shared by all lanes.
 pub struct Guest {
+    /// The machine around it, or `None` for a guest over a folder.
+    machine: Option<Machine>,
     /// What is mounted. Requests on files hold it shared, mounting and unmounting exclusively, so
     /// that nothing is in flight while the tree changes.
     tree: RwLock<Option<Tree>>,
@@ -28,18 +35,31 @@ impl Guest {
     /// # Errors
     /// As open(2) for the directory `root`.
     pub fn over(root: &Path) -> nix::Result<Self> {
-        Ok(Self { tree: RwLock::new(Some(Tree::at(root)?)) })
+        Ok(Self { machine: None, tree: RwLock::new(Some(Tree::at(root)?)) })
+    }
+
+    /// The guest in a virtual machine, before anything is mounted.
+    #[must_use]
+    pub fn vm() -> Self {
+        Self { machine: Some(Machine::new(MODULES.into())), tree: RwLock::new(None) }
+    }
+
+    /// The machine around it.
+    pub(crate) fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
     }
 
     /// Carries out `request`. Where the answer is [`Answer::Payload`], the bytes are in `payload`.
     pub(crate) fn answer(&self, request: &Request, payload: &mut Payload) -> Outcome {
         match request {
             Request::Hello => Ok(Answer::Hello { version: VERSION }),
-            Request::Wake { .. } => Ok(Answer::Done),
-            Request::AwaitDisks { .. } => Err(no_machine()),
-            Request::Volumes => Err(no_machine()),
-            Request::Mount(_) => Err(no_machine()),
-            Request::Unmount => Ok(Answer::Done),
+            Request::Wake { unix_time_ns, entropy } => self.wake(*unix_time_ns, entropy),
+            Request::AwaitDisks { count } => {
+                self.devices()?.await_disks(*count).map(|()| Answer::Done)
+            }
+            Request::Volumes => Ok(Answer::Volumes(self.devices()?.volumes())),
+            Request::Mount(request) => self.mount(request),
+            Request::Unmount => self.unmount(),
 
             Request::Stat(path) => self.on_files(|tree| tree.stat(path).map(Answer::Attr)),
             Request::ReadLink(path) => {
@@ -65,6 +85,33 @@ impl Guest {
         }
     }
 
+    /// A guest over a folder has the clock of the machine that it runs on, and leaves it alone.
+    fn wake(&self, unix_time_ns: u64, entropy: &[u8; 32]) -> Outcome {
+        match &self.machine {
+            Some(machine) => machine.wake(unix_time_ns, entropy).map(|()| Answer::Done),
+            None => Ok(Answer::Done),
+        }
+    }
+
+    fn mount(&self, request: &MountRequest) -> Outcome {
+        let machine = self.devices()?;
+        let mut mounted = self.change_tree();
+        machine.mount(request, mounted.as_ref().map(Tree::root))?;
+        match &*mounted {
+            Some(tree) => tree.forget_open(),
+            None => *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
+        }
+        Ok(Answer::Done)
+    }
+
+    fn unmount(&self) -> Outcome {
+        let Some(machine) = &self.machine else { return Ok(Answer::Done) };
+        let mut mounted = self.change_tree();
+        // Closes everything below it.
+        *mounted = None;
+        machine.unmount_all().map(|()| Answer::Done)
+    }
+
     fn read(&self, path: &GuestPath, offset: u64, size: u32, payload: &mut Payload) -> Outcome {
         let size = usize::try_from(size)
             .ok()
@@ -79,10 +126,19 @@ impl Guest {
 
     /// Runs a request on files. Before a root is mounted there are none: `ENODEV`.
     fn on_files(&self, carry_out: impl FnOnce(&Tree) -> nix::Result<Answer>) -> Outcome {
-        // Nothing is done to the tree itself while it is shared, so poison would mean nothing.
         let mounted = self.tree.read().unwrap_or_else(PoisonError::into_inner);
         let tree = mounted.as_ref().ok_or_else(|| failure::plain(Errno::ENODEV))?;
         carry_out(tree).map_err(failure::plain)
+    }
+
+    /// Waits until nothing is in flight, and lets nothing begin.
+    fn change_tree(&self) -> RwLockWriteGuard<'_, Option<Tree>> {
+        // There is a tree or there is none: a lane that panicked has left nothing in between.
+        self.tree.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn devices(&self) -> Result<&Machine, Failure> {
+        self.machine.as_ref().ok_or_else(no_machine)
     }
 }
 

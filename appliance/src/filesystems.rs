@@ -1,0 +1,113 @@
+//! What the kernel wants to know of each type of filesystem: its own name for it, the modules it
+//! does not ask for by itself, and the options by which names come out as UTF-8 and clones can be
+//! mounted side by side.
+//!
+//! Follows fs/*/super.c of Linux 6.12.
+
+/// How one type is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filesystem<'a> {
+    /// The kernel's name.
+    pub kernel_name: &'a str,
+    /// Modules beyond the filesystem's own.
+    pub modules: &'a [&'a str],
+    /// Options that always hold; what the user adds comes behind and so wins.
+    pub options: &'a str,
+    /// The option that leaves the journal as it is, for a second attempt where replaying fails.
+    pub without_journal: Option<&'a str>,
+}
+
+impl<'a> Filesystem<'a> {
+    /// What is known of the type `name`, which is libblkid's or the kernel's. A type that is not in
+    /// the table is mounted by its own name and without options.
+    pub fn named(name: &'a str) -> Self {
+        let plain =
+            |kernel_name| Self { kernel_name, modules: &[], options: "", without_journal: None };
+        match name {
+            // The kernel replays the journal into the overlay, read-only mount or not.
+            "ext2" | "ext3" | "ext4" | "ext4dev" => {
+                Self { without_journal: Some("noload"), ..plain("ext4") }
+            }
+            // nouuid: two clones of a filesystem, as in snapshots of a VM, have one UUID.
+            "xfs" => {
+                Self { options: "nouuid", without_journal: Some("norecovery"), ..plain("xfs") }
+            }
+            "btrfs" => Self { without_journal: Some("rescue=nologreplay"), ..plain("btrfs") },
+            "f2fs" => Self { without_journal: Some("norecovery"), ..plain("f2fs") },
+            "nilfs2" => Self { without_journal: Some("norecovery"), ..plain("nilfs2") },
+            "ntfs" | "ntfs3" => Self { options: "iocharset=utf8", ..plain("ntfs3") },
+            "exfat" => Self { options: "iocharset=utf8", ..plain("exfat") },
+            "iso9660" => Self { options: "iocharset=utf8", ..plain("iso9660") },
+            "udf" => Self { options: "iocharset=utf8", ..plain("udf") },
+            // FAT takes short names from a code page. With utf8 the character set serves for upper
+            // and lower case only; ASCII leaves all other bytes alone.
+            "vfat" => Self {
+                modules: &["nls_cp437", "nls_ascii"],
+                options: "codepage=437,iocharset=ascii,utf8",
+                ..plain("vfat")
+            },
+            "msdos" => Self { modules: &["nls_cp437"], options: "codepage=437", ..plain("msdos") },
+            "hfs" => Self {
+                modules: &["mac_roman", "nls_utf8"],
+                options: "codepage=macroman,iocharset=utf8",
+                ..plain("hfs")
+            },
+            "hfsplus" => Self { modules: &["nls_utf8"], options: "nls=utf8", ..plain("hfsplus") },
+            "jfs" => Self { modules: &["nls_utf8"], options: "iocharset=utf8", ..plain("jfs") },
+            other => plain(other),
+        }
+    }
+}
+
+/// Modules of the character sets that the user's options name. The kernel asks for them by
+/// running modprobe, which the appliance does not have.
+pub fn character_sets(options: &str) -> Vec<String> {
+    options
+        .split(',')
+        .filter_map(|option| option.split_once('='))
+        .filter_map(|(key, value)| match key {
+            "iocharset" | "nls" => Some(format!("nls_{}", value.replace('-', "_"))),
+            "codepage" => Some(format!("nls_cp{}", value.strip_prefix("cp").unwrap_or(value))),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Options joined by commas; empty ones leave no trace.
+pub fn join_options(options: &[&str]) -> String {
+    let given: Vec<&str> = options.iter().copied().filter(|option| !option.is_empty()).collect();
+    given.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libblkids_names_become_the_kernels() {
+        let table =
+            [("ntfs", "ntfs3"), ("ext2", "ext4"), ("vfat", "vfat"), ("squashfs", "squashfs")];
+        for (name, kernel_name) in table {
+            assert_eq!(Filesystem::named(name).kernel_name, kernel_name);
+        }
+    }
+
+    #[test]
+    fn character_sets_of_options_are_found() {
+        let table: [(&str, &[&str]); 4] = [
+            ("ro,iocharset=koi8-r,codepage=866", &["nls_koi8_r", "nls_cp866"]),
+            ("nls=utf8", &["nls_utf8"]),
+            ("codepage=cp932", &["nls_cp932"]),
+            ("uid=0,utf8", &[]),
+        ];
+        for (options, modules) in table {
+            assert_eq!(character_sets(options), modules, "{options}");
+        }
+    }
+
+    #[test]
+    fn options_are_joined_without_gaps() {
+        assert_eq!(join_options(&["", "a=1", "", "b"]), "a=1,b");
+        assert_eq!(join_options(&["", ""]), "");
+    }
+}

@@ -1,0 +1,309 @@
+//! Mounting filesystems below one root, and unmounting them all.
+//!
+//! The block device itself is writable, since it is an overlay: so a journal is replayed although
+//! the mount is read-only, and the image stays as it is.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlink};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::sync;
+
+use guestmnt_protocol::limits::MAX_DETAIL;
+use guestmnt_protocol::message::{Content, Failure, MountRequest};
+use guestmnt_protocol::path::{GuestPath, Printable};
+
+use crate::devices::Disks;
+use crate::failure::{errno_of, explained, plain};
+use crate::filesystems::{Filesystem, character_sets, join_options};
+use crate::kmsg;
+use crate::modules::Modules;
+use crate::resolve;
+use crate::volumes;
+
+/// Where the filesystem of `/` is mounted.
+pub const SYSROOT: &str = "/sysroot";
+
+/// Nothing of an image runs, opens a device or gains rights, even if something tried.
+const FLAGS: MsFlags =
+    MsFlags::MS_RDONLY.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+
+/// What is mounted, in the order in which it was.
+#[derive(Default)]
+pub struct Mounts(Vec<PathBuf>);
+
+impl Mounts {
+    /// Mounts a filesystem: on [`SYSROOT`] for `/`, else on a directory of what is mounted
+    /// there, `root`.
+    ///
+    /// # Errors
+    /// `ENODEV` for a device that does not exist or a type that the kernel does not know,
+    /// `EMEDIUMTYPE` for a device without a filesystem, `ENOENT` or `ENOTDIR` for the mountpoint,
+    /// `EBUSY` where something is mounted there; else as mount(2). The detail says more.
+    pub fn mount(
+        &mut self,
+        request: &MountRequest,
+        root: Option<BorrowedFd>,
+        disks: &Disks,
+        modules: &Modules,
+    ) -> Result<(), Failure> {
+        let device =
+            disks.find(request.device).ok_or_else(|| explained(Errno::ENODEV, "no such device"))?;
+        let place = Place::find(&request.at, root)?;
+        let probed;
+        let kind = match &request.fstype {
+            Some(kind) => kind,
+            None => {
+                probed = filesystem_on(&device.node)?;
+                &probed
+            }
+        };
+        let filesystem = Filesystem::named(kind);
+        let tried = Attempt {
+            node: &device.node,
+            target: &place.target(),
+            filesystem,
+            options: &request.options,
+        };
+        load_modules(&tried, modules);
+        tried.run()?;
+        self.0.push(place.path);
+        Ok(())
+    }
+
+    /// Writes everything back and unmounts all, the last one first. Nothing below [`SYSROOT`] may
+    /// be open. What stays mounted is still known afterwards.
+    ///
+    /// # Errors
+    /// That of the first filesystem that could not be unmounted, with its name.
+    pub fn unmount_all(&mut self) -> Result<(), Failure> {
+        sync();
+        let mut outcome = Ok(());
+        let mut left = Vec::new();
+        while let Some(path) = self.0.pop() {
+            if let Err(errno) = unmount(&path) {
+                let below = path.strip_prefix(SYSROOT).unwrap_or(&path);
+                let shown = Printable(below.as_os_str().as_encoded_bytes()).to_string();
+                let detail = format!("cannot unmount /{shown} in the guest: {}", errno.desc());
+                outcome = outcome.and(Err(explained(errno, detail)));
+                left.push(path);
+            }
+        }
+        left.reverse();
+        self.0 = left;
+        outcome
+    }
+}
+
+/// Unmounts one filesystem; where it is busy, at least nobody finds it any more.
+fn unmount(path: &Path) -> nix::Result<()> {
+    match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
+        Err(Errno::EBUSY) => {
+            kmsg::warn(format_args!(
+                "{} is busy, detached only",
+                Printable(path.as_os_str().as_encoded_bytes())
+            ));
+            umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
+        }
+        done => done,
+    }
+}
+
+/// A directory to mount on.
+struct Place {
+    /// Keeps the directory that was found, whatever its path leads to later. `None` for [`SYSROOT`].
+    directory: Option<OwnedFd>,
+    /// Its path with all links resolved, by which it is unmounted.
+    path: PathBuf,
+}
+
+impl Place {
+    fn find(at: &GuestPath, root: Option<BorrowedFd>) -> Result<Self, Failure> {
+        match (at.is_root(), root) {
+            (true, None) => Ok(Self { directory: None, path: SYSROOT.into() }),
+            (true, Some(_)) => Err(explained(Errno::EBUSY, "something is mounted there already")),
+            (false, None) => Err(explained(Errno::ENOENT, "nothing is mounted on / yet")),
+            (false, Some(root)) => Self::below(root, at),
+        }
+    }
+
+    /// A directory of the image. Here links are followed, as everybody who names a mountpoint
+    /// expects; RESOLVE_IN_ROOT takes care that they end inside.
+    fn below(root: BorrowedFd, at: &GuestPath) -> Result<Self, Failure> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let directory = openat2(root, at.as_bytes(), how).map_err(|errno| match errno {
+            Errno::ENOENT => explained(errno, "no such directory in the image"),
+            Errno::ENOTDIR => explained(errno, "not a directory in the image"),
+            other => explained(other, other.desc()),
+        })?;
+        let resolved: OsString =
+            readlink(resolve::proc_path(directory.as_fd()).as_str()).map_err(plain)?;
+        Ok(Self { directory: Some(directory), path: resolved.into() })
+    }
+
+    fn target(&self) -> PathBuf {
+        match &self.directory {
+            Some(directory) => resolve::proc_path(directory.as_fd()).into(),
+            None => self.path.clone(),
+        }
+    }
+}
+
+/// libblkid's name for the filesystem on the device `node`.
+fn filesystem_on(node: &Path) -> Result<String, Failure> {
+    let probed = File::open(node)
+        .map_err(|error| errno_of(&error))
+        .and_then(|device| volumes::probe(&device))
+        .map_err(|errno| explained(errno, format!("cannot be read: {}", errno.desc())))?;
+    match probed.content {
+        Content::Filesystem(kind) => Ok(kind),
+        other => Err(explained(Errno::EMEDIUMTYPE, what_else(&other))),
+    }
+}
+
+/// What a device holds that has no filesystem, as the end of the sentence "/dev/sda1 …".
+fn what_else(content: &Content) -> String {
+    match content {
+        Content::Filesystem(kind) => format!("holds a filesystem ({kind})"),
+        Content::Partitions(kind) => format!("holds a partition table ({kind})"),
+        Content::Extended => "is an extended partition, which only holds others".to_owned(),
+        Content::Unknown => "is empty or of an unknown kind".to_owned(),
+        Content::Other(kind) => match kind.as_str() {
+            "ambivalent" => "holds signatures of several filesystems; name the type".to_owned(),
+            "swap" | "swsuspend" => format!("holds swap space ({kind})"),
+            "crypto_LUKS" | "BitLocker" => format!("holds an encrypted volume ({kind})"),
+            "LVM2_member" | "LVM1_member" => format!("is part of a volume group ({kind})"),
+            _ if kind.ends_with("_raid_member") => format!("is part of a RAID ({kind})"),
+            _ => format!("holds no filesystem ({kind})"),
+        },
+    }
+}
+
+/// Loads what the kernel would otherwise look for in vain. A module that is missing here can be
+/// built into the kernel; if it is not, mounting fails and says so.
+fn load_modules(tried: &Attempt, modules: &Modules) {
+    let kind = tried.filesystem.kernel_name;
+    let own = modules.load(&format!("fs-{kind}")).or_else(|_| modules.load(kind));
+    let sets = character_sets(tried.options);
+    let others = tried.filesystem.modules.iter().copied().chain(sets.iter().map(String::as_str));
+    let outcomes = others.map(|name| (name, modules.load(name)));
+    for (name, outcome) in std::iter::once((kind, own)).chain(outcomes) {
+        if let Err(errno) = outcome
+            && errno != Errno::ENOENT
+        {
+            let name = Printable(name.as_bytes());
+            kmsg::warn(format_args!("cannot load module {name}: {}", errno.desc()));
+        }
+    }
+}
+
+/// One filesystem, about to be mounted.
+struct Attempt<'a> {
+    node: &'a Path,
+    target: &'a Path,
+    filesystem: Filesystem<'a>,
+    /// The user's.
+    options: &'a str,
+}
+
+impl Attempt<'_> {
+    /// Mounts; where that fails and the filesystem has a journal, once more without replaying it:
+    /// a damaged journal must not hide the files.
+    fn run(&self) -> Result<(), Failure> {
+        let log = kmsg::Tail::from_now();
+        let Err(errno) = self.call(&[self.filesystem.options, self.options]) else {
+            return Ok(());
+        };
+        if let Some(without) = self.filesystem.without_journal
+            && self.call(&[self.filesystem.options, without, self.options]).is_ok()
+        {
+            kmsg::warn(format_args!(
+                "{}: the journal could not be replayed, mounted with {without}",
+                self.node.display()
+            ));
+            return Ok(());
+        }
+        Err(explained(errno, self.why(errno, &log.read(MAX_DETAIL))))
+    }
+
+    fn call(&self, options: &[&str]) -> nix::Result<()> {
+        let options = join_options(options);
+        let kind = self.filesystem.kernel_name;
+        mount(Some(self.node), self.target, Some(kind), FLAGS, Some(options.as_str()))
+    }
+
+    /// What a person should know: the error, and what the kernel logged meanwhile.
+    fn why(&self, errno: Errno, log: &str) -> String {
+        let kind = Printable(self.filesystem.kernel_name.as_bytes());
+        let error = match errno {
+            Errno::ENODEV => format!("the appliance's kernel has no filesystem {kind}"),
+            Errno::EINVAL => format!("not a good {kind} filesystem, or an option that it refuses"),
+            other => format!("{kind}: {}", other.desc()),
+        };
+        if log.is_empty() { error } else { format!("{error}\n{log}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_filesystem_is_called_by_its_name() {
+        let other = |kind: &str| Content::Other(kind.to_owned());
+        let table = [
+            (other("crypto_LUKS"), "holds an encrypted volume (crypto_LUKS)"),
+            (other("BitLocker"), "holds an encrypted volume (BitLocker)"),
+            (other("swap"), "holds swap space (swap)"),
+            (other("LVM2_member"), "is part of a volume group (LVM2_member)"),
+            (other("linux_raid_member"), "is part of a RAID (linux_raid_member)"),
+            (other("zfs_member"), "holds no filesystem (zfs_member)"),
+            (Content::Partitions("gpt".to_owned()), "holds a partition table (gpt)"),
+            (Content::Unknown, "is empty or of an unknown kind"),
+        ];
+        for (content, expected) in table {
+            assert_eq!(what_else(&content), expected);
+        }
+    }
+
+    #[test]
+    fn the_root_comes_first_and_only_once() {
+        let root = tempfile::tempdir().unwrap();
+        let root = File::open(root.path()).unwrap();
+        let (top, below) = (GuestPath::root(), GuestPath::parse(b"/mnt").unwrap());
+        let errno = |at, root| {
+            Place::find(at, root).map(|_| ()).map_err(|failure| i32::from(failure.errno))
+        };
+        assert_eq!(errno(&top, None), Ok(()));
+        assert_eq!(errno(&top, Some(root.as_fd())), Err(libc::EBUSY));
+        assert_eq!(errno(&below, None), Err(libc::ENOENT));
+        assert_eq!(errno(&below, Some(root.as_fd())), Err(libc::ENOENT));
+    }
+
+    #[test]
+    fn links_to_a_mountpoint_are_followed_inside_the_image() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("mounts/mnt2")).unwrap();
+        std::os::unix::fs::symlink("/mounts", folder.path().join("absolute")).unwrap();
+        std::os::unix::fs::symlink("../../../mounts", folder.path().join("climbing")).unwrap();
+        std::fs::write(folder.path().join("file"), b"").unwrap();
+        let root = File::open(folder.path()).unwrap();
+        let find = |at: &[u8]| {
+            let at = GuestPath::parse(at).unwrap();
+            let found = Place::find(&at, Some(root.as_fd()));
+            found.map(|place| place.path).map_err(|failure| i32::from(failure.errno))
+        };
+        let expected = folder.path().canonicalize().unwrap().join("mounts/mnt2");
+        assert_eq!(find(b"/mounts/mnt2"), Ok(expected.clone()));
+        assert_eq!(find(b"/absolute/mnt2"), Ok(expected.clone()));
+        assert_eq!(find(b"/climbing/mnt2"), Ok(expected));
+        assert_eq!(find(b"/file"), Err(libc::ENOTDIR));
+        assert_eq!(find(b"/mounts/mnt4"), Err(libc::ENOENT));
+    }
+}
