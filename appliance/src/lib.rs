@@ -14,6 +14,7 @@ mod failure;
 mod files;
 mod filesystems;
 pub mod guest;
+pub mod init;
 mod kmsg;
 mod lane;
 mod machine;
@@ -21,6 +22,7 @@ mod modules;
 mod mounts;
 mod open_files;
 mod payload;
+mod ports;
 mod resolve;
 pub mod serve;
 #[allow(unsafe_code)]
