@@ -127,8 +127,8 @@ impl Descriptor {
 
     /// The descriptor for QEMU, in which the file of extent `i` is called `name(i)`.
     ///
-    /// It says what the original says, in the words that QEMU's block/vmdk.c reads: that
-    /// skips ZERO and RDONLY lines without a word, and checks the content ids against the
+    /// It says what the original says, in the words that QEMU's block/vmdk.c reads: that takes
+    /// a blank line and the extent line behind it for two extents, skips ZERO and RDONLY lines without a word, and checks the content ids against the
     /// parent's. The parent's name is left out, since QEMU would follow it.
     ///
     /// # Panics
@@ -137,7 +137,7 @@ impl Descriptor {
     pub fn rewritten(&self, name: impl Fn(usize) -> String) -> Vec<u8> {
         let parent = self.parent.as_ref().map_or(Cid::NO_PARENT, |parent| parent.cid);
         let mut text = format!(
-            "# Disk DescriptorFile\nversion=1\nCID={}\nparentCID={parent}\ncreateType=\"{}\"\n\n",
+            "# Disk DescriptorFile\nversion=1\nCID={}\nparentCID={parent}\ncreateType=\"{}\"\n",
             self.cid,
             self.create_type.name()
         );

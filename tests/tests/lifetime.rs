@@ -1,0 +1,338 @@
+//! How mounts begin and end on a real VM, and that nothing is left behind, whatever dies.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use guestmnt::session::mountpoint::mounts;
+use guestmnt_tests::disks::disks;
+use guestmnt_tests::program::{Workplace, text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use xtask::disks::SYSTEM;
+
+/// A workplace with the system disk mounted.
+struct Mounted {
+    place: Workplace,
+    mountpoint: PathBuf,
+    server: u32,
+}
+
+impl Mounted {
+    fn new() -> Self {
+        let place = Workplace::new();
+        let mountpoint = place.folder("mnt");
+        let disk = disks().path(SYSTEM);
+        place.mount(&["-a", text(&disk), "-m", "/dev/sda1", text(&mountpoint)]);
+        let server = server(&mountpoint);
+        Self { place, mountpoint, server }
+    }
+
+    fn qemu(&self) -> u32 {
+        let children =
+            fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.server)).unwrap();
+        let is_qemu = |pid: &u32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("qemu")
+        };
+        children.split_whitespace().map(|pid| pid.parse().unwrap()).find(is_qemu).unwrap()
+    }
+}
+
+fn server(mountpoint: &Path) -> u32 {
+    let mount = mounts().unwrap().into_iter().rfind(|mount| mount.mountpoint == mountpoint);
+    mount.and_then(|mount| mount.server()).expect("it is mounted")
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+}
+
+fn gone(pid: u32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[test]
+fn after_guestunmnt_nothing_is_left() {
+    let mounted = Mounted::new();
+    let (server, qemu) = (mounted.server, mounted.qemu());
+    assert!(mounted.mountpoint.join("Windows").is_dir());
+    mounted.place.unmount(&mounted.mountpoint);
+    assert!(gone(server) && gone(qemu), "still there when guestunmnt returned");
+    assert!(fs::read_dir(&mounted.mountpoint).unwrap().next().is_none());
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_mount_that_was_unmounted_by_other_means_ends_as_well() {
+    let mounted = Mounted::new();
+    let mut command = mounted.place.command("guestmnt", &[]);
+    command = {
+        let mut fusermount = std::process::Command::new("fusermount3");
+        fusermount.args(["-u", text(&mounted.mountpoint)]);
+        drop(command);
+        fusermount
+    };
+    guestmnt_tests::user::TestUser::ordinary().run_as(&mut command);
+    assert!(command.status().unwrap().success());
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn signals_unmount() {
+    for ending in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let mounted = Mounted::new();
+        // A file that is open does not keep the mount.
+        let file = File::open(mounted.mountpoint.join("Windows")).unwrap();
+        signal(mounted.server, ending);
+        mounted.place.assert_clean(&["mnt"]);
+        drop(file);
+    }
+}
+
+#[test]
+fn when_qemu_dies_calls_fail_with_eio_and_the_mount_can_be_unmounted() {
+    let mounted = Mounted::new();
+    signal(mounted.qemu(), Signal::SIGKILL);
+    let started = Instant::now();
+    let error = fs::metadata(mounted.mountpoint.join("Users/never seen before")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
+    assert!(started.elapsed() < Duration::from_secs(2));
+    mounted.place.unmount(&mounted.mountpoint);
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_call_that_waits_while_qemu_dies_fails_with_eio() {
+    let mounted = Mounted::new();
+    let qemu = mounted.qemu();
+    signal(qemu, Signal::SIGSTOP);
+    let path = mounted.mountpoint.join("Users/never seen before");
+    let call = std::thread::spawn(move || fs::metadata(path).unwrap_err());
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!call.is_finished());
+    let killed = Instant::now();
+    signal(qemu, Signal::SIGKILL);
+    assert_eq!(call.join().unwrap().raw_os_error(), Some(nix::libc::EIO));
+    assert!(killed.elapsed() < Duration::from_secs(2));
+    mounted.place.unmount(&mounted.mountpoint);
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_frozen_guest_gives_eio_at_the_deadline() {
+    let place = Workplace::new();
+    let mountpoint = place.folder("mnt");
+    let disk = disks().path(SYSTEM);
+    let arguments = ["--timeout", "1", "-a", text(&disk), "-m", "/dev/sda1", text(&mountpoint)];
+    place.mount(&arguments);
+    let mounted = Mounted { server: server(&mountpoint), place, mountpoint };
+    let qemu = mounted.qemu();
+    signal(qemu, Signal::SIGSTOP);
+    let error = fs::metadata(mounted.mountpoint.join("Users/never seen before")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
+    signal(qemu, Signal::SIGCONT);
+    assert!(mounted.mountpoint.join("Users").is_dir(), "it goes on when the guest does");
+    mounted.place.unmount(&mounted.mountpoint);
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn when_guestmnt_is_killed_qemu_and_the_mount_go_with_it() {
+    let mounted = Mounted::new();
+    let qemu = mounted.qemu();
+    signal(mounted.server, Signal::SIGKILL);
+    mounted.place.assert_clean(&["mnt"]);
+    assert!(gone(qemu));
+    assert!(fs::read_dir(&mounted.mountpoint).unwrap().next().is_none());
+}
+
+#[test]
+fn a_busy_mount_stays_and_its_user_is_named() {
+    let mounted = Mounted::new();
+    let mut file = File::open(mounted.mountpoint.join("Users/Public/Documents/desktop.ini")).unwrap();
+    let finished = mounted.place.run("guestunmnt", &["--no-retry", text(&mounted.mountpoint)]);
+    assert_eq!(finished.status, Some(2), "{finished:?}");
+    // As another user, guestunmnt cannot look into this process; as the same, it names it.
+    if nix::unistd::geteuid().is_root() {
+        let root = Workplace::of(guestmnt_tests::user::TestUser::root().unwrap());
+        let finished = root.run("guestunmnt", &["--no-retry", text(&mounted.mountpoint)]);
+        assert_eq!(finished.status, Some(2), "{finished:?}");
+        assert!(finished.stderr.contains(&std::process::id().to_string()), "{finished:?}");
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert!(!bytes.is_empty());
+    drop(file);
+    mounted.place.unmount(&mounted.mountpoint);
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn guestunmnt_tries_again_while_the_mount_is_busy() {
+    let mounted = Mounted::new();
+    let file = File::open(mounted.mountpoint.join("Users/Public/Documents/desktop.ini")).unwrap();
+    let mut command =
+        mounted.place.command("guestunmnt", &["-v", "--retry", "3", text(&mounted.mountpoint)]);
+    let mut running = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = running.stderr.take().unwrap();
+    let mut said = vec![0; 10];
+    // It says on the first failure that it will try again.
+    stderr.read_exact(&mut said).unwrap();
+    drop(file);
+    assert!(running.wait().unwrap().success());
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn guestunmnt_waits_for_a_descriptor_to_close() {
+    let mounted = Mounted::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command =
+        mounted.place.command("guestunmnt", &["--fd", "0", text(&mounted.mountpoint)]);
+    let mut running = command.stdin(reader).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(running.try_wait().unwrap().is_none());
+    assert!(mounted.mountpoint.join("Windows").is_dir());
+    drop((writer, command));
+    assert!(running.wait().unwrap().success());
+    mounted.place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn what_is_no_mount_of_ours_gives_status_3() {
+    let place = Workplace::new();
+    let folder = place.folder("mnt");
+    for path in [text(&folder), "/proc", "/nonexistent"] {
+        let finished = place.run("guestunmnt", &["--no-retry", path]);
+        assert_eq!(finished.status, Some(3), "{path}: {finished:?}");
+        assert!(finished.stderr.contains("not a mount of guestmnt"), "{finished:?}");
+    }
+    let finished = place.run("guestunmnt", &["-q", "/proc"]);
+    assert_eq!((finished.status, finished.stderr.as_str()), (Some(3), ""));
+    assert_eq!(place.run("guestunmnt", &["--nonsense", "/proc"]).status, Some(1));
+}
+
+fn in_foreground(place: &Workplace, arguments: &[&str]) -> Child {
+    place
+        .command("guestmnt", arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn in_the_foreground_each_request_of_ls_can_be_seen() {
+    let place = Workplace::new();
+    let mountpoint = place.folder("mnt");
+    let disk = disks().path(SYSTEM);
+    let mut command = place.command(
+        "guestmnt",
+        &["--no-fork", "-x", "--fd", "1", "-a", text(&disk), "-m", "/dev/sda1", text(&mountpoint)],
+    );
+    let mut running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut byte = [0];
+    running.stdout.take().unwrap().read_exact(&mut byte).unwrap();
+    let mut ls = std::process::Command::new("ls");
+    ls.arg("-l").arg(&mountpoint).stdout(Stdio::null());
+    guestmnt_tests::user::TestUser::ordinary().run_as(&mut ls);
+    assert!(ls.status().unwrap().success());
+    place.unmount(&mountpoint);
+    let output = running.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    for request in ["opendir /: ok", "readdirplus /: ok"] {
+        assert!(said.contains(request), "no {request} in\n{said}");
+    }
+    place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn the_pid_file_holds_the_servers_number_while_it_lives() {
+    let place = Workplace::new();
+    let mountpoint = place.folder("mnt");
+    let disk = disks().path(SYSTEM);
+    let pid_file = place.path().join("pid");
+    place.mount(&[
+        "--pid-file",
+        text(&pid_file),
+        "-a",
+        text(&disk),
+        "-m",
+        "/dev/sda1",
+        text(&mountpoint),
+    ]);
+    let pid: u32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    assert_eq!(pid, server(&mountpoint));
+    place.unmount(&mountpoint);
+    assert!(!pid_file.exists());
+    place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_signal_during_the_launch_leaves_nothing() {
+    for delay_ms in [20, 200, 1000] {
+        let place = Workplace::new();
+        let mountpoint = place.folder("mnt");
+        let disk = disks().path(SYSTEM);
+        let mut running = in_foreground(
+            &place,
+            &["--no-fork", "-a", text(&disk), "-m", "/dev/sda1", text(&mountpoint)],
+        );
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        signal(running.id(), Signal::SIGTERM);
+        running.wait().unwrap();
+        place.assert_clean(&["mnt"]);
+    }
+}
+
+#[test]
+fn others_see_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        guestmnt_tests::skip::skip("only root can look at a mount as another user");
+        return;
+    }
+    let mounted = Mounted::new();
+    let mut look = std::process::Command::new("ls");
+    std::os::unix::process::CommandExt::uid(&mut look, 65534);
+    let output = look.arg(&mounted.mountpoint).output().unwrap();
+    assert!(!output.status.success(), "{output:?}");
+    mounted.place.unmount(&mounted.mountpoint);
+}
+
+#[test]
+fn the_mount_is_read_only_nosuid_nodev() {
+    let mounted = Mounted::new();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(text(&mounted.mountpoint))).unwrap();
+    for flag in ["ro", "nosuid", "nodev"] {
+        assert!(line.split([' ', ',']).any(|word| word == flag), "{line}");
+    }
+    mounted.place.unmount(&mounted.mountpoint);
+}
+
+#[test]
+fn many_reads_while_it_is_unmounted_end_with_an_error_or_the_bytes() {
+    let mounted = Mounted::new();
+    let path = mounted.mountpoint.join("Users/Public/Documents/desktop.ini");
+    let wanted = fs::read(&path).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    if let Ok(file) = File::open(&path) {
+                        let mut bytes = vec![0; wanted.len()];
+                        if file.read_exact_at(&mut bytes, 0).is_ok() {
+                            assert_eq!(bytes, wanted);
+                        }
+                    }
+                }
+            });
+        }
+        signal(mounted.server, Signal::SIGTERM);
+    });
+    mounted.place.assert_clean(&["mnt"]);
+}
