@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-pub use super::create_type::CreateType;
+use super::create_type::CreateType;
 use super::error::{LineProblem, Problem};
 use super::name::FileName;
 use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, SECTOR_SIZE};
@@ -99,7 +99,7 @@ pub fn is_descriptor(start: &[u8]) -> bool {
 }
 
 impl Descriptor {
-    /// Parses a descriptor's text. Zero bytes at its end are padding.
+    /// Parses a descriptor's text; it may be padded with zero bytes.
     ///
     /// # Errors
     /// [`Problem::Line`] with the number of the first bad line; otherwise what is missing or
@@ -108,9 +108,8 @@ impl Descriptor {
         if text.len() > MAX_DESCRIPTOR {
             return Err(Problem::DescriptorTooLong);
         }
-        let end = text.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
         let mut draft = Draft::default();
-        for (i, line) in lines(&text[..end]).enumerate() {
+        for (i, line) in lines(without_padding(text)?).enumerate() {
             draft.read(line).map_err(|problem| Problem::Line { number: i + 1, problem })?;
             if draft.extents.len() > MAX_EXTENTS {
                 return Err(Problem::TooManyExtents);
@@ -127,9 +126,10 @@ impl Descriptor {
 
     /// The descriptor for QEMU, in which the file of extent `i` is called `name(i)`.
     ///
-    /// It says what the original says, in the words that QEMU's block/vmdk.c reads: that takes
-    /// a blank line and the extent line behind it for two extents, skips ZERO and RDONLY lines without a word, and checks the content ids against the
-    /// parent's. The parent's name is left out, since QEMU would follow it.
+    /// It says what the original says, in the words that QEMU's block/vmdk.c reads: that
+    /// skips ZERO and RDONLY lines without a word, and checks the content ids against the
+    /// parent's. The parent's name is left out, since QEMU would follow it; and no line is
+    /// empty, since QEMU would read the extent behind it twice.
     ///
     /// # Panics
     /// Where a name holds a quote or a control character, or is longer than 511 bytes.
@@ -171,9 +171,6 @@ struct Draft {
 
 impl Draft {
     fn read(&mut self, line: &[u8]) -> Result<(), LineProblem> {
-        if line.contains(&0) {
-            return Err(LineProblem::Nul);
-        }
         if line.is_empty() || line.starts_with(b"#") {
             return Ok(());
         }
@@ -236,6 +233,22 @@ impl Draft {
             _ => Ok(descriptor),
         }
     }
+}
+
+/// The text up to its first zero byte, which ends it as a C string. It must stand behind a
+/// whole line with hardly anything after it, so that no extent is lost by it.
+fn without_padding(text: &[u8]) -> Result<&[u8], Problem> {
+    // QEMU changes a content id in place, without leading zeros: a shorter one draws the rest
+    // forward, and as many bytes of the old end stay behind the new one.
+    const MOST_LEFT_OVER: usize = 7;
+    let Some(end) = text.iter().position(|&b| b == 0) else { return Ok(text) };
+    let (text, rest) = text.split_at(end);
+    let left_over = rest.iter().filter(|&&b| b != 0).count();
+    if text.ends_with(b"\n") && left_over <= MOST_LEFT_OVER {
+        return Ok(text);
+    }
+    let number = text.iter().filter(|&&b| b == b'\n').count() + 1;
+    Err(Problem::Line { number, problem: LineProblem::Nul })
 }
 
 /// The rest of an extent's line, behind the access: `SECTORS TYPE ["NAME" [FIRST_SECTOR]]`.

@@ -60,6 +60,7 @@ fn a_snapshot_is_read() {
         SNAPSHOT.replace("\nCID=", "\n CID\t = "),
         SNAPSHOT.replace("ZERO", "ZERO \t"),
         format!("{SNAPSHOT}\0\0\0"),
+        format!("{SNAPSHOT}\0C2 9a\"\n\0\0"),
     ];
     for text in variants {
         assert_eq!(Descriptor::parse(text.as_bytes()).unwrap(), expected, "{text}");
@@ -71,7 +72,7 @@ fn qemu_gets_all_extents_and_no_byte_of_the_original() {
     let descriptor = Descriptor::parse(SNAPSHOT.as_bytes()).unwrap();
     let text = descriptor.rewritten(|i| format!("/dev/fdset/{i}"));
     let expected = "# Disk DescriptorFile\nversion=1\nCID=9c01aa3e\nparentCID=fffffffe\n\
-                    createType=\"twoGbMaxExtentSparse\"\n\n\
+                    createType=\"twoGbMaxExtentSparse\"\n\
                     RW 4192256 SPARSE \"/dev/fdset/0\"\n\
                     RW 2048 FLAT \"/dev/fdset/1\" 0\n\
                     RW 63 FLAT \"/dev/fdset/2\" 128\n\
@@ -89,6 +90,7 @@ fn bad_lines_are_refused_with_their_number() {
         ("RV 1 ZERO", LineProblem::Unknown),
         ("what is this", LineProblem::Unknown),
         ("ddb.x = \"\0\"", LineProblem::Nul),
+        ("\0", LineProblem::Nul),
         ("NOACCESS 1 ZERO", LineProblem::NoAccess),
         ("RW", LineProblem::Sectors),
         ("RW 0 ZERO", LineProblem::Sectors),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use super::descriptor::{Descriptor, Extent, Storage};
 use super::error::Problem;
-use super::file::{FileId, ImageFile};
+use super::file::{FileId, ImageFile, LocatedFile};
 use super::name::FileName;
 use super::sparse::{self, SparseHeader};
 use super::{SECTOR_SIZE, cowd, sesparse, zeros};
@@ -66,10 +66,11 @@ impl Opener<'_> {
     }
 
     fn open_flat(&mut self, name: &FileName, first: u64, sectors: u64) -> Result<File, Problem> {
-        let (file, permission) = self.open_named(name)?;
-        if file.nlink > 1 && permission == Permission::Folder {
-            return Err(Problem::HardLinked { nlink: file.nlink });
+        let (located, permission) = self.locate(name)?;
+        if located.nlink > 1 && permission == Permission::Folder {
+            return Err(Problem::HardLinked { nlink: located.nlink });
         }
+        let file = located.open()?;
         let start = first.saturating_mul(SECTOR_SIZE);
         let len = sectors * SECTOR_SIZE;
         file.check_inside(start, len, "sectors that the descriptor counts")?;
@@ -83,7 +84,7 @@ impl Opener<'_> {
         sectors: u64,
         capacity: impl Fn(&ImageFile) -> Result<u64, Problem>,
     ) -> Result<File, Problem> {
-        let (file, _) = self.open_named(name)?;
+        let file = self.locate(name)?.0.open()?;
         let header_sectors = capacity(&file)?;
         // QEMU goes by the header, so all later extents would slide.
         if header_sectors != sectors {
@@ -95,9 +96,10 @@ impl Opener<'_> {
         }
     }
 
-    /// Opens the file that the descriptor calls `name`, where the folder rule lets it.
-    fn open_named(&self, name: &FileName) -> Result<(ImageFile, Permission), Problem> {
-        let file = ImageFile::open(&self.home.folder().join(name.as_path()))?;
+    /// Finds the file that the descriptor calls `name`, where the folder rule lets it be
+    /// opened. What is refused here was never readable.
+    fn locate(&self, name: &FileName) -> Result<(LocatedFile, Permission), Problem> {
+        let file = LocatedFile::at(&self.home.folder().join(name.as_path()))?;
         if self.allowed.iter().any(|path| file.real.starts_with(path)) {
             Ok((file, Permission::User))
         } else if file.folder() == self.home.folder() {

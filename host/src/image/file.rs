@@ -18,6 +18,61 @@ pub struct FileId {
     ino: u64,
 }
 
+/// A regular file that was found but not opened: what can be known of it without its content.
+#[derive(Debug)]
+pub struct LocatedFile {
+    /// An O_PATH descriptor, which cannot be read from.
+    handle: File,
+    path: PathBuf,
+    /// Where it really is: absolute, no symbolic links.
+    pub real: PathBuf,
+    /// Number of hard links.
+    pub nlink: u64,
+}
+
+impl LocatedFile {
+    /// Finds the regular file at `path`; symbolic links are followed.
+    ///
+    /// # Errors
+    /// [`Problem::Io`], or [`Problem::NotRegular`] for everything but a regular file.
+    pub fn at(path: &Path) -> Result<Self, Problem> {
+        // O_PATH runs no code of a FIFO or a device.
+        let handle = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+        let meta = handle.metadata()?;
+        if !meta.is_file() {
+            return Err(Problem::NotRegular(kind_of(meta.file_type())));
+        }
+        let real = fs::read_link(proc_path(&handle))?;
+        Ok(Self { handle, path: path.to_owned(), real, nlink: meta.nlink() })
+    }
+
+    /// The folder it is really in.
+    pub fn folder(&self) -> &Path {
+        self.real.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Opens it for reading. It is the very file that was found, whatever its path means now.
+    ///
+    /// # Errors
+    /// [`Problem::Io`].
+    pub fn open(self) -> Result<ImageFile, Problem> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).custom_flags(libc::O_NOCTTY).open(proc_path(&self.handle))?;
+        let meta = file.metadata()?;
+        Ok(ImageFile {
+            file,
+            path: self.path,
+            real: self.real,
+            id: FileId { dev: meta.dev(), ino: meta.ino() },
+            len: meta.len(),
+        })
+    }
+}
+
+fn proc_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
 /// A regular file, open for reading.
 #[derive(Debug)]
 pub struct ImageFile {
@@ -30,33 +85,15 @@ pub struct ImageFile {
     pub id: FileId,
     /// Bytes.
     pub len: u64,
-    /// Number of hard links.
-    pub nlink: u64,
 }
 
 impl ImageFile {
-    /// Opens the regular file at `path`; symbolic links are followed.
+    /// Finds and opens the regular file at `path`.
     ///
     /// # Errors
-    /// [`Problem::Io`], or [`Problem::NotRegular`] for everything but a regular file.
+    /// Those of [`LocatedFile::at`] and [`LocatedFile::open`].
     pub fn open(path: &Path) -> Result<Self, Problem> {
-        // O_PATH runs no code of a FIFO or a device. What is then opened through /proc is
-        // the very inode whose type was looked at, whatever the path means by now.
-        let handle = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
-        let meta = handle.metadata()?;
-        if !meta.is_file() {
-            return Err(Problem::NotRegular(kind_of(meta.file_type())));
-        }
-        let proc = format!("/proc/self/fd/{}", handle.as_raw_fd());
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open(&proc)?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            real: fs::read_link(&proc)?,
-            id: FileId { dev: meta.dev(), ino: meta.ino() },
-            len: meta.len(),
-            nlink: meta.nlink(),
-        })
+        LocatedFile::at(path)?.open()
     }
 
     /// The folder it is really in.

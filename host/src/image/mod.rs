@@ -40,8 +40,9 @@ mod zeros;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-pub use descriptor::{Access, Cid, CreateType, Descriptor, Extent, ParentLink, Storage};
-pub use error::{ImageError, Problem};
+pub use create_type::CreateType;
+pub use descriptor::{Access, Cid, Descriptor, Extent, ParentLink, Storage};
+pub use error::{ImageError, LineProblem, Problem};
 pub use format::{Format, FormatError};
 pub use name::{FileName, NameError};
 
