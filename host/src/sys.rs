@@ -120,3 +120,32 @@ pub fn fork() -> io::Result<Option<nix::unistd::Pid>> {
         nix::unistd::ForkResult::Child => Ok(None),
     }
 }
+
+/// Closes every descriptor but `kept`, and opens 0 to 2 on /dev/null.
+///
+/// Only for a process that is a fork of ours and does one thing: whatever else owns a
+/// descriptor must not be used any more.
+///
+/// # Errors
+/// Where /dev/null cannot be opened.
+pub fn keep_only(kept: BorrowedFd) -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    let kept = kept.as_raw_fd().unsigned_abs();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept.max(2) + 1, libc::c_uint::MAX)] {
+        // SAFETY: a system call with plain numbers. The caller has promised that nothing uses
+        // the descriptors that this closes; it fails where the range is empty.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+    // It was closed above with all others.
+    std::mem::forget(null);
+    Ok(())
+}
+
+/// Ends a forked process without running anything of its parent's.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: does not return, and touches no memory.
+    unsafe { libc::_exit(status) }
+}

@@ -18,6 +18,7 @@ use crate::image::Format;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::launch::cache_folder;
 use crate::session::plan::{DiskSpec, MountSpec, Plan, in_order};
+use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
 use crate::sys;
 use crate::vm::accelerator::AcceleratorChoice;
@@ -184,10 +185,12 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
             Side::Background(release) => Some(release),
         }
     };
+    let watcher = Watcher::start()
+        .map_err(|error| boxed(SessionError::Io("start the watching process", error)))?;
     if is_root() {
         tell_root_once();
     }
-    let session = Session::start(&plan).map_err(boxed)?;
+    let session = Session::start(&plan, watcher).map_err(boxed)?;
     let announce = || -> std::io::Result<()> {
         if let Some(file) = &arguments.pid_file {
             fs::write(file, format!("{}\n", std::process::id()))?;

@@ -7,6 +7,7 @@ pub mod launch;
 pub mod mountpoint;
 pub mod plan;
 pub mod serving;
+pub mod watcher;
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,7 @@ use self::launch::{LaunchError, Launched};
 use self::mountpoint::{Mountpoint, MountpointError};
 use self::plan::Plan;
 use self::serving::Serving;
+use self::watcher::Watcher;
 use crate::guest::Guest;
 use crate::vm::Vm;
 
@@ -65,19 +67,21 @@ pub struct Session {
     serving: Serving,
     guest: Arc<Guest>,
     vm: Vm,
+    _watcher: Watcher,
 }
 
 impl Session {
-    /// Launches the guest and mounts its files. When this returns, the mount answers.
+    /// Launches the guest and mounts its files. When this returns, the mount answers, and
+    /// `watcher` will unmount it should this process be killed.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is mounted and nothing runs then.
-    pub fn start(plan: &Plan) -> Result<Self, SessionError> {
+    pub fn start(plan: &Plan, watcher: Watcher) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
         let Launched { guest, vm } = launch::launch(plan)?;
         let guest = Arc::new(guest);
         let serving = Serving::start(Arc::clone(&guest), &mountpoint, &plan.fuse_options)?;
-        Ok(Self { serving, guest, vm })
+        Ok(Self { serving, guest, vm, _watcher: watcher })
     }
 
     /// Serves until the folder is unmounted or a signal says to end, then takes everything

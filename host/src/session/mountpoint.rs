@@ -1,5 +1,5 @@
 //! The mountpoint: mounted and unmounted through fusermount3, which is all that an ordinary
-//! user may call, and which unmounts by itself when this process dies.
+//! user may call.
 //!
 //! The kernel's mount table is the only registry of live mounts. The mount's source names the
 //! serving process, so nothing has to be kept in a file that could be left behind.
@@ -13,7 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use guestmnt_protocol::path::Printable;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -121,7 +121,7 @@ impl Mountpoint {
     pub fn mount(&self, options: &[String]) -> Result<(OwnedFd, FuseMount), MountpointError> {
         let (ours, theirs) = UnixStream::pair().map_err(MountpointError::NoFusermount)?;
         let source = format!("fsname={SOURCE_PREFIX}{}", std::process::id());
-        let fixed = ["ro", "nosuid", "nodev", "auto_unmount", "subtype=guestmnt", &source];
+        let fixed = ["ro", "nosuid", "nodev", "subtype=guestmnt", &source];
         let all: Vec<&str> = fixed.into_iter().chain(options.iter().map(String::as_str)).collect();
         // The helper's end has to survive exec; it is closed here right after.
         fcntl(theirs.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
@@ -136,31 +136,24 @@ impl Mountpoint {
             .spawn()
             .map_err(MountpointError::NoFusermount)?;
         drop(theirs);
-        match sys::receive_fd(&ours) {
-            Ok(device) => {
-                let mount = FuseMount { mountpoint: self.clone(), helper, control: Some(ours) };
-                Ok((device, mount))
-            }
-            Err(_) => {
-                let mut said = Vec::new();
-                if let Some(stderr) = &mut helper.stderr {
-                    // What it said is a courtesy; that it failed is known already.
-                    let _ = stderr.read_to_end(&mut said);
-                }
-                let _ = helper.wait();
-                Err(MountpointError::Refused(Printable(said.trim_ascii()).to_string()))
-            }
+        let device = sys::receive_fd(&ours);
+        let mut said = Vec::new();
+        if let Some(stderr) = &mut helper.stderr {
+            // What it said is a courtesy; that it failed is known without.
+            let _ = stderr.read_to_end(&mut said);
+        }
+        // It may have been reaped already where our caller ignores SIGCHLD.
+        let _ = helper.wait();
+        match device {
+            Ok(device) => Ok((device, FuseMount { mountpoint: self.clone() })),
+            Err(_) => Err(MountpointError::Refused(Printable(said.trim_ascii()).to_string())),
         }
     }
 }
 
-/// A mount of ours. Dropping it unmounts, lazily where it is in use, and waits for the helper;
-/// should this process be killed, the helper unmounts by itself.
+/// A mount of ours. Dropping it unmounts, lazily where it is in use.
 pub struct FuseMount {
     mountpoint: Mountpoint,
-    helper: Child,
-    /// Open as long as the mount shall stay.
-    control: Option<UnixStream>,
 }
 
 impl Drop for FuseMount {
@@ -174,8 +167,6 @@ impl Drop for FuseMount {
             // In use: it disappears for newcomers at once, and for the rest when we exit.
             let _ = unmount(&self.mountpoint.0, Unmount::Lazily);
         }
-        drop(self.control.take());
-        let _ = self.helper.wait();
     }
 }
 
