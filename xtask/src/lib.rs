@@ -18,6 +18,7 @@ pub mod places;
 mod process;
 pub mod progress;
 pub mod setup;
+pub mod skips;
 pub mod user;
 
 pub use error::Error;

@@ -16,6 +16,7 @@ mod build;
 pub mod chain;
 mod content;
 
+pub mod filesystems;
 pub mod manifest;
 pub mod ntfs;
 pub mod partitions;
