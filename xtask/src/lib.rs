@@ -8,6 +8,7 @@
 pub mod appliance;
 mod apt;
 mod daemon;
+pub mod demo;
 mod digest;
 pub mod disks;
 pub mod error;
@@ -17,8 +18,11 @@ mod modules;
 pub mod places;
 mod process;
 pub mod progress;
+mod release;
 pub mod setup;
 pub mod skips;
+pub mod stage;
+pub mod test;
 pub mod user;
 
 pub use error::Error;

@@ -7,10 +7,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::Error;
 use xtask::appliance;
+use xtask::demo;
 use xtask::disks::Disks;
 use xtask::kernel::Source;
 use xtask::places::Places;
 use xtask::setup;
+use xtask::test;
 
 /// The project's own chores.
 #[derive(Parser)]
@@ -36,6 +38,13 @@ enum Chore {
         #[arg(long, requires = "kernel")]
         modules: Option<PathBuf>,
     },
+    /// Set up, build and run the examples of the README as an ordinary user.
+    Demo,
+    /// Set up, build and run all tests; the last lines count what this machine could not run.
+    Test {
+        /// Run only tests whose names contain one of these.
+        filters: Vec<String>,
+    },
     /// Make the disks that the demo and the tests use, in target/disks.
     Disks,
 }
@@ -51,6 +60,8 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
             };
             appliance::build(&source, &places)?;
         }
+        Chore::Demo => demo::run(&places)?,
+        Chore::Test { filters } => return test::run(&filters, &places),
         Chore::Disks => println!("{}", Disks::ensure(&places)?.folder().display()),
     }
     Ok(ExitCode::SUCCESS)
