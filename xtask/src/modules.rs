@@ -52,6 +52,10 @@ const INDISPENSABLE: &[&str] = &["virtio_scsi", "sd_mod"];
 /// Aliases that the kernel or the daemon asks for, by how they begin.
 const ALIASES: &[&str] = &["crypto-", "dm-", "fs-", "md-", "nls_"];
 
+/// Modules that ask for another while they start, which no dependency says: they rely on
+/// modprobe, and the guest has none.
+const ASKED_FOR: &[(&str, &str)] = &[("nls_euc_jp", "nls_cp932"), ("nls_koi8_ru", "nls_koi8_u")];
+
 /// The modules of an appliance.
 #[derive(Debug)]
 pub struct Selection {
@@ -141,6 +145,9 @@ struct Index {
 impl Index {
     fn parse(text: &str) -> Self {
         let mut index = Self::default();
+        for &(module, asked_for) in ASKED_FOR {
+            index.soft.insert(module.to_owned(), vec![asked_for.to_owned()]);
+        }
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
