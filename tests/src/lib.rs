@@ -1,1 +1,6 @@
-//! Helpers that the end-to-end tests share.
+//! What the end-to-end tests share: the worlds that one test body runs in, the built programs as
+//! a user runs them, and what is expected in a mount.
+
+pub mod loopback;
+pub mod program;
+pub mod tree;

@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::user::TestUser;
+use xtask::disks::Disks;
 
-/// A scratch folder of one user in which the programs are run. What is still mounted in it when
+/// A scratch folder in which the programs are run. What is still mounted in it when
 /// it is dropped is unmounted, and fails the test.
 pub struct Workplace {
     folder: TempDir,
-    user: TestUser,
 }
 
 /// A folder that `cargo xtask test` names in the environment.
@@ -30,26 +29,34 @@ pub fn given(variable: &str) -> PathBuf {
     folder.unwrap_or_else(|| panic!("${variable} is not set; run `cargo xtask test`")).into()
 }
 
+/// The demo's disks.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn disks() -> Disks {
+    Disks::in_folder(given("GUESTMNT_DISKS"))
+}
+
+/// Whether the tests run as root. Only programs named `as_root…` do.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
 impl Workplace {
-    /// One of `user`.
+    /// A new one, which others can look into.
     ///
     /// # Panics
     /// Where there can be none.
     #[must_use]
-    pub fn of(user: TestUser) -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::Builder::new()
             .prefix("guestmnt-test-")
             .permissions(fs::Permissions::from_mode(0o755))
             .tempdir()
             .expect("a folder is to be had");
-        user.own(folder.path());
-        Self { folder, user }
-    }
-
-    /// One of the ordinary user.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::of(TestUser::ordinary())
+        Self { folder }
     }
 
     /// Its path.
@@ -58,7 +65,7 @@ impl Workplace {
         self.folder.path()
     }
 
-    /// A new folder in it, the user's own.
+    /// A new folder in it.
     ///
     /// # Panics
     /// Where it cannot be made.
@@ -66,11 +73,10 @@ impl Workplace {
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.path().join(name);
         fs::create_dir(&path).expect("a new folder");
-        self.user.own(&path);
         path
     }
 
-    /// `program` with `arguments`, to be run as the user.
+    /// `program` with `arguments`, in this folder and with a clean environment.
     #[must_use]
     pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(given("GUESTMNT_BIN_DIR").join(program));
@@ -83,7 +89,6 @@ impl Workplace {
             .env("GUESTMNT_APPLIANCE", given("GUESTMNT_APPLIANCE"))
             .current_dir(self.path())
             .stdin(Stdio::null());
-        self.user.run_as(&mut command);
         command
     }
 

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use guestmnt_tests::disks::disks;
-use guestmnt_tests::program::{Workplace, text};
+use guestmnt_tests::program::{Workplace, disks, text};
 use guestmnt_tests::tree::assert_same;
-use guestmnt_tests::user::TestUser;
 use sha2::{Digest, Sha256};
 use xtask::disks::manifest::{Entry, scan};
 use xtask::disks::{NEWEST, SYSTEM};
@@ -75,8 +73,16 @@ fn a_mountpoint_that_the_image_does_not_have_fails_with_suggestions() {
     let mnt2 = place.folder("mnt2");
     let (system, data) = (disks().path(SYSTEM), disks().path(NEWEST));
     let arguments = [
-        "-a", text(&system), "-m", "/dev/sda1", "-a", text(&data),
-        "-m", "/dev/sdb2:/mounts/mnt4", "--ro", text(&mnt2),
+        "-a",
+        text(&system),
+        "-m",
+        "/dev/sda1",
+        "-a",
+        text(&data),
+        "-m",
+        "/dev/sdb2:/mounts/mnt4",
+        "--ro",
+        text(&mnt2),
     ];
     let finished = place.run("guestmnt", &arguments);
     assert_eq!(finished.status, Some(1));
@@ -90,26 +96,6 @@ Did you mean to mount one of these filesystems?
     assert_eq!(finished.stderr, expected);
     assert_eq!(finished.stdout, "");
     place.assert_clean(&["mnt2"]);
-}
-
-#[test]
-fn root_can_do_the_same_and_is_told_once_that_root_is_not_needed() {
-    let Some(root) = TestUser::root() else {
-        guestmnt_tests::skip::skip("the tests do not run as root");
-        return;
-    };
-    let place = Workplace::of(root);
-    let mnt = place.folder("mnt");
-    let disk = disks().path(SYSTEM);
-    let arguments = ["-a", text(&disk), "-m", "/dev/sda1", text(&mnt)];
-    for told in [true, false] {
-        let finished = place.run("guestmnt", &arguments);
-        assert_eq!(finished.status, Some(0), "{finished:?}");
-        assert_eq!(finished.stderr.contains("root is not needed"), told, "{finished:?}");
-        assert!(mnt.join("Windows").is_dir());
-        place.unmount(&mnt);
-    }
-    place.assert_clean(&["mnt"]);
 }
 
 #[test]
@@ -135,7 +121,11 @@ fn the_four_subformats_of_one_disk_show_one_tree() {
         place.mount(&["-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
         let tree = scan(&mnt).unwrap();
         assert!(!tree.is_empty(), "{name}");
-        trees.push(tree.into_iter().map(|(name, e)| (name, e.mtime, e.file.map(|f| f.sha256))).collect::<Vec<_>>());
+        trees.push(
+            tree.into_iter()
+                .map(|(name, e)| (name, e.mtime, e.file.map(|f| f.sha256)))
+                .collect::<Vec<_>>(),
+        );
         place.unmount(&mnt);
     }
     assert!(trees.windows(2).all(|pair| pair[0] == pair[1]));
@@ -148,7 +138,10 @@ fn filesystems_that_others_made_hold_the_files_that_they_should() {
     let expected = [
         ("passwords.txt", "02a2a6af2f1ecf4720d7d49d640f0d0a269a7ec733e41973bdd34f09dad0e252"),
         ("a_directory/a_file", "4a49638d0e1055fd9e4c17fef7fdf4d6ccf892b6d9c2f64164203c4bfb0ec92d"),
-        ("a_directory/another_file", "c7fbc0e821c0871805a99584c6a384533909f68a6bbe9a2a687d28d9f3b10c16"),
+        (
+            "a_directory/another_file",
+            "c7fbc0e821c0871805a99584c6a384533909f68a6bbe9a2a687d28d9f3b10c16",
+        ),
     ];
     for name in ["ext4", "ntfs", "fat12", "xfs", "hfsplus"] {
         let mnt = place.folder(name);
@@ -174,17 +167,15 @@ impl std::fmt::LowerHex for Hex<'_> {
 
 /// An archive of `$GUESTMNT_IMAGES`, unpacked where the user can read it.
 fn unpacked(name: &str) -> Option<tempfile::TempDir> {
-    let archives = std::env::var_os("GUESTMNT_IMAGES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/images"),
-        PathBuf::from,
-    );
+    let archives = guestmnt_tests::program::given(xtask::test::IMAGES);
     let archive = archives.join(format!("{name}.tar.xz"));
     if !archive.exists() {
-        guestmnt_tests::skip::skip("no images that others made ($GUESTMNT_IMAGES)");
+        xtask::skips::skip("no images that others made ($GUESTMNT_IMAGES)");
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
     let mut tar = std::process::Command::new("tar");
     tar.arg("-xJf").arg(archive).arg("-C").arg(folder.path());
     assert!(tar.status().unwrap().success());

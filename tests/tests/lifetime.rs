@@ -4,12 +4,11 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guestmnt::session::mountpoint::mounts;
-use guestmnt_tests::disks::disks;
-use guestmnt_tests::program::{Workplace, text};
+use guestmnt_tests::program::{Workplace, disks, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xtask::disks::SYSTEM;
@@ -50,8 +49,10 @@ fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
+/// Whether a process has ended; nobody may have taken note of it yet.
 fn gone(pid: u32) -> bool {
-    !Path::new(&format!("/proc/{pid}")).exists()
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
 }
 
 #[test]
@@ -68,15 +69,9 @@ fn after_guestunmnt_nothing_is_left() {
 #[test]
 fn a_mount_that_was_unmounted_by_other_means_ends_as_well() {
     let mounted = Mounted::new();
-    let mut command = mounted.place.command("guestmnt", &[]);
-    command = {
-        let mut fusermount = std::process::Command::new("fusermount3");
-        fusermount.args(["-u", text(&mounted.mountpoint)]);
-        drop(command);
-        fusermount
-    };
-    guestmnt_tests::user::TestUser::ordinary().run_as(&mut command);
-    assert!(command.status().unwrap().success());
+    let path = text(&mounted.mountpoint);
+    let status = Command::new("fusermount3").args(["-u", path]).status().unwrap();
+    assert!(status.success());
     mounted.place.assert_clean(&["mnt"]);
 }
 
@@ -152,16 +147,12 @@ fn when_guestmnt_is_killed_qemu_and_the_mount_go_with_it() {
 #[test]
 fn a_busy_mount_stays_and_its_user_is_named() {
     let mounted = Mounted::new();
-    let mut file = File::open(mounted.mountpoint.join("Users/Public/Documents/desktop.ini")).unwrap();
+    let mut file =
+        File::open(mounted.mountpoint.join("Users/Public/Documents/desktop.ini")).unwrap();
     let finished = mounted.place.run("guestunmnt", &["--no-retry", text(&mounted.mountpoint)]);
     assert_eq!(finished.status, Some(2), "{finished:?}");
-    // As another user, guestunmnt cannot look into this process; as the same, it names it.
-    if nix::unistd::geteuid().is_root() {
-        let root = Workplace::of(guestmnt_tests::user::TestUser::root().unwrap());
-        let finished = root.run("guestunmnt", &["--no-retry", text(&mounted.mountpoint)]);
-        assert_eq!(finished.status, Some(2), "{finished:?}");
-        assert!(finished.stderr.contains(&std::process::id().to_string()), "{finished:?}");
-    }
+    let me = format!("process {} ", std::process::id());
+    assert!(finished.stderr.contains(&me), "{finished:?}");
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
     assert!(!bytes.is_empty());
@@ -236,10 +227,7 @@ fn in_the_foreground_each_request_of_ls_can_be_seen() {
     let mut running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut byte = [0];
     running.stdout.take().unwrap().read_exact(&mut byte).unwrap();
-    let mut ls = std::process::Command::new("ls");
-    ls.arg("-l").arg(&mountpoint).stdout(Stdio::null());
-    guestmnt_tests::user::TestUser::ordinary().run_as(&mut ls);
-    assert!(ls.status().unwrap().success());
+    assert!(Command::new("ls").arg("-l").arg(&mountpoint).status().unwrap().success());
     place.unmount(&mountpoint);
     let output = running.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -287,20 +275,6 @@ fn a_signal_during_the_launch_leaves_nothing() {
         running.wait().unwrap();
         place.assert_clean(&["mnt"]);
     }
-}
-
-#[test]
-fn others_see_nothing() {
-    if !nix::unistd::geteuid().is_root() {
-        guestmnt_tests::skip::skip("only root can look at a mount as another user");
-        return;
-    }
-    let mounted = Mounted::new();
-    let mut look = std::process::Command::new("ls");
-    std::os::unix::process::CommandExt::uid(&mut look, 65534);
-    let output = look.arg(&mounted.mountpoint).output().unwrap();
-    assert!(!output.status.success(), "{output:?}");
-    mounted.place.unmount(&mounted.mountpoint);
 }
 
 #[test]

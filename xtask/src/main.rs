@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's own chores.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -45,6 +46,15 @@ enum Chore {
         /// Run only tests whose names contain one of these.
         filters: Vec<String>,
     },
+    /// Become a test program, without root. `test` has cargo call this.
+    #[command(hide = true)]
+    AsUser {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Make the disks that the demo and the tests use, in target/disks.
     Disks,
 }
@@ -62,6 +72,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         }
         Chore::Demo => demo::run(&places)?,
         Chore::Test { filters } => return test::run(&filters, &places),
+        Chore::AsUser { program, arguments } => return test::as_user(&program, &arguments),
         Chore::Disks => println!("{}", Disks::ensure(&places)?.folder().display()),
     }
     Ok(ExitCode::SUCCESS)

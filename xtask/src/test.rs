@@ -1,10 +1,20 @@
-//! `cargo xtask test`: everything that the tests need, then the tests.
+//! `cargo xtask test`: everything that the tests need, then the tests, as an ordinary user.
+//!
+//! Started by root, each test program is run by [`as_user`], which gives up root before it
+//! runs it; only programs named `as_root…` keep it. Started by an ordinary user, all run as
+//! that user, and those skip.
 
-use std::fs;
-use std::process::ExitCode;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
 use crate::appliance;
-use crate::disks::Disks;
+use crate::disks::{Disks, sparse};
 use crate::error::Error;
 use crate::kernel::Source;
 use crate::places::Places;
@@ -12,6 +22,14 @@ use crate::process::Tool;
 use crate::release;
 use crate::setup;
 use crate::skips;
+use crate::stage::Stage;
+use crate::user::Ordinary;
+
+/// What the names of test programs that need root begin with.
+const AS_ROOT: &str = "as_root";
+
+/// Names the folder of images that others made.
+pub const IMAGES: &str = "GUESTMNT_IMAGES";
 
 /// Runs the tests whose names contain one of `filters`, or all; the status is theirs.
 ///
@@ -22,16 +40,29 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
     appliance::build(&Source::Debian, places)?;
     release::build(places)?;
     let disks = Disks::ensure(places)?;
-    let log = places.target().join("skips.log");
-    fs::write(&log, "").map_err(Error::file("write", &log))?;
+    let stage = Stage::new(places, &disks)?;
+    let log = stage.path().join("skips.log");
+    fs::write(&log, "")
+        .and_then(|()| fs::set_permissions(&log, fs::Permissions::from_mode(0o666)))
+        .map_err(Error::file("write", &log))?;
+    let images = stage.path().join("images");
+    let shared =
+        std::env::var_os(IMAGES).map_or_else(|| places.root().join("../shared/images"), Into::into);
+    if shared.is_dir() {
+        sparse::link_tree(&shared, &images)?;
+    }
 
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let me = std::env::current_exe().map_err(Error::file("find", "this program"))?;
+    let runner =
+        format!("target.'cfg(unix)'.runner = [{:?}, \"as-user\"]", me.display().to_string());
     let status = Tool::new(cargo)
-        .args(["test", "--workspace", "--locked", "--no-fail-fast", "--"])
+        .args(["test", "--workspace", "--locked", "--no-fail-fast", "--config", &runner, "--"])
         .args(filters)
-        .env("GUESTMNT_APPLIANCE", places.appliance())
-        .env("GUESTMNT_BIN_DIR", places.release())
-        .env("GUESTMNT_DISKS", disks.folder())
+        .env("GUESTMNT_APPLIANCE", stage.path().join("appliance"))
+        .env("GUESTMNT_BIN_DIR", stage.path().join("release"))
+        .env("GUESTMNT_DISKS", stage.disks().folder())
+        .env(IMAGES, &images)
         .env(skips::LOG, &log)
         .within(places.root())
         .shown()?;
@@ -40,10 +71,34 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
     for line in &skipped {
         println!("{line}");
     }
-    println!("tests {}; skipped on this machine: {}", outcome(status.success()), skipped.len());
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let leftovers = stage.finish()?;
+    if !leftovers.is_empty() {
+        println!("left behind: {leftovers:?}");
+    }
+    let passed = status.success() && leftovers.is_empty();
+    let outcome = if passed { "passed" } else { "FAILED" };
+    println!("tests {outcome}; skipped on this machine: {}", skipped.len());
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn outcome(passed: bool) -> &'static str {
-    if passed { "passed" } else { "FAILED" }
+/// Becomes the test program `program`, as an ordinary user unless its name says that it needs
+/// root. The program is opened before, so that it may lie where that user cannot go.
+///
+/// # Errors
+/// Where it cannot be run.
+pub fn as_user(program: &Path, arguments: &[OsString]) -> Result<ExitCode, Error> {
+    let start = |source: io::Error| Error::Start { program: program.display().to_string(), source };
+    let file = File::open(program).map_err(start)?;
+    let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    command.arg0(program).args(arguments);
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    if nix::unistd::geteuid().is_root() && !name.starts_with(AS_ROOT) {
+        let user = Ordinary::find()?;
+        nix::unistd::setgroups(&[user.gid])
+            .and_then(|()| nix::unistd::setgid(user.gid))
+            .and_then(|()| nix::unistd::setuid(user.uid))
+            .map_err(|errno| start(errno.into()))?;
+        command.env("HOME", std::env::temp_dir());
+    }
+    Err(start(command.exec()))
 }

@@ -5,11 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use guestmnt_tests::disks::disks;
-use guestmnt_tests::program::{Workplace, text};
-use guestmnt_tests::skip::skip;
-use guestmnt_tests::user::TestUser;
+use guestmnt_tests::program::{Workplace, disks, text};
 use xtask::disks::SYSTEM;
+use xtask::skips::skip;
 
 /// A stand-in for QEMU that does `with_kvm` when it is to use KVM, and else is the real one.
 fn qemu_whose_kvm(place: &Workplace, with_kvm: &str) -> PathBuf {
@@ -24,12 +22,11 @@ fn qemu_whose_kvm(place: &Workplace, with_kvm: &str) -> PathBuf {
 
 /// A workplace of somebody who can open /dev/kvm.
 fn place_with_kvm() -> Option<Workplace> {
-    let user = TestUser::root().unwrap_or_else(TestUser::ordinary);
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        skip("nobody here can open /dev/kvm");
+        skip("/dev/kvm cannot be opened here");
         return None;
     }
-    Some(Workplace::of(user))
+    Some(Workplace::new())
 }
 
 /// Mounts and unmounts with `-v`; gives what was said and how long mounting took.
@@ -37,7 +34,8 @@ fn mounted(place: &Workplace, qemu: Option<&PathBuf>) -> (String, Duration) {
     let mnt = place.path().join("mnt");
     let _ = fs::create_dir(&mnt);
     let disk = disks().path(SYSTEM);
-    let mut command = place.command("guestmnt", &["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
+    let mut command =
+        place.command("guestmnt", &["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
     if let Some(qemu) = qemu {
         command.env("GUESTMNT_QEMU", qemu);
     }
@@ -81,7 +79,10 @@ fn this_machines_own_kvm_works_or_falls_back() {
     let first = mounted(&place, None).0;
     let second = mounted(&place, None).0;
     assert!(!second.contains(FELL_BACK), "{second}");
-    println!("this machine's KVM {}", if first.contains(FELL_BACK) { "does not work" } else { "works" });
+    println!(
+        "this machine's KVM {}",
+        if first.contains(FELL_BACK) { "does not work" } else { "works" }
+    );
 }
 
 #[test]
@@ -90,8 +91,8 @@ fn kvm_alone_fails_clearly_where_it_does_not_work() {
     let qemu = qemu_whose_kvm(&place, "echo 'error: failed to set MSR' >&2; exit 134");
     let mnt = place.folder("mnt");
     let disk = disks().path(SYSTEM);
-    let mut command =
-        place.command("guestmnt", &["--accel", "kvm", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
+    let mut command = place
+        .command("guestmnt", &["--accel", "kvm", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
     let output = command.env("GUESTMNT_QEMU", &qemu).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
