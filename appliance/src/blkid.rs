@@ -33,7 +33,7 @@ impl<'device> Probe<'device> {
     /// A probe of all of `device`, a block device or a file, open for reading.
     ///
     /// # Errors
-    /// `ENOMEM`; `EINVAL` for a device of no size or one that cannot be read.
+    /// `ENOMEM`; `EINVAL` for what libblkid cannot take for a device.
     pub fn new(device: BorrowedFd<'device>) -> nix::Result<Self> {
         // SAFETY: has no precondition.
         let raw = NonNull::new(unsafe { blkid_new_probe() }).ok_or(Errno::ENOMEM)?;

@@ -12,6 +12,7 @@ use virtio_drivers::transport::DeviceType;
 
 use guestmnt_protocol::device::DeviceName;
 
+use crate::kmsg;
 use crate::uevent::Uevent;
 
 /// A disk or partition that can be opened.
@@ -53,24 +54,6 @@ impl Disks {
         }
     }
 
-    /// Takes note of all disks that are there. For those that were announced before anybody
-    /// listened, that is by drivers built into the kernel, which has waited for their probing
-    /// before it started the daemon.
-    pub fn note_present(&self) {
-        for kernel_name in names_in(Path::new("/sys/block")) {
-            // A link to ../devices/….
-            let Ok(path) = fs::read_link(Path::new("/sys/block").join(&kernel_name)) else {
-                continue;
-            };
-            let Some(path) = path.to_str() else { continue };
-            if let Some((lun, kernel_name)) = scsi_disk(path)
-                && is_on_virtio_scsi(path)
-            {
-                self.insert(lun, kernel_name);
-            }
-        }
-    }
-
     /// Waits until the disks with LUN 0 to `count - 1` are ready.
     ///
     /// # Errors
@@ -109,6 +92,20 @@ impl Disks {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u8, String>> {
         // An insertion or removal is all or nothing.
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has the kernel announce again all disks that it has announced: for those that came before
+/// anybody listened, and for events that were lost. A disk whose partitions are still being
+/// scanned keeps silent (`kobject_uevent_env()` sees that its events are held back), and
+/// announces itself afterwards.
+pub fn announce_again() {
+    for disk in names_in(Path::new("/sys/block")) {
+        let trigger = Path::new("/sys/block").join(disk).join("uevent");
+        if let Err(error) = fs::write(&trigger, "add") {
+            // It has just gone, or AwaitDisks will say that it is missing.
+            kmsg::warn(format_args!("{}: {error}", trigger.display()));
+        }
     }
 }
 

@@ -73,6 +73,41 @@ pub fn character_sets(options: &str) -> Vec<String> {
         .collect()
 }
 
+/// `options` without those that are mount(8)'s and no filesystem's: how a filesystem is mounted
+/// here is settled, and `rw` would let the driver write although no file can be written.
+pub fn own_options(options: &str) -> String {
+    const OF_MOUNT: [&str; 26] = [
+        "defaults",
+        "ro",
+        "rw",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "sync",
+        "async",
+        "dirsync",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "lazytime",
+        "auto",
+        "noauto",
+        "user",
+        "nouser",
+        "nofail",
+        "_netdev",
+    ];
+    let own: Vec<&str> = options.split(',').filter(|option| !OF_MOUNT.contains(option)).collect();
+    join_options(&own)
+}
+
 /// Options joined by commas; empty ones leave no trace.
 pub fn join_options(options: &[&str]) -> String {
     let given: Vec<&str> = options.iter().copied().filter(|option| !option.is_empty()).collect();
@@ -103,6 +138,13 @@ mod tests {
         for (options, modules) in table {
             assert_eq!(character_sets(options), modules, "{options}");
         }
+    }
+
+    #[test]
+    fn options_of_mount_do_not_reach_the_filesystem() {
+        assert_eq!(own_options("ro,uid=1,rw,noatime,utf8"), "uid=1,utf8");
+        assert_eq!(own_options("defaults"), "");
+        assert_eq!(own_options("rw=1,"), "rw=1");
     }
 
     #[test]

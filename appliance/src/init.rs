@@ -9,6 +9,7 @@ use std::thread;
 
 use nix::mount::{MsFlags, mount};
 
+use crate::devices::announce_again;
 use crate::guest::Guest;
 use crate::kmsg;
 use crate::ports::Lanes;
@@ -80,9 +81,9 @@ fn load_disk_modules(guest: &Guest) {
 /// Passes on what the kernel announces: ports become lanes, disks become ready.
 fn listen(mut uevents: Uevents, guest: &Arc<Guest>) -> ! {
     let mut lanes = Lanes::of(Arc::clone(guest));
-    // What was there before the socket.
+    // What was there before the socket, drivers built into the kernel having brought it.
     lanes.serve_new();
-    note_present_disks(guest);
+    announce_again();
     loop {
         match uevents.next() {
             Ok(Announced::Event(event)) => {
@@ -95,19 +96,13 @@ fn listen(mut uevents: Uevents, guest: &Arc<Guest>) -> ! {
             Ok(Announced::Lost) => {
                 kmsg::warn(format_args!("the kernel announced more than could be heard"));
                 lanes.serve_new();
-                note_present_disks(guest);
+                announce_again();
             }
             Err(errno) => {
                 kmsg::warn(format_args!("cannot listen to the kernel: {}", errno.desc()));
                 sleep_for_ever()
             }
         }
-    }
-}
-
-fn note_present_disks(guest: &Guest) {
-    if let Some(machine) = guest.machine() {
-        machine.disks.note_present();
     }
 }
 

@@ -19,7 +19,7 @@ use guestmnt_protocol::path::{GuestPath, Printable};
 
 use crate::devices::Disks;
 use crate::failure::{errno_of, explained, plain};
-use crate::filesystems::{Filesystem, character_sets, join_options};
+use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
 use crate::kmsg;
 use crate::modules::Modules;
 use crate::resolve;
@@ -67,7 +67,7 @@ impl Mounts {
             node: &device.node,
             target: &place.target(),
             filesystem,
-            options: &request.options,
+            options: &own_options(&request.options),
         };
         load_modules(&tried, modules);
         tried.run()?;
@@ -208,7 +208,7 @@ struct Attempt<'a> {
     node: &'a Path,
     target: &'a Path,
     filesystem: Filesystem<'a>,
-    /// The user's.
+    /// The user's, for the filesystem itself.
     options: &'a str,
 }
 
@@ -220,6 +220,7 @@ impl Attempt<'_> {
         let Err(errno) = self.call(&[self.filesystem.options, self.options]) else {
             return Ok(());
         };
+        let log = log.read(MAX_DETAIL);
         if let Some(without) = self.filesystem.without_journal
             && self.call(&[self.filesystem.options, without, self.options]).is_ok()
         {
@@ -229,7 +230,7 @@ impl Attempt<'_> {
             ));
             return Ok(());
         }
-        Err(explained(errno, self.why(errno, &log.read(MAX_DETAIL))))
+        Err(explained(errno, self.why(errno, &log)))
     }
 
     fn call(&self, options: &[&str]) -> nix::Result<()> {

@@ -24,6 +24,8 @@ const MESSAGE_MAX: usize = 8 << 10;
 pub struct Uevents {
     socket: OwnedFd,
     buffer: Vec<u8>,
+    /// Events were lost, and what had been queued before is still to be read.
+    lost: bool,
 }
 
 /// What came in.
@@ -31,7 +33,8 @@ pub struct Uevents {
 pub enum Announced<'a> {
     /// One event.
     Event(Uevent<'a>),
-    /// More events than there was room for; what they said has to be looked up.
+    /// There were more events than there was room for. The queue is empty now: as long as it was
+    /// not, the kernel dropped everything else without another word.
     Lost,
 }
 
@@ -62,20 +65,27 @@ impl Uevents {
         )?;
         setsockopt(&socket, sockopt::RcvBufForce, &QUEUE_MAX)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
-        Ok(Self { socket, buffer: vec![0; MESSAGE_MAX] })
+        Ok(Self { socket, buffer: vec![0; MESSAGE_MAX], lost: false })
     }
 
-    /// Waits for the next event. Senders are not checked: only root could send here, and in the
+    /// Waits for the next event.
+    ///
+    /// Senders are not checked: only root could send here, and in the
     /// guest nothing but the daemon runs.
     ///
     /// # Errors
     /// As recv(2).
     pub fn next(&mut self) -> nix::Result<Announced<'_>> {
         let length = loop {
-            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+            let flags = if self.lost { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, flags) {
                 Ok(length) => break length,
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS) => return Ok(Announced::Lost),
+                Err(Errno::ENOBUFS) => self.lost = true,
+                Err(Errno::EAGAIN) if self.lost => {
+                    self.lost = false;
+                    return Ok(Announced::Lost);
+                }
                 Err(errno) => return Err(errno),
             }
         };

@@ -25,7 +25,7 @@ pub struct Probed {
 /// Probes an open device.
 ///
 /// # Errors
-/// `EIO` where it cannot be read; `EINVAL` where it has no size.
+/// `EIO` or `EINVAL` where it cannot be read.
 pub fn probe(device: &File) -> nix::Result<Probed> {
     let mut probe = Probe::new(device.as_fd())?;
     let found = probe.search()?;
@@ -83,5 +83,98 @@ fn content(usage: String, kind: String, table: String) -> Content {
         (_, "", _) => Content::Partitions(table),
         // `raid`, `crypto`, `other`: a member of something, or swap.
         _ => Content::Other(kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+
+    use super::*;
+
+    /// A file of 16 MiB with some bytes at some offsets.
+    fn device(pieces: &[(u64, &[u8])]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.set_len(16 << 20).unwrap();
+        for (offset, bytes) in pieces {
+            file.seek(SeekFrom::Start(*offset)).unwrap();
+            file.write_all(bytes).unwrap();
+        }
+        file
+    }
+
+    fn content_of(pieces: &[(u64, &[u8])]) -> Content {
+        probe(&device(pieces)).unwrap().content
+    }
+
+    /// An MBR's entry: type, first sector, sectors.
+    fn partition(kind: u8, first: u32, sectors: u32) -> Vec<u8> {
+        let mut entry = vec![0, 0, 0, 0, kind, 0, 0, 0];
+        entry.extend_from_slice(&first.to_le_bytes());
+        entry.extend_from_slice(&sectors.to_le_bytes());
+        entry
+    }
+
+    #[test]
+    fn an_empty_device_holds_nothing_known() {
+        assert_eq!(content_of(&[]), Content::Unknown);
+        let without_size = tempfile::tempfile().unwrap();
+        assert_eq!(probe(&without_size).unwrap().content, Content::Unknown);
+    }
+
+    #[test]
+    fn extended_partitions_of_an_mbr_are_told_from_others() {
+        let table = [partition(0x83, 2048, 2048), partition(0x0f, 8192, 8192)].concat();
+        // In the extended partition: one logical partition, the fifth by its number.
+        let logical = partition(0x83, 63, 1000);
+        let disk = device(&[
+            (446, &table),
+            (510, b"\x55\xaa"),
+            (8192 * 512 + 446, &logical),
+            (8192 * 512 + 510, b"\x55\xaa"),
+        ]);
+        let probed = probe(&disk).unwrap();
+        assert_eq!(probed.content, Content::Partitions("dos".to_owned()));
+        assert_eq!(probed.extended, [2]);
+    }
+
+    #[test]
+    fn a_filesystem_comes_with_label_and_uuid() {
+        let mut superblock = vec![0; 1024];
+        superblock[0x38..0x3a].copy_from_slice(&[0x53, 0xef]); // s_magic
+        superblock[0x4c] = 1; // s_rev_level
+        superblock[0x60] = 2; // s_feature_incompat: filetype
+        superblock[0x68..0x78].copy_from_slice(&[0x11; 16]); // s_uuid
+        superblock[0x78..0x7d].copy_from_slice(b"gr\xfcn!"); // s_volume_name, Latin-1
+        let probed = probe(&device(&[(1024, &superblock)])).unwrap();
+        assert_eq!(probed.content, Content::Filesystem("ext2".to_owned()));
+        assert_eq!(probed.uuid, "11111111-1111-1111-1111-111111111111");
+        assert_eq!(probed.label, "gr\u{fffd}n!");
+    }
+
+    #[test]
+    fn what_is_no_filesystem_is_called_other() {
+        let luks = {
+            let mut header = vec![0; 592];
+            header[..8].copy_from_slice(b"LUKS\xba\xbe\0\x01");
+            header
+        };
+        assert_eq!(content_of(&[(0, &luks)]), Content::Other("crypto_LUKS".to_owned()));
+
+        let mut swap = vec![0; 1024];
+        swap[0] = 1; // version
+        swap[4] = 1; // last_page
+        let swap = content_of(&[(1024, &swap), (4086, b"SWAPSPACE2")]);
+        assert_eq!(swap, Content::Other("swap".to_owned()));
+    }
+
+    #[test]
+    fn a_device_with_two_filesystems_is_ambivalent() {
+        let mut ext = vec![0; 1024];
+        ext[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+        ext[0x4c] = 1;
+        ext[0x60] = 2;
+        let both = content_of(&[(0, b"-rom1fs-"), (1024, &ext)]);
+        assert_eq!(both, Content::Other("ambivalent".to_owned()));
     }
 }
