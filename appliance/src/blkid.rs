@@ -1,8 +1,8 @@
-//! libblkid's low-level probing, as far as it is needed here: one device at a time, no cache file, nothing
-//! remembered.
+//! libblkid's low-level probing, as far as it is needed here: one device at a time, no cache
+//! file, nothing remembered.
 //!
-//! Follows blkid.h of util-linux 2.38. **Invariant:** with `sys.rs` the only file of this crate with
-//! unsafe code; what the findings mean is decided in `volumes.rs`.
+//! Follows blkid.h of util-linux 2.38. **Invariant:** with `sys.rs` the only file of this crate
+//! with unsafe code; what the findings mean is decided in `volumes.rs`.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::marker::{PhantomData, PhantomPinned};
@@ -71,7 +71,8 @@ impl<'device> Probe<'device> {
     /// replaced.
     pub fn value(&self, name: &CStr) -> Option<String> {
         let mut data: *const c_char = std::ptr::null();
-        // SAFETY: the probe is live, the name ends in NUL, `data` may be written; no length is wanted.
+        // SAFETY: the probe is live, the name ends in NUL, `data` may be written; no length is
+        // wanted.
         let done = unsafe {
             blkid_probe_lookup_value(
                 self.raw.as_ptr(),

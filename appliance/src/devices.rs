@@ -1,5 +1,6 @@
 //! Disks and their partitions, as sysfs shows them. A disk is known by its LUN on the virtio SCSI
-//! controller; the letter that the kernel chose says in which order probing ended, and nothing else.
+//! controller; the letter that the kernel chose says in which order probing ended, and nothing
+//! else.
 
 use std::collections::BTreeMap;
 use std::fs;

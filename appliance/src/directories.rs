@@ -13,7 +13,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 use nix::unistd::{Whence, lseek};
 
-use guestmnt_protocol::attr::{DirEntry, push_entry};
+use guestmnt_protocol::attr::{Attr, DirEntry, push_entry};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
 
@@ -58,8 +58,7 @@ impl Tree {
         let directory = self
             .directories
             .get_or_open(path, || resolve::open_directory(self.root(), path).map(Directory::new))?;
-        // A lane that panicked in the middle of a page has left a position that `go_to` can
-        // only trust as much as any other: what it says is where `consumed` stands.
+        // If a lane panicked in the middle of a page, at worst that page's entries are missing.
         let mut reader = directory.0.lock().unwrap_or_else(PoisonError::into_inner);
         payload.append_with(|page| {
             let limit = page.len() + size;
@@ -135,7 +134,7 @@ impl Reader {
         Ok(self.filled > 0)
     }
 
-    fn attr(&self, tree: &Tree, name: &CStr) -> Option<guestmnt_protocol::attr::Attr> {
+    fn attr(&self, tree: &Tree, name: &CStr) -> Option<Attr> {
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
         let stat = fstatat(&self.directory, name, flags).ok()?;
         tree.attr(&stat).ok()

@@ -28,7 +28,8 @@ pub fn use_kernel_log() -> std::io::Result<()> {
 
 /// Writes one line about something unusual. Text of the image in it must be escaped already.
 pub fn warn(line: fmt::Arguments) {
-    // One write is one record. `<3>` is the level of an error, the lowest that a quiet console shows.
+    // One write is one record. `<3>` is the level of an error, the lowest that a quiet console
+    // shows.
     let record = format!("<3>guestmntd: {line}\n");
     let written = match LOG.get() {
         Some(mut log) => log.write_all(record.as_bytes()),

@@ -1,5 +1,5 @@
-//! What only a guest in a virtual machine has: a clock and a random pool of its own, disks, modules,
-//! mounts.
+//! What only a guest in a virtual machine has: a clock and a random pool of its own, disks,
+//! modules, mounts.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd};

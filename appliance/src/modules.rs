@@ -33,7 +33,8 @@ impl Modules {
         Self { folder, dependencies: OnceLock::new(), loaded: Mutex::default() }
     }
 
-    /// Loads the module or alias `name` and all that it depends on. Does nothing where that was done.
+    /// Loads the module or alias `name` and all that it depends on. Does nothing where that was
+    /// done.
     ///
     /// # Errors
     /// `ENOENT` where the appliance has no such module, which is no harm where the kernel has

@@ -115,7 +115,8 @@ fn unmount(path: &Path) -> nix::Result<()> {
 
 /// A directory to mount on.
 struct Place {
-    /// Keeps the directory that was found, whatever its path leads to later. `None` for [`SYSROOT`].
+    /// Keeps the directory that was found, whatever its path leads to later. `None` for
+    /// [`SYSROOT`].
     directory: Option<OwnedFd>,
     /// Its path with all links resolved, by which it is unmounted.
     path: PathBuf,

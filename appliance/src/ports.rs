@@ -31,8 +31,8 @@ impl Lanes {
 
     /// Starts a worker for each lane that is there and has none.
     ///
-    /// A port gets its name by a message of its own some time after it was announced, and is announced
-    /// once more then (`action` `change`); until then it is no lane here.
+    /// A port gets its name by a message of its own some time after it was announced, and is
+    /// announced once more then (`action` `change`); until then it is no lane here.
     pub fn serve_new(&mut self) {
         let Ok(ports) = fs::read_dir(PORTS) else { return };
         for port in ports.flatten() {

@@ -42,7 +42,8 @@ pub fn open_directory(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// As [`locate`]; `EISDIR` for a directory, `ELOOP` for a symbolic link, `EINVAL` for anything else.
+/// As [`locate`]; `EISDIR` for a directory, `ELOOP` for a symbolic link, `EINVAL` for anything
+/// else.
 pub fn open_regular(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> {
     // Opening by path could open a device or a FIFO, and notice afterwards. So the file is named
     // first, its type looked at, and then exactly this file is opened.

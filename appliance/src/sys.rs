@@ -1,7 +1,7 @@
 //! The few system calls that nix has no safe face for.
 //!
-//! **Invariant:** with `blkid.rs` the only file of this crate with unsafe code; nothing here decides
-//! anything.
+//! **Invariant:** with `blkid.rs` the only file of this crate with unsafe code; nothing here
+//! decides anything.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};

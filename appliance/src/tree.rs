@@ -1,7 +1,8 @@
 //! The mounted tree: its root, what is open below it, and how attributes of its files are
 //! numbered for the host.
 //!
-//! **Invariant:** knows nothing of devices, mounting or frames; a folder of the host serves as well.
+//! **Invariant:** knows nothing of devices, mounting or frames; a folder of the host serves as
+//! well.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;

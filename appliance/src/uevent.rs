@@ -1,6 +1,7 @@
 //! The kernel's announcements of devices, as they come over netlink.
 //!
-//! Follows lib/kobject_uevent.c: `action@path`, then `KEY=value` strings, each with a NUL behind it.
+//! Follows lib/kobject_uevent.c: `action@path`, then `KEY=value` strings, each with a NUL behind
+//! it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 

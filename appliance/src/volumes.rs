@@ -75,7 +75,8 @@ impl Probed {
 }
 
 /// Sorts libblkid's values. A disk can have both a filesystem and a partition table, as hybrid
-/// images of CDs have: then the filesystem is on the whole disk, and the partitions are listed as well.
+/// images of CDs have: then the filesystem is on the whole disk, and the partitions are listed as
+/// well.
 fn content(usage: String, kind: String, table: String) -> Content {
     match (usage.as_str(), kind.as_str(), table.as_str()) {
         ("filesystem", ..) => Content::Filesystem(kind),

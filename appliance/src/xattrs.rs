@@ -1,7 +1,7 @@
 //! Extended attributes, as the filesystem has them.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -42,7 +42,8 @@ impl Tree {
     fn xattr_path(&self, path: &GuestPath) -> nix::Result<Located> {
         let fd = resolve::locate(self.root(), path)?;
         // fgetxattr(2) refuses O_PATH descriptors. The detour by /proc ends at the file itself,
-        // also where it is a symbolic link, so that the calls which follow links are the right ones.
+        // also where it is a symbolic link, so that the calls which follow links are the right
+        // ones.
         let path = CString::new(resolve::proc_path(fd.as_fd())).expect("a number has no NUL");
         Ok(Located { path, _open: fd })
     }
@@ -51,7 +52,7 @@ impl Tree {
 /// A file's path under `/proc/self/fd`, good as long as the descriptor is open.
 struct Located {
     path: CString,
-    _open: std::os::fd::OwnedFd,
+    _open: OwnedFd,
 }
 
 /// Reads into the largest space that the protocol has for it, in one call: asking for the length
