@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 fn path(text: &str) -> GuestPath {
-    GuestPath::parse(text.as_bytes()).unwrap()
+    GuestPath::parse(text.as_bytes()).expect("a good path")
 }
 
 /// Requests with the bytes of their bodies.
@@ -119,9 +119,9 @@ where
 {
     for (message, body) in cases {
         let mut bytes = Vec::new();
-        frame::encode(&mut bytes, 0x0102_0304, &message, 5, Place::Slot).unwrap();
+        frame::encode(&mut bytes, 0x0102_0304, &message, 5, Place::Slot).expect("it fits");
         let mut expected = vec![4, 3, 2, 1];
-        expected.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
+        expected.extend(u32::try_from(body.len()).expect("short").to_le_bytes());
         expected.extend([5, 0, 0, 0, 1, 0, 0, 0]);
         expected.extend(&body);
         assert_eq!(bytes, expected, "{message:?}");
@@ -138,13 +138,13 @@ fn damage<M: DeserializeOwned + Serialize>(frame: &[u8]) {
     for bit in 0..frame.len() * 8 {
         let mut damaged = frame.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        let (header, body) = damaged.split_first_chunk::<HEADER_LEN>().unwrap();
+        let (header, body) = damaged.split_first_chunk::<HEADER_LEN>().expect("a frame");
         if let Ok(header) = Header::decode(header) {
             assert!(header.body_len <= MAX_BODY && header.payload_len <= MAX_PAYLOAD);
         }
         if let Ok(message) = frame::decode_body::<M>(body) {
             let mut again = Vec::new();
-            frame::encode(&mut again, 0, &message, 0, Place::Port).unwrap();
+            frame::encode(&mut again, 0, &message, 0, Place::Port).expect("it fits again");
         }
     }
 }

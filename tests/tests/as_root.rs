@@ -1,6 +1,5 @@
 //! What only root can do or see. Started by root, `cargo xtask test` runs this program as root.
 
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
