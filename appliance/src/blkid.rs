@@ -29,6 +29,16 @@ pub enum Found {
     Ambivalent,
 }
 
+/// What a search looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything but members of arrays, whose signatures are all over the device, and
+    /// partition tables.
+    Contents,
+    /// Everything that libblkid knows.
+    Everything,
+}
+
 impl<'device> Probe<'device> {
     /// A probe of all of `device`, a block device or a file, open for reading.
     ///
@@ -45,18 +55,25 @@ impl<'device> Probe<'device> {
         if done == 0 { Ok(probe) } else { Err(Errno::EINVAL) }
     }
 
-    /// Looks for filesystems, other signatures and partition tables.
+    /// Looks for what `scope` says.
     ///
     /// # Errors
     /// `EIO` where the device could not be read.
-    pub fn search(&mut self) -> nix::Result<Found> {
+    pub fn search(&mut self, scope: Scope) -> nix::Result<Found> {
         let raw = self.raw.as_ptr();
         let flags = SUBLKS_LABEL | SUBLKS_UUID | SUBLKS_TYPE | SUBLKS_USAGE;
         // SAFETY: the probe is live; these calls only set what it looks for.
         unsafe {
             blkid_probe_enable_superblocks(raw, 1);
             blkid_probe_set_superblocks_flags(raw, flags);
-            blkid_probe_enable_partitions(raw, 1);
+            match scope {
+                Scope::Contents => {
+                    blkid_probe_filter_superblocks_usage(raw, FLTR_NOTIN, USAGE_RAID);
+                }
+                Scope::Everything => {
+                    blkid_probe_enable_partitions(raw, 1);
+                }
+            }
         }
         // SAFETY: the probe is live and has its device.
         match unsafe { blkid_do_safeprobe(raw) } {
@@ -129,6 +146,10 @@ const SUBLKS_UUID: c_int = 1 << 3;
 const SUBLKS_TYPE: c_int = 1 << 5;
 const SUBLKS_USAGE: c_int = 1 << 7;
 
+/// A flag and a usage of `blkid_probe_filter_superblocks_usage`.
+const FLTR_NOTIN: c_int = 1;
+const USAGE_RAID: c_int = 1 << 2;
+
 /// Makes a type that only libblkid knows the inside of.
 macro_rules! opaque {
     ($($name:ident),*) => {$(
@@ -149,6 +170,11 @@ unsafe extern "C" {
     fn blkid_probe_set_device(probe: *mut RawProbe, fd: c_int, offset: i64, size: i64) -> c_int;
     fn blkid_probe_enable_superblocks(probe: *mut RawProbe, enable: c_int) -> c_int;
     fn blkid_probe_set_superblocks_flags(probe: *mut RawProbe, flags: c_int) -> c_int;
+    fn blkid_probe_filter_superblocks_usage(
+        probe: *mut RawProbe,
+        flag: c_int,
+        usage: c_int,
+    ) -> c_int;
     fn blkid_probe_enable_partitions(probe: *mut RawProbe, enable: c_int) -> c_int;
     fn blkid_do_safeprobe(probe: *mut RawProbe) -> c_int;
     fn blkid_probe_lookup_value(

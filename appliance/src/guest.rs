@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 
@@ -14,6 +15,7 @@ use crate::failure;
 use crate::machine::Machine;
 use crate::mounts::SYSROOT;
 use crate::payload::Payload;
+use crate::sys;
 use crate::tree::Tree;
 
 /// Where the appliance has the kernel's modules.
@@ -54,6 +56,10 @@ impl Guest {
         match request {
             Request::Hello => Ok(Answer::Hello { version: VERSION }),
             Request::Wake { unix_time_ns, entropy } => self.wake(*unix_time_ns, entropy),
+            Request::Prepare => {
+                self.devices()?.modules.load_all();
+                Ok(Answer::Done)
+            }
             Request::AwaitDisks { count } => {
                 self.devices()?.await_disks(*count).map(|()| Answer::Done)
             }
@@ -87,10 +93,14 @@ impl Guest {
 
     /// A guest over a folder has the clock of the machine that it runs on, and leaves it alone.
     fn wake(&self, unix_time_ns: u64, entropy: &[u8; 32]) -> Outcome {
-        match &self.machine {
-            Some(machine) => machine.wake(unix_time_ns, entropy).map(|()| Answer::Done),
-            None => Ok(Answer::Done),
+        if let Some(machine) = &self.machine {
+            machine.wake(unix_time_ns, entropy)?;
         }
+        let mut random = [0; 16];
+        sys::get_random(&mut random).map_err(failure::plain)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        Ok(Answer::Awake { unix_time_ns, random })
     }
 
     fn mount(&self, request: &MountRequest) -> Outcome {

@@ -14,6 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use nix::errno::Errno;
 
 use crate::failure::errno_of;
+use crate::kmsg;
 use crate::sys;
 
 /// The modules of the appliance.
@@ -43,6 +44,20 @@ impl Modules {
         // What is in the set has been loaded or is no worse for another attempt.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         self.load_into(&mut loaded, name)
+    }
+
+    /// Loads every module there is, except those whose hardware is missing.
+    /// What cannot be loaded now is tried again when it is needed.
+    pub fn load_all(&self) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names: Vec<_> =
+            self.dependencies.get_or_init(|| self.read_list()).keys().cloned().collect();
+        names.sort_unstable();
+        for name in names {
+            if let Err(errno) = self.load_into(&mut loaded, &name) {
+                kmsg::warn(format_args!("module {name} was not loaded: {}", errno.desc()));
+            }
+        }
     }
 
     fn load_into(&self, loaded: &mut HashSet<String>, name: &str) -> nix::Result<()> {

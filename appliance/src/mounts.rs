@@ -158,10 +158,12 @@ impl Place {
 
 /// libblkid's name for the filesystem on the device `node`.
 fn filesystem_on(node: &Path) -> Result<String, Failure> {
-    let probed = File::open(node)
-        .map_err(|error| errno_of(&error))
-        .and_then(|device| volumes::probe(&device))
-        .map_err(|errno| explained(errno, format!("cannot be read: {}", errno.desc())))?;
+    let unreadable = |errno: Errno| explained(errno, format!("cannot be read: {}", errno.desc()));
+    let device = File::open(node).map_err(|error| unreadable(errno_of(&error)))?;
+    if let Some(kind) = volumes::filesystem(&device) {
+        return Ok(kind);
+    }
+    let probed = volumes::probe(&device).map_err(unreadable)?;
     match probed.content {
         Content::Filesystem(kind) => Ok(kind),
         other => Err(explained(Errno::EMEDIUMTYPE, what_else(&other))),

@@ -88,6 +88,16 @@ pub fn add_entropy(random: BorrowedFd, seed: &[u8; 32]) -> nix::Result<()> {
     Errno::result(reseeded).map(drop)
 }
 
+/// Fills `bytes` from the random pool.
+///
+/// # Errors
+/// As getrandom(2).
+pub fn get_random(bytes: &mut [u8; 16]) -> nix::Result<()> {
+    // SAFETY: the kernel writes at most as many bytes as there are. So few come whole.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    Errno::result(count).map(drop)
+}
+
 /// What a call returned that gives a length, or -1 and `errno`.
 fn length<N: nix::errno::ErrnoSentinel + PartialEq + TryInto<usize>>(
     returned: N,

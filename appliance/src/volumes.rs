@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use guestmnt_protocol::message::{Content, Volume};
 
-use crate::blkid::{Found, Probe};
+use crate::blkid::{Found, Probe, Scope};
 use crate::devices::{Device, Disks};
 use crate::failure::errno_of;
 
@@ -28,7 +28,7 @@ pub struct Probed {
 /// `EIO` or `EINVAL` where it cannot be read.
 pub fn probe(device: &File) -> nix::Result<Probed> {
     let mut probe = Probe::new(device.as_fd())?;
-    let found = probe.search()?;
+    let found = probe.search(Scope::Everything)?;
     let value = |name| probe.value(name).unwrap_or_default();
     let content = match found {
         // Two formats claim it, and mounting it by either could be wrong.
@@ -42,6 +42,19 @@ pub fn probe(device: &File) -> nix::Result<Probed> {
         _ => Vec::new(),
     };
     Ok(Probed { content, label, uuid, extended })
+}
+
+/// The filesystem on an open device; `None` where there is something else, or several things,
+/// and [`probe`] has to say what.
+///
+/// A search without the signatures of arrays takes a third of the time, since those are all over
+/// the device. It finds the filesystem of a RAID1's member as well.
+pub fn filesystem(device: &File) -> Option<String> {
+    let mut probe = Probe::new(device.as_fd()).ok()?;
+    let found = probe.search(Scope::Contents);
+    let is_filesystem = found == Ok(Found::Something)
+        && probe.value(c"USAGE").is_some_and(|usage| usage == "filesystem");
+    is_filesystem.then(|| probe.value(c"TYPE"))?
 }
 
 /// Probes all disks and partitions. Those that cannot be read hold nothing that is known.

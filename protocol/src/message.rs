@@ -15,13 +15,16 @@ pub enum Request {
     /// The first request on each lane. Answer: [`Answer::Hello`].
     Hello,
     /// Sets the clock and feeds the random pool; sent at launch, before anything is mounted.
-    /// Answer: [`Answer::Done`].
+    /// Answer: [`Answer::Awake`].
     Wake {
         /// Nanoseconds since 1970, UTC.
         unix_time_ns: u64,
         /// From the host's random pool.
         entropy: [u8; 32],
     },
+    /// Loads every module of the appliance that may be needed, so that a template holds them.
+    /// Answer: [`Answer::Done`].
+    Prepare,
     /// Waits until the disks with LUN 0 to `count - 1` are there and their partition tables
     /// have been read. Answer: [`Answer::Done`], or `ETIMEDOUT` naming the missing ones.
     AwaitDisks {
@@ -112,6 +115,13 @@ pub enum Answer {
     Hello {
         /// Its [`crate::VERSION`].
         version: u32,
+    },
+    /// Clock and random pool are set.
+    Awake {
+        /// The guest's clock now, in nanoseconds since 1970, UTC.
+        unix_time_ns: u64,
+        /// What its random pool gives now.
+        random: [u8; 16],
     },
     /// What is on the disks, by disk and partition.
     Volumes(Vec<Volume>),

@@ -24,8 +24,9 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
     vec![
         (Request::Hello, vec![0]),
         (Request::Wake { unix_time_ns: 1_000_000_000, entropy: [7; 32] }, wake),
-        (Request::AwaitDisks { count: 2 }, vec![2, 2]),
-        (Request::Volumes, vec![3]),
+        (Request::Prepare, vec![2]),
+        (Request::AwaitDisks { count: 2 }, vec![3, 2]),
+        (Request::Volumes, vec![4]),
         (
             Request::Mount(MountRequest {
                 device: DeviceName { disk: 1, partition: 2 },
@@ -33,29 +34,29 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
                 fstype: Some("xfs".to_owned()),
                 options: "a".to_owned(),
             }),
-            b"\x04\x01\x02\x01m\x01\x03xfs\x01a".to_vec(),
+            b"\x05\x01\x02\x01m\x01\x03xfs\x01a".to_vec(),
         ),
-        (Request::Unmount, vec![5]),
-        (Request::Stat(path("/a/b")), b"\x06\x03a/b".to_vec()),
-        (Request::ReadLink(path("/l")), b"\x07\x01l".to_vec()),
+        (Request::Unmount, vec![6]),
+        (Request::Stat(path("/a/b")), b"\x07\x03a/b".to_vec()),
+        (Request::ReadLink(path("/l")), b"\x08\x01l".to_vec()),
         (
             Request::ReadDir { path: path("/"), from: 300, size: 4096 },
-            vec![8, 0, 0xac, 2, 0x80, 0x20],
+            vec![9, 0, 0xac, 2, 0x80, 0x20],
         ),
         (
             Request::Read { path: path("/f"), offset: 128, size: 65536 },
-            vec![9, 1, b'f', 0x80, 1, 0x80, 0x80, 4],
+            vec![10, 1, b'f', 0x80, 1, 0x80, 0x80, 4],
         ),
         (
             Request::Seek { path: path("/f"), offset: 1, what: Extent::Hole },
-            vec![10, 1, b'f', 1, 1],
+            vec![11, 1, b'f', 1, 1],
         ),
-        (Request::ListXattr(path("/f")), vec![11, 1, b'f']),
+        (Request::ListXattr(path("/f")), vec![12, 1, b'f']),
         (
             Request::GetXattr { path: path("/f"), name: b"user.x".to_vec() },
-            b"\x0c\x01f\x06user.x".to_vec(),
+            b"\x0d\x01f\x06user.x".to_vec(),
         ),
-        (Request::StatFs(path("/")), vec![13, 0]),
+        (Request::StatFs(path("/")), vec![14, 0]),
     ]
 }
 
@@ -77,7 +78,7 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
         changed: Time { secs: 2, nanos: 9 },
     };
     let attr_bytes = [
-        vec![0, 3, 64, 1, 0xa4, 0x83, 2, 2, 3, 4, 5, 0xc8, 1, 6, 0x80, 0x20],
+        vec![0, 4, 64, 1, 0xa4, 0x83, 2, 2, 3, 4, 5, 0xc8, 1, 6, 0x80, 0x20],
         vec![1, 7, 2, 8, 4, 9],
     ]
     .concat();
@@ -101,13 +102,17 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
         (Ok(Answer::Done), vec![0, 0]),
         (Ok(Answer::Hello { version: 1 }), vec![0, 1, 1]),
         (
+            Ok(Answer::Awake { unix_time_ns: 1_000_000_000, random: [9; 16] }),
+            [vec![0, 2, 0x80, 0x94, 0xeb, 0xdc, 3], vec![9; 16]].concat(),
+        ),
+        (
             Ok(Answer::Volumes(vec![volume])),
-            b"\x00\x02\x01\x00\x01\x80\x04\x00\x04ntfs\x01V\x00".to_vec(),
+            b"\x00\x03\x01\x00\x01\x80\x04\x00\x04ntfs\x01V\x00".to_vec(),
         ),
         (Ok(Answer::Attr(attr)), attr_bytes),
-        (Ok(Answer::Payload), vec![0, 4]),
-        (Ok(Answer::Offset(128)), vec![0, 5, 0x80, 1]),
-        (Ok(Answer::StatFs(stat)), vec![0, 6, 1, 2, 3, 4, 5, 6, 0xff, 1]),
+        (Ok(Answer::Payload), vec![0, 5]),
+        (Ok(Answer::Offset(128)), vec![0, 6, 0x80, 1]),
+        (Ok(Answer::StatFs(stat)), vec![0, 7, 1, 2, 3, 4, 5, 6, 0xff, 1]),
         (Err(Failure::new(2)), vec![1, 2, 0]),
         (Err(Failure::with_detail(5, "no".to_owned())), b"\x01\x05\x02no".to_vec()),
     ]
@@ -166,7 +171,7 @@ fn bytes_behind_a_message_are_refused() {
 
 #[test]
 fn paths_that_climb_are_no_requests() {
-    for body in [b"\x06\x02..".as_slice(), b"\x06\x04a/..", b"\x06\x02/a", b"\x06\x03a\0b"] {
+    for body in [b"\x07\x02..".as_slice(), b"\x07\x04a/..", b"\x07\x02/a", b"\x07\x03a\0b"] {
         assert_eq!(frame::decode_body::<Request>(body), Err(FrameError::Body));
     }
 }

@@ -93,11 +93,28 @@ impl Selection {
     }
 }
 
-/// The bytes of a module's file, decompressed.
+/// Sections of a module that serve tracing and stack traces only. The kernel sorts and patches by
+/// them when it loads the module, which under TCG takes longer than all the rest: all modules
+/// together loaded in 1.9 s instead of 8.8 s without them and without the signature, which
+/// objcopy leaves out as well.
+const NEEDLESS_SECTIONS: [&str; 6] =
+    [".BTF", ".BTF.base", ".orc_unwind", ".orc_unwind_ip", ".orc_header", "__mcount_loc"];
+
+/// The bytes of a module's file, decompressed and without what only slows loading down.
 ///
 /// # Errors
-/// [`Error::Unfit`] for a compression that no kernel uses.
+/// [`Error::Unfit`] for a compression that no kernel uses, [`Error::Program`].
 pub fn read_module(path: &Path) -> Result<Vec<u8>, Error> {
+    let bytes = decompressed(path)?;
+    let temp = std::env::temp_dir();
+    let file = tempfile::NamedTempFile::new_in(&temp).map_err(Error::file("write in", &temp))?;
+    fs::write(file.path(), bytes).map_err(Error::file("write", file.path()))?;
+    let sections = NEEDLESS_SECTIONS.iter().flat_map(|section| ["--remove-section", section]);
+    Tool::new("objcopy").arg("--strip-debug").args(sections).arg(file.path()).run()?;
+    fs::read(file.path()).map_err(Error::file("read", file.path()))
+}
+
+fn decompressed(path: &Path) -> Result<Vec<u8>, Error> {
     let unpack = |program: &str| Tool::new(program).arg("-dcq").arg(path).output();
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("ko") => fs::read(path).map_err(Error::file("read", path)),

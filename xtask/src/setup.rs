@@ -32,6 +32,7 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("depmod"), "kmod"),
     (Program("xz"), "xz-utils"),
     (Program("zstd"), "zstd"),
+    (Program("objcopy"), "binutils"),
     (File("/usr/lib/x86_64-linux-gnu/libblkid.a"), "libblkid-dev"),
     (File("/usr/lib/x86_64-linux-gnu/libuuid.a"), "uuid-dev"),
     // to make the demo's and the tests' disks

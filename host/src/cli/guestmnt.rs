@@ -13,11 +13,12 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 use log::debug;
 
 use super::background::{self, Side};
-use super::{descriptor, is_root, start_logging};
+use super::{descriptor, is_root, raise_file_limit, start_logging};
 use crate::image::Format;
 use crate::session::fuse_options::FuseOptions;
-use crate::session::launch::cache_folder;
+use crate::session::launch::{cache_folder, prepare};
 use crate::session::plan::{DiskSpec, MountSpec, Plan, in_order};
+use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
 use crate::sys;
@@ -65,6 +66,14 @@ struct Arguments {
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: AcceleratorChoice,
 
+    /// Boot the VM instead of restoring it from a template
+    #[arg(long)]
+    no_template: bool,
+
+    /// Make the template now, and mount nothing
+    #[arg(long, conflicts_with_all = ["add", "mount", "no_template"])]
+    prepare: bool,
+
     /// Memory of the VM in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(128..=65536))]
     memsize: u32,
@@ -89,12 +98,16 @@ struct Arguments {
     #[arg(short = 'v', long)]
     verbose: bool,
 
+    /// Print where the time of the launch went
+    #[arg(long)]
+    timings: bool,
+
     /// Show each request (implies --no-fork)
     #[arg(short = 'x', long)]
     trace: bool,
 
     /// The folder to mount on
-    #[arg(value_name = "FOLDER")]
+    #[arg(value_name = "FOLDER", required_unless_present = "prepare", default_value = "")]
     mountpoint: PathBuf,
 }
 
@@ -123,6 +136,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     start_logging("guestmnt", arguments.verbose, arguments.trace);
+    raise_file_limit();
     match run(arguments, disks) {
         Ok(status) => status,
         Err(error) => {
@@ -157,6 +171,12 @@ fn disks(matches: &ArgMatches, arguments: &Arguments) -> Vec<DiskSpec> {
 }
 
 fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn fmt::Display>> {
+    if arguments.prepare {
+        return prepare(arguments.accel, arguments.memsize)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| -> Box<dyn fmt::Display> { Box::new(error) });
+    }
+    let timings = Timings::start();
     let boxed = |error: SessionError| -> Box<dyn fmt::Display> { Box::new(error) };
     let mounts = in_order(arguments.mount, disks.len())
         .map_err(|error| -> Box<dyn fmt::Display> { Box::new(error) })?;
@@ -167,6 +187,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         mountpoint: arguments.mountpoint,
         fuse_options: FuseOptions::merged(&arguments.option),
         accelerator: arguments.accel,
+        use_template: !arguments.no_template,
         memory_mib: arguments.memsize,
         timeout: Duration::from_secs(arguments.timeout),
     };
@@ -190,7 +211,10 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     if is_root() {
         tell_root_once();
     }
-    let session = Session::start(&plan, watcher).map_err(boxed)?;
+    let session = Session::start(&plan, &timings, watcher).map_err(boxed)?;
+    if arguments.timings {
+        eprintln!("{timings}");
+    }
     let announce = || -> std::io::Result<()> {
         if let Some(file) = &arguments.pid_file {
             fs::write(file, format!("{}\n", std::process::id()))?;

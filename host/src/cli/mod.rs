@@ -8,6 +8,7 @@ use std::io::Write;
 
 use libc::c_int;
 use log::LevelFilter;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::fs::TRACE;
 
@@ -20,6 +21,15 @@ fn start_logging(program: &'static str, verbose: bool, trace: bool) {
         .filter_module(TRACE, if trace { LevelFilter::Trace } else { LevelFilter::Off })
         .format(move |out, record| writeln!(out, "{program}: {}", record.args()))
         .init();
+}
+
+/// Lets this process and QEMU open as many files as they may: a chain of split disks has
+/// hundreds of extents, and the usual limit is 1024.
+fn raise_file_limit() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // A lower limit shows where a file cannot be opened, which names it.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
 }
 
 /// Whether the program was started by root.

@@ -18,7 +18,7 @@ use guestmnt_protocol::message::{
     Answer, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
 };
 use guestmnt_protocol::path::{GuestPath, Printable};
-use log::{debug, warn};
+use log::{debug, info, warn};
 use nix::errno::Errno;
 
 use self::lane::{Lane, LaneError};
@@ -68,7 +68,7 @@ impl From<LaneError> for GuestError {
     }
 }
 
-/// A guest that said hello on all its lanes.
+/// A guest that said hello.
 pub struct Guest {
     lanes: Box<[Mutex<Lane>]>,
     timeout: Duration,
@@ -77,8 +77,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Says hello over each socket, and waits for the answers until `deadline` has passed.
-    /// Requests on files may take `timeout` each afterwards.
+    /// Says hello, and waits for the answer until `deadline` has passed. One answer speaks for
+    /// all lanes, which the same daemon serves. Requests on files may take `timeout` each.
     ///
     /// # Errors
     /// [`GuestError`], for a daemon of another version among others.
@@ -87,19 +87,16 @@ impl Guest {
         deadline: Duration,
         timeout: Duration,
     ) -> Result<Self, GuestError> {
-        let mut lanes = Vec::with_capacity(sockets.len());
-        for socket in sockets {
-            let mut lane = Lane::over(socket);
-            match lane.call(&Request::Hello, 0, deadline)?.0 {
-                Ok(Answer::Hello { version: guestmnt_protocol::VERSION }) => {}
-                Ok(Answer::Hello { version }) => return Err(GuestError::OtherVersion(version)),
-                Ok(_) => return Err(GuestError::Unexpected),
-                Err(failure) => return Err(GuestError::Failed(failure)),
-            }
-            lanes.push(Mutex::new(lane));
+        let mut lanes: Vec<Lane> = sockets.into_iter().map(Lane::over).collect();
+        let first = lanes.first_mut().expect("there is at least one lane");
+        match first.call(&Request::Hello, 0, deadline)?.0 {
+            Ok(Answer::Hello { version: guestmnt_protocol::VERSION }) => {}
+            Ok(Answer::Hello { version }) => return Err(GuestError::OtherVersion(version)),
+            Ok(_) => return Err(GuestError::Unexpected),
+            Err(failure) => return Err(GuestError::Failed(failure)),
         }
         Ok(Self {
-            lanes: lanes.into(),
+            lanes: lanes.into_iter().map(Mutex::new).collect(),
             timeout,
             requests: AtomicU64::new(0),
             refused_answers: AtomicU64::new(0),
@@ -123,9 +120,26 @@ impl Guest {
     /// # Errors
     /// [`GuestError`].
     pub fn wake(&self, entropy: [u8; 32]) -> Result<(), GuestError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let unix_time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        self.launch_step(&Request::Wake { unix_time_ns, entropy })
+        let request = Request::Wake { unix_time_ns: unix_time_ns(), entropy };
+        match self.lane().call(&request, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Awake { unix_time_ns: theirs, random }) => {
+                let behind = unix_time_ns().abs_diff(theirs) / 1_000_000;
+                info!(
+                    "the guest's clock differs by {behind} ms, its random pool gives {random:02x?}"
+                );
+                Ok(())
+            }
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
+    /// Has the guest load all that a mount may need.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn prepare(&self) -> Result<(), GuestError> {
+        self.launch_step(&Request::Prepare)
     }
 
     /// Waits until the guest sees `count` disks and their partitions.
@@ -327,6 +341,11 @@ impl Guest {
             self.lanes[own % count].lock().unwrap_or_else(PoisonError::into_inner)
         })
     }
+}
+
+fn unix_time_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// An error number as the guest sent it; `EIO` for what Linux does not have.

@@ -6,7 +6,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread;
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Content, Volume};
@@ -15,11 +15,14 @@ use log::{info, warn};
 use nix::errno::Errno;
 
 use super::plan::{MountSpec, Plan};
+use super::templates::Templates;
+use super::timings::Timings;
 use crate::guest::{Guest, GuestError};
 use crate::image::{Disk, ImageError, OpenOptions};
 use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
 use crate::vm::appliance::{Appliance, ApplianceError};
-use crate::vm::{Vm, VmConfig, VmError, find_qemu};
+use crate::vm::template::{Template, TemplateKey};
+use crate::vm::{Boot, Vm, VmConfig, VmError, find_qemu};
 
 /// Requests that can be in flight.
 const LANES: usize = 8;
@@ -45,6 +48,8 @@ pub enum LaunchError {
     Guest(GuestError, Vec<String>),
     /// The random numbers for the guest cannot be had.
     Entropy(io::Error),
+    /// A template was wanted and could not be made.
+    NoTemplate,
     /// A device is not there.
     NoSuchDevice(DeviceName, Vec<Volume>),
     /// The guest could not mount a filesystem.
@@ -74,6 +79,7 @@ impl fmt::Display for LaunchError {
                 last_words.iter().try_for_each(|line| write!(f, "\n    {line}"))
             }
             Self::Entropy(error) => write!(f, "cannot read /dev/urandom: {error}"),
+            Self::NoTemplate => f.write_str("no template could be made\n  hint: -v says why"),
             Self::NoSuchDevice(device, volumes) => {
                 write!(f, "there is no {device} in the image{}", Suggestions(volumes))
             }
@@ -119,11 +125,13 @@ impl fmt::Display for Suggestions<'_> {
 ///
 /// # Errors
 /// [`LaunchError`]; nothing runs then.
-pub fn launch(plan: &Plan) -> Result<Launched, LaunchError> {
+pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
     let disks = open_disks(plan)?;
+    timings.done("chain opened");
     let appliance = Appliance::find().map_err(LaunchError::Appliance)?;
     let qemu = find_qemu()?;
-    let verdict = Verdict::of(&qemu, cache_folder().as_deref());
+    let cache = cache_folder();
+    let verdict = Verdict::of(&qemu, cache.as_deref());
     let mut candidates = verdict.candidates(plan.accelerator).into_iter().peekable();
     while let Some(accelerator) = candidates.next() {
         let config = VmConfig {
@@ -133,12 +141,12 @@ pub fn launch(plan: &Plan) -> Result<Launched, LaunchError> {
             memory_mib: plan.memory_mib,
             lanes: LANES,
         };
-        let booted = boot(&config, plan, &disks);
+        let started = start(&config, plan, &disks, cache.as_deref(), timings);
         if accelerator == Accelerator::Kvm && plan.accelerator == AcceleratorChoice::Auto {
-            verdict.remember(booted.is_ok());
+            verdict.remember(started.is_ok());
         }
-        match booted {
-            Ok(launched) => return mount_all(launched, plan),
+        match started {
+            Ok(launched) => return mount_all(launched, plan, timings),
             Err(error) if candidates.peek().is_none() => return Err(error),
             Err(error) => {
                 info!("{accelerator}: {error}");
@@ -149,8 +157,88 @@ pub fn launch(plan: &Plan) -> Result<Launched, LaunchError> {
     unreachable!("there is at least one accelerator to try")
 }
 
+/// Makes the template that the next launch will need, if there is none.
+///
+/// # Errors
+/// [`LaunchError`] where none of the accelerators gives one.
+pub fn prepare(choice: AcceleratorChoice, memory_mib: u32) -> Result<(), LaunchError> {
+    let appliance = Appliance::find().map_err(LaunchError::Appliance)?;
+    let qemu = find_qemu()?;
+    let cache = cache_folder().ok_or(LaunchError::NoTemplate)?;
+    let verdict = Verdict::of(&qemu, Some(&cache));
+    for accelerator in verdict.candidates(choice) {
+        let config =
+            VmConfig { qemu: &qemu, appliance: &appliance, accelerator, memory_mib, lanes: LANES };
+        let made = template(&config, Some(&cache));
+        if accelerator == Accelerator::Kvm && choice == AcceleratorChoice::Auto {
+            verdict.remember(made.is_some());
+        }
+        if made.is_some() {
+            return Ok(());
+        }
+    }
+    Err(LaunchError::NoTemplate)
+}
+
+/// Restores a VM from a template, or boots one where that is not possible.
+fn start(
+    config: &VmConfig,
+    plan: &Plan,
+    disks: &[Disk],
+    cache: Option<&Path>,
+    timings: &Timings,
+) -> Result<Launched, LaunchError> {
+    if plan.use_template
+        && let Some(template) = template(config, cache)
+    {
+        match boot(config, &Boot::Restore(&template.found), plan, disks, timings) {
+            Ok(launched) => return Ok(launched),
+            // The disks are at fault, and no boot would change that.
+            Err(error @ LaunchError::Vm(VmError::Disk(..))) => return Err(error),
+            Err(error) => {
+                info!("the template cannot be restored: {error}");
+                warn!("the template does not work and is removed; starting without");
+                template.remove();
+            }
+        }
+    }
+    boot(config, &Boot::Cold, plan, disks, timings)
+}
+
+/// A template, and where it is from.
+struct Usable {
+    found: Template,
+    templates: Templates,
+    key: TemplateKey,
+}
+
+impl Usable {
+    fn remove(&self) {
+        self.templates.remove(&self.key);
+    }
+}
+
+/// The template for `config`; `None`, with the reason in the log, where there can be none.
+fn template(config: &VmConfig, cache: Option<&Path>) -> Option<Usable> {
+    let Some(cache) = cache else {
+        info!("no template: there is no cache folder");
+        return None;
+    };
+    let key = TemplateKey::of(config).inspect_err(|error| info!("no template: {error}")).ok()?;
+    let made = Templates::in_cache(cache).and_then(|templates| {
+        let found = templates.find_or_make(&key, config)?;
+        Ok((found, templates))
+    });
+    match made {
+        Ok((found, templates)) => Some(Usable { found, templates, key }),
+        Err(error) => {
+            info!("no template: {error}");
+            None
+        }
+    }
+}
+
 fn open_disks(plan: &Plan) -> Result<Vec<Disk>, LaunchError> {
-    let started = Instant::now();
     let mut disks = Vec::with_capacity(plan.disks.len());
     for spec in &plan.disks {
         let options = OpenOptions { format: spec.format, allow_paths: plan.allow_paths.clone() };
@@ -160,43 +248,55 @@ fn open_disks(plan: &Plan) -> Result<Vec<Disk>, LaunchError> {
         }
         disks.push(disk);
     }
-    info!("image files opened after {} us", started.elapsed().as_micros());
     Ok(disks)
 }
 
 /// A VM whose daemon has said hello and sees the disks.
-fn boot(config: &VmConfig, plan: &Plan, disks: &[Disk]) -> Result<Launched, LaunchError> {
-    let started = Instant::now();
-    let (mut vm, sockets) = Vm::start(config)?;
-    let attached = vm.attach(disks, &env::temp_dir());
-    if let Err(error) = attached {
-        return Err(error.into());
-    }
-    info!("disks attached after {} ms", started.elapsed().as_millis());
+fn boot(
+    config: &VmConfig,
+    boot: &Boot,
+    plan: &Plan,
+    disks: &[Disk],
+    timings: &Timings,
+) -> Result<Launched, LaunchError> {
+    let entropy = entropy().map_err(LaunchError::Entropy)?;
+    let (mut vm, sockets) = Vm::start(config, boot, disks, &env::temp_dir())?;
+    timings.done("QEMU up");
     let deadline = config.accelerator.hello_deadline();
     let count = u8::try_from(disks.len()).expect("the plan checked the number of disks");
-    let entropy = entropy().map_err(LaunchError::Entropy)?;
-    let greeted = Guest::connect(sockets, deadline, plan.timeout).and_then(|guest| {
-        info!("daemon up after {} ms", started.elapsed().as_millis());
-        guest.wake(entropy)?;
-        guest.await_disks(count)?;
-        info!("disks visible after {} ms", started.elapsed().as_millis());
-        Ok(guest)
+    // The guest answers while QEMU opens the disks.
+    let (attached, greeted) = thread::scope(|scope| {
+        let greeting = scope.spawn(|| {
+            Guest::connect(sockets, deadline, plan.timeout).and_then(|guest| {
+                guest.wake(entropy)?;
+                timings.done("daemon awake");
+                Ok(guest)
+            })
+        });
+        let attached = vm.attach();
+        timings.done("disks attached");
+        (attached, greeting.join().expect("greeting does not panic"))
     });
-    match greeted {
-        Ok(guest) => Ok(Launched { guest, vm }),
-        Err(error) => Err(LaunchError::Guest(error, vm.last_words())),
+    // A guest that is gone is the reason where QEMU is gone as well.
+    let guest = match greeted {
+        Ok(guest) => guest,
+        Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
+    };
+    attached?;
+    match guest.await_disks(count) {
+        Ok(()) => timings.done("disks visible"),
+        Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
     }
+    Ok(Launched { guest, vm })
 }
 
-fn mount_all(launched: Launched, plan: &Plan) -> Result<Launched, LaunchError> {
-    let started = Instant::now();
+fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
     for spec in &plan.mounts {
         if let Err(error) = launched.guest.mount(spec.into()) {
             return Err(explain(error, spec, launched));
         }
     }
-    info!("mounted after {} ms", started.elapsed().as_millis());
+    timings.done("mounted");
     Ok(launched)
 }
 

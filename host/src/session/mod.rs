@@ -7,6 +7,8 @@ pub mod launch;
 pub mod mountpoint;
 pub mod plan;
 pub mod serving;
+pub mod templates;
+pub mod timings;
 pub mod watcher;
 
 use std::fmt;
@@ -23,6 +25,7 @@ use self::launch::{LaunchError, Launched};
 use self::mountpoint::{Mountpoint, MountpointError};
 use self::plan::Plan;
 use self::serving::Serving;
+use self::timings::Timings;
 use self::watcher::Watcher;
 use crate::guest::Guest;
 use crate::vm::Vm;
@@ -72,15 +75,16 @@ pub struct Session {
 
 impl Session {
     /// Launches the guest and mounts its files. When this returns, the mount answers, and
-    /// `watcher` will unmount it should this process be killed.
+    /// `watcher` will unmount it should this process be killed. Each step is noted in `timings`.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is mounted and nothing runs then.
-    pub fn start(plan: &Plan, watcher: Watcher) -> Result<Self, SessionError> {
+    pub fn start(plan: &Plan, timings: &Timings, watcher: Watcher) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
-        let Launched { guest, vm } = launch::launch(plan)?;
+        let Launched { guest, vm } = launch::launch(plan, timings)?;
         let guest = Arc::new(guest);
         let serving = Serving::start(Arc::clone(&guest), &mountpoint, &plan.fuse_options)?;
+        timings.done("FUSE ready");
         Ok(Self { serving, guest, vm, _watcher: watcher })
     }
 

@@ -28,6 +28,8 @@ pub struct Plan {
     pub fuse_options: FuseOptions,
     /// What `--accel` says.
     pub accelerator: AcceleratorChoice,
+    /// Whether the VM may be restored from a template.
+    pub use_template: bool,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
     /// How long one request on a file may take.

@@ -6,8 +6,11 @@ pub mod accelerator;
 pub mod appliance;
 mod arguments;
 mod disks;
+mod overlay;
 pub mod qmp;
+mod save;
 mod tail;
+pub mod template;
 
 use std::env;
 use std::fmt;
@@ -16,15 +19,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::{debug, info};
 
 use self::accelerator::Accelerator;
 use self::appliance::Appliance;
-use self::arguments::Channels;
+use self::arguments::{Channels, Memory};
+use self::disks::DiskFiles;
 use self::qmp::{Qmp, QmpError};
 use self::tail::Tail;
+use self::template::Template;
 use crate::image::Disk;
 use crate::sys;
 
@@ -36,6 +41,7 @@ const QMP_TIMEOUT: Duration = Duration::from_secs(20);
 const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a VM is made of.
+#[derive(Clone, Copy)]
 pub struct VmConfig<'a> {
     /// The QEMU program.
     pub qemu: &'a Path,
@@ -49,6 +55,16 @@ pub struct VmConfig<'a> {
     pub lanes: usize,
 }
 
+/// How a VM begins.
+pub enum Boot<'a> {
+    /// The kernel starts.
+    Cold,
+    /// The kernel starts; what the folder gets is a template once [`Vm::save`] was called.
+    ToSave(&'a Path),
+    /// It goes on where a template was saved.
+    Restore(&'a Template),
+}
+
 /// Why there is no VM.
 #[derive(Debug)]
 pub enum VmError {
@@ -58,6 +74,8 @@ pub enum VmError {
     Start(PathBuf, io::Error),
     /// QEMU's monitor failed.
     Qmp(QmpError),
+    /// QEMU refused a disk, for this reason.
+    Disk(String),
     /// No file for an overlay.
     Overlay {
         /// Where it was to be.
@@ -65,6 +83,8 @@ pub enum VmError {
         /// Why not.
         error: io::Error,
     },
+    /// A template could not be written.
+    Save(PathBuf, io::Error),
     /// A rewritten descriptor could not be kept in memory.
     Descriptor(io::Error),
 }
@@ -77,11 +97,21 @@ impl fmt::Display for VmError {
             ),
             Self::Start(program, error) => write!(f, "cannot start {}: {error}", program.display()),
             Self::Qmp(error) => error.fmt(f),
+            Self::Disk(reason) => {
+                write!(f, "QEMU cannot open the image: {reason}")?;
+                if reason.contains(" lock") {
+                    f.write_str("\n  hint: another program is writing to the image; end it first")?;
+                }
+                Ok(())
+            }
             Self::Overlay { folder, error } => write!(
                 f,
                 "cannot make the overlay in {}: {error}\n  hint: $TMPDIR names another folder",
                 folder.display()
             ),
+            Self::Save(folder, error) => {
+                write!(f, "cannot save the template in {}: {error}", folder.display())
+            }
             Self::Descriptor(error) => write!(f, "cannot pass a descriptor to QEMU: {error}"),
         }
     }
@@ -117,17 +147,24 @@ pub struct Vm {
     child: Child,
     pidfd: OwnedFd,
     qmp: Qmp,
+    attachments: Vec<qmp::Command<'static>>,
     console: Option<Tail>,
     messages: Option<Tail>,
 }
 
 impl Vm {
-    /// Starts QEMU, and gives the lanes' host ends. The guest boots meanwhile.
+    /// Starts QEMU with `disks`, each below an overlay in an unnamed file of `overlay_folder`, and
+    /// gives the lanes' host ends. The guest boots meanwhile. It does not see the disks before
+    /// [`Vm::attach`].
     ///
     /// # Errors
     /// [`VmError`]; QEMU is gone again then.
-    pub fn start(config: &VmConfig) -> Result<(Self, Vec<UnixStream>), VmError> {
-        let started = Instant::now();
+    pub fn start(
+        config: &VmConfig,
+        boot: &Boot,
+        disks: &[Disk],
+        overlay_folder: &Path,
+    ) -> Result<(Self, Vec<UnixStream>), VmError> {
         let start = |error| VmError::Start(config.qemu.to_owned(), error);
         let (qmp, qemu_qmp) = UnixStream::pair().map_err(start)?;
         let (console, qemu_console) = UnixStream::pair().map_err(start)?;
@@ -144,17 +181,30 @@ impl Vm {
             console: qemu_console.as_raw_fd(),
             lanes: &lane_numbers,
         };
-        let arguments = arguments::arguments(
-            config.appliance,
-            config.accelerator,
-            config.memory_mib,
-            &channels,
-        );
-        debug!("{} {}", config.qemu.display(), shown(&arguments));
-        let inherited: Vec<BorrowedFd> = [qemu_qmp.as_fd(), qemu_console.as_fd()]
+        let mut inherited: Vec<BorrowedFd> = [qemu_qmp.as_fd(), qemu_console.as_fd()]
             .into_iter()
             .chain(qemu_lanes.iter().map(AsFd::as_fd))
             .collect();
+        let ram_path;
+        let memory = match boot {
+            Boot::Cold => Memory::Anonymous,
+            Boot::ToSave(folder) => {
+                ram_path = folder.join(template::RAM);
+                Memory::Kept(&ram_path)
+            }
+            Boot::Restore(template) => {
+                inherited.push(template.ram.as_fd());
+                Memory::Template {
+                    ram: template.ram.as_raw_fd(),
+                    qemu_version: template.qemu_version,
+                }
+            }
+        };
+        let disks = DiskFiles::of(disks, overlay_folder)?;
+        inherited.extend(disks.descriptors());
+        let mut arguments = arguments::arguments(config, &channels, &memory);
+        arguments.extend(disks.arguments());
+        debug!("{} {}", config.qemu.display(), shown(&arguments));
         let output = OwnedFd::from(qemu_messages);
         let mut command = Command::new(config.qemu);
         command.args(&arguments).env_clear().stdin(Stdio::null());
@@ -166,24 +216,42 @@ impl Vm {
         let messages = Tail::of(messages.into(), "qemu-messages").map_err(start)?;
         // Our copies of QEMU's ends: while they are open, its death would not be seen.
         drop((command, qemu_qmp, qemu_console, qemu_lanes));
-        let qmp = match Qmp::connect(qmp, QMP_TIMEOUT) {
+        let connected = Qmp::connect(qmp, QMP_TIMEOUT).and_then(|mut qmp| {
+            if let Boot::Restore(template) = boot {
+                save::restore(&mut qmp, template)?;
+            }
+            Ok(qmp)
+        });
+        let qmp = match connected {
             Ok(qmp) => qmp,
             Err(error) => {
                 drop(starting);
                 return Err(with_messages(error, messages));
             }
         };
-        info!("QEMU is up after {} ms ({})", started.elapsed().as_millis(), config.accelerator);
         let child = starting.child.take().expect("it was put there above");
-        Ok((Self { child, pidfd, qmp, console: Some(console), messages: Some(messages) }, lanes))
+        let attachments = disks.attachments();
+        let vm = Self {
+            child,
+            pidfd,
+            qmp,
+            attachments,
+            console: Some(console),
+            messages: Some(messages),
+        };
+        Ok((vm, lanes))
     }
 
-    /// Attaches `disks` as LUNs 0, 1, …, their overlays in unnamed files of `overlay_folder`.
+    /// Attaches the disks to the running machine, as LUNs 0, 1, …, all at once.
     ///
     /// # Errors
     /// [`VmError`] where QEMU refuses one.
-    pub fn attach(&mut self, disks: &[Disk], overlay_folder: &Path) -> Result<(), VmError> {
-        disks::attach(&mut self.qmp, disks, overlay_folder)
+    pub fn attach(&mut self) -> Result<(), VmError> {
+        let attachments = std::mem::take(&mut self.attachments);
+        self.qmp.run(&attachments).map(drop).map_err(|error| match error {
+            QmpError::Refused { reason, .. } => VmError::Disk(reason),
+            other => VmError::Qmp(other),
+        })
     }
 
     /// Readable when QEMU has ended.
@@ -248,12 +316,21 @@ impl Drop for Starting {
     }
 }
 
+/// What QEMU said before it ended, where it said anything.
 fn with_messages(error: QmpError, messages: Tail) -> VmError {
     let said = messages.lines(10);
     if said.is_empty() {
         return VmError::Qmp(error);
     }
-    VmError::Qmp(QmpError::Refused { command: "to start", reason: said.join("\n    ") })
+    // `PROGRAM: -blockdev {…}: reason`
+    let disk = said.iter().find_map(|line| line.split_once(": -blockdev ")?.1.rsplit_once("}: "));
+    match disk {
+        Some((_, reason)) => VmError::Disk(reason.to_owned()),
+        None => {
+            let reason = said.join("\n    ");
+            VmError::Qmp(QmpError::Refused { command: "to start", reason })
+        }
+    }
 }
 
 fn shown(arguments: &[std::ffi::OsString]) -> String {

@@ -62,9 +62,9 @@ impl<'fd> Command<'fd> {
         Self { name, arguments, file: None }
     }
 
-    /// Gives QEMU `file` as descriptor set `set`, to be opened as `/dev/fdset/SET`.
-    pub fn add_file(set: u32, file: BorrowedFd<'fd>) -> Self {
-        Self { name: "add-fd", arguments: json!({ "fdset-id": set }), file: Some(file) }
+    /// Gives QEMU `file` under the name `name`.
+    pub fn get_file(name: &str, file: BorrowedFd<'fd>) -> Self {
+        Self { name: "getfd", arguments: json!({ "fdname": name }), file: Some(file) }
     }
 }
 
@@ -73,6 +73,7 @@ pub struct Qmp {
     stream: UnixStream,
     received: Vec<u8>,
     next_id: u64,
+    version: (u32, u32),
 }
 
 impl Qmp {
@@ -83,13 +84,21 @@ impl Qmp {
     pub fn connect(stream: UnixStream, timeout: Duration) -> Result<Self, QmpError> {
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        let mut qmp = Self { stream, received: Vec::new(), next_id: 0 };
+        let mut qmp = Self { stream, received: Vec::new(), next_id: 0, version: (0, 0) };
         let greeting = qmp.receive()?;
-        if greeting.get("QMP").is_none() {
-            return Err(QmpError::Malformed);
-        }
+        let number = |part: &str| {
+            let number = greeting.pointer(&format!("/QMP/version/qemu/{part}"))?.as_u64()?;
+            u32::try_from(number).ok()
+        };
+        qmp.version = number("major").zip(number("minor")).ok_or(QmpError::Malformed)?;
         qmp.run(&[Command::new("qmp_capabilities", json!({}))])?;
         Ok(qmp)
+    }
+
+    /// Major and minor version of QEMU, as it greeted.
+    #[must_use]
+    pub fn version(&self) -> (u32, u32) {
+        self.version
     }
 
     /// Runs `commands` in order and returns what each returned.
@@ -217,12 +226,12 @@ mod tests {
         Qmp::connect(ours, Duration::from_secs(5))
     }
 
-    const GREETING: &str = "{\"QMP\": {}}\n";
+    const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 10, \"minor\": 1}}}}\n";
 
     #[test]
     fn events_between_answers_are_passed_over() {
         let answers = "{\"event\": \"RESUME\", \"data\": {}}\n{\"return\": {}, \"id\": 0}\n";
-        assert!(against(&[GREETING, answers]).is_ok());
+        assert_eq!(against(&[GREETING, answers]).unwrap().version(), (10, 1));
     }
 
     #[test]

@@ -1,0 +1,196 @@
+//! The user's templates: finds the one for a machine, makes it where there is none, removes
+//! those that are not used any more.
+
+use std::fmt;
+use std::fs::{self, File, FileTimes, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{info, warn};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::guest::{Guest, GuestError};
+use crate::vm::template::{Template, TemplateError, TemplateKey};
+use crate::vm::{Boot, Vm, VmConfig, VmError};
+
+/// A template that was not used for so long is removed when another one is made.
+const EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Templates that are kept, the ones used last: for some QEMUs, memory sizes and accelerators.
+const KEPT: usize = 4;
+
+/// What the folders of templates that are being made begin with.
+const UNFINISHED: &str = "making-";
+
+/// Why there is no template.
+#[derive(Debug)]
+pub enum MakeError {
+    /// The folder for it cannot be used.
+    Folder(PathBuf, io::Error),
+    /// QEMU failed.
+    Vm(VmError),
+    /// The guest did not get ready; with what was printed last.
+    Guest(GuestError, Vec<String>),
+}
+
+impl fmt::Display for MakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder, error) => {
+                write!(f, "cannot keep a template in {}: {error}", folder.display())
+            }
+            Self::Vm(error) => error.fmt(f),
+            Self::Guest(error, last_words) => {
+                error.fmt(f)?;
+                last_words.iter().try_for_each(|line| write!(f, "\n    {line}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for MakeError {}
+
+/// A folder of templates, the user's own.
+pub struct Templates {
+    folder: PathBuf,
+}
+
+impl Templates {
+    /// Those in `templates` of the user's cache folder `cache`.
+    ///
+    /// # Errors
+    /// [`MakeError::Folder`] where it is not a folder that only this user can get at: what is
+    /// restored from it runs, and reads the images.
+    pub fn in_cache(cache: &Path) -> Result<Self, MakeError> {
+        let folder = cache.join("templates");
+        let failed = |error| MakeError::Folder(folder.clone(), error);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        let stat = fs::symlink_metadata(&folder).map_err(failed)?;
+        if !stat.is_dir() || stat.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(failed(io::Error::other("not a folder of this user")));
+        }
+        if stat.mode() & 0o077 != 0 {
+            fs::set_permissions(&folder, Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+        Ok(Self { folder })
+    }
+
+    /// The template for what `config` starts.
+    ///
+    /// # Errors
+    /// [`TemplateError`].
+    pub fn find(&self, key: &TemplateKey) -> Result<Template, TemplateError> {
+        let folder = self.folder.join(key.to_string());
+        let template = Template::open(&folder, key)?;
+        // Says when it was used last. Where it cannot be said, it may be removed too early.
+        let _ = File::open(&folder)
+            .and_then(|open| open.set_times(FileTimes::new().set_modified(SystemTime::now())));
+        Ok(template)
+    }
+
+    /// The template for what `config` starts, made if need be. Of several processes that
+    /// need one at once, one makes it and the others wait.
+    ///
+    /// # Errors
+    /// [`MakeError`].
+    pub fn find_or_make(
+        &self,
+        key: &TemplateKey,
+        config: &VmConfig,
+    ) -> Result<Template, MakeError> {
+        if let Ok(template) = self.find(key) {
+            return Ok(template);
+        }
+        let _lock = self.lock()?;
+        // Somebody else may have made it while we waited.
+        match self.find(key) {
+            Ok(template) => return Ok(template),
+            Err(TemplateError::Missing) => {}
+            Err(error) => {
+                info!("{error}; it is made anew");
+                self.remove(key);
+            }
+        }
+        self.make(key, config)
+    }
+
+    /// Takes a template away that turned out to be of no use.
+    pub fn remove(&self, key: &TemplateKey) {
+        let folder = self.folder.join(key.to_string());
+        // The next attempt to make one tells if this was not possible.
+        let _ = fs::remove_dir_all(folder);
+    }
+
+    fn make(&self, key: &TemplateKey, config: &VmConfig) -> Result<Template, MakeError> {
+        let failed = |error| MakeError::Folder(self.folder.clone(), error);
+        warn!("preparing the VM for quick starts (once for this QEMU and appliance)");
+        let started = Instant::now();
+        self.tidy();
+        let unfinished =
+            tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.folder).map_err(failed)?;
+        let (vm, sockets) =
+            Vm::start(config, &Boot::ToSave(unfinished.path()), &[], unfinished.path())
+                .map_err(MakeError::Vm)?;
+        let deadline = config.accelerator.hello_deadline();
+        let prepared = Guest::connect(sockets, deadline, deadline)
+            .and_then(|guest| guest.prepare().map(|()| guest));
+        // The lanes stay open until the VM is saved, so that it does not see them close.
+        let _guest = match prepared {
+            Ok(guest) => guest,
+            Err(error) => return Err(MakeError::Guest(error, vm.last_words())),
+        };
+        vm.save(unfinished.path(), key).map_err(MakeError::Vm)?;
+        fs::rename(unfinished.keep(), self.folder.join(key.to_string())).map_err(failed)?;
+        info!("the template was made in {} ms", started.elapsed().as_millis());
+        self.find(key).map_err(|error| failed(io::Error::other(error.to_string())))
+    }
+
+    /// Removes templates that nobody uses, and what a maker left that was killed. Called with
+    /// the lock held, so nobody else is making one.
+    fn tidy(&self) {
+        let mut used: Vec<(SystemTime, PathBuf)> = Vec::new();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let modified = entry.metadata().and_then(|stat| stat.modified());
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if let (true, Ok(modified)) = (is_folder, modified) {
+                let unfinished =
+                    entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+                let when = if unfinished { SystemTime::UNIX_EPOCH } else { modified };
+                used.push((when, entry.path()));
+            }
+        }
+        used.sort();
+        let now = SystemTime::now();
+        let excess = (used.len() + 1).saturating_sub(KEPT);
+        for (n, (when, folder)) in used.into_iter().enumerate() {
+            let age = now.duration_since(when).unwrap_or_default();
+            if n < excess || age > EXPIRY {
+                info!(
+                    "removing the template in {}, unused for {} days",
+                    folder.display(),
+                    age.as_secs() / 86400
+                );
+                if let Err(error) = fs::remove_dir_all(&folder) {
+                    warn!("cannot remove {}: {error}", folder.display());
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> Result<Flock<File>, MakeError> {
+        let failed = |error| MakeError::Folder(self.folder.clone(), error);
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("lock"))
+            .map_err(failed)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
+    }
+}

@@ -1,0 +1,249 @@
+//! A template: a booted appliance, saved in a folder. Mounts map its memory privately, so that
+//! all mounts of a user share one copy until they write to it.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `ram` | the guest's memory |
+//! | `state` | the devices' state, QEMU's migration stream without the memory |
+//! | `template.json` | written last: what made it, and the lengths of the others |
+//!
+//! **Invariant:** a template is never changed after it got its name, and never opened for writing.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::VmConfig;
+use super::arguments::{self, Channels, Memory};
+
+/// Raised when what is saved, or how, changes without a change of QEMU's arguments.
+const LAYOUT: u32 = 1;
+
+/// Longest stream of devices' state; it has some 200 KiB.
+const MAX_STATE: u64 = 64 << 20;
+
+pub(super) const RAM: &str = "ram";
+pub(super) const STATE: &str = "state";
+const RECORD: &str = "template.json";
+
+/// What identifies a template: whatever could make the saved state mean something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateKey(String);
+
+impl TemplateKey {
+    /// The key of what `config` would start: kernel, initramfs, QEMU's program, its arguments
+    /// and, under KVM, the processor.
+    ///
+    /// # Errors
+    /// Where one of the files cannot be looked at.
+    pub fn of(config: &VmConfig) -> io::Result<Self> {
+        let mut hash = Sha256::new();
+        let mut add = |text: &str| {
+            hash.update(text.len().to_le_bytes());
+            hash.update(text);
+        };
+        add(&LAYOUT.to_string());
+        for file in [config.qemu, &config.appliance.kernel, &config.appliance.initramfs] {
+            let stat = fs::metadata(file)?;
+            let (seconds, nanoseconds) = (stat.mtime(), stat.mtime_nsec());
+            let found = [stat.dev(), stat.ino(), stat.len()];
+            add(&format!("{} {found:?} {seconds}.{nanoseconds}", file.display()));
+        }
+        // Descriptors have other numbers each time; the state does not depend on them.
+        let lanes = vec![0; config.lanes];
+        let channels = Channels { qmp: 0, console: 0, lanes: &lanes };
+        for word in arguments::arguments(config, &channels, &Memory::Anonymous) {
+            add(&word.to_string_lossy());
+        }
+        if config.accelerator == super::accelerator::Accelerator::Kvm {
+            add(&processor()?);
+        }
+        let digest = hash.finalize();
+        Ok(Self(digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+}
+
+impl fmt::Display for TemplateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The first processor's description, without what changes from moment to moment.
+fn processor() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/cpuinfo")?;
+    let first = text.split("\n\n").next().unwrap_or_default();
+    Ok(first.lines().filter(|line| !line.contains("MHz")).collect())
+}
+
+/// `template.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub key: String,
+    pub qemu_version: (u32, u32),
+    pub ram_len: u64,
+    pub state_len: u64,
+    pub state_sha256: String,
+}
+
+impl Record {
+    /// Writes the record into `folder`, whose other files are complete.
+    pub fn write(folder: &Path, key: &TemplateKey, qemu_version: (u32, u32)) -> io::Result<()> {
+        let state = fs::read(folder.join(STATE))?;
+        let record = Self {
+            key: key.0.clone(),
+            qemu_version,
+            ram_len: fs::metadata(folder.join(RAM))?.len(),
+            state_len: state.len() as u64,
+            state_sha256: sha256(&state),
+        };
+        // After a power failure there shall be a whole template or none.
+        for name in [RAM, STATE] {
+            File::open(folder.join(name))?.sync_all()?;
+        }
+        let text = serde_json::to_vec_pretty(&record)?;
+        fs::write(folder.join(RECORD), text)?;
+        File::open(folder.join(RECORD))?.sync_all()
+    }
+}
+
+/// Why a template cannot be used.
+#[derive(Debug)]
+pub enum TemplateError {
+    /// There is none.
+    Missing,
+    /// It is not whole, or not what its name says.
+    Damaged(PathBuf, String),
+}
+
+impl fmt::Display for TemplateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("there is no template yet"),
+            Self::Damaged(folder, what) => {
+                write!(f, "the template in {} is damaged: {what}", folder.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for TemplateError {}
+
+/// A template whose files are open, so that it may be removed meanwhile.
+#[derive(Debug)]
+pub struct Template {
+    pub(super) ram: File,
+    pub(super) state: Vec<u8>,
+    pub(super) qemu_version: (u32, u32),
+}
+
+impl Template {
+    /// Opens the template in `folder`, which has to have the key `key`.
+    ///
+    /// # Errors
+    /// [`TemplateError`].
+    pub fn open(folder: &Path, key: &TemplateKey) -> Result<Self, TemplateError> {
+        let damaged = |what: String| TemplateError::Damaged(folder.to_owned(), what);
+        let text = match fs::read(folder.join(RECORD)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(TemplateError::Missing);
+            }
+            Err(error) => return Err(damaged(format!("{RECORD}: {error}"))),
+        };
+        let record: Record =
+            serde_json::from_slice(&text).map_err(|error| damaged(format!("{RECORD}: {error}")))?;
+        if record.key != key.0 {
+            return Err(damaged("it has another key".to_owned()));
+        }
+        let open = |name: &str, length: u64| {
+            let file = File::open(folder.join(name));
+            let file = file.map_err(|error| damaged(format!("{name}: {error}")))?;
+            let found = file.metadata().map_or(0, |stat| stat.len());
+            if found != length {
+                return Err(damaged(format!("{name} has {found} of {length} bytes")));
+            }
+            Ok(file)
+        };
+        let ram = open(RAM, record.ram_len)?;
+        let mut state = Vec::new();
+        open(STATE, record.state_len)?
+            .take(MAX_STATE)
+            .read_to_end(&mut state)
+            .map_err(|error| damaged(format!("{STATE}: {error}")))?;
+        if sha256(&state) != record.state_sha256 {
+            return Err(damaged(format!("{STATE} has other bytes than were written")));
+        }
+        Ok(Self { ram, state, qemu_version: record.qemu_version })
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> TemplateKey {
+        TemplateKey(text.to_owned())
+    }
+
+    fn made() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(RAM), [7; 4096]).unwrap();
+        fs::write(folder.path().join(STATE), "devices").unwrap();
+        Record::write(folder.path(), &key("k"), (10, 0)).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_whole_template_opens() {
+        let template = Template::open(made().path(), &key("k")).unwrap();
+        assert_eq!(
+            (template.state.as_slice(), template.qemu_version),
+            (b"devices".as_slice(), (10, 0))
+        );
+    }
+
+    #[test]
+    fn an_empty_or_missing_folder_has_no_template() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path(), Path::new("/nonexistent")] {
+            assert!(matches!(Template::open(path, &key("k")), Err(TemplateError::Missing)));
+        }
+    }
+
+    #[test]
+    fn damage_is_noticed() {
+        type Damage = fn(&Path);
+        let table: [(&str, Damage); 6] = [
+            ("memory cut short", |f| {
+                File::options().write(true).open(f.join(RAM)).unwrap().set_len(4095).unwrap()
+            }),
+            ("memory missing", |f| fs::remove_file(f.join(RAM)).unwrap()),
+            ("state cut short", |f| fs::write(f.join(STATE), "device").unwrap()),
+            ("state changed", |f| fs::write(f.join(STATE), "devicez").unwrap()),
+            ("record cut short", |f| fs::write(f.join(RECORD), "{\"key\":").unwrap()),
+            ("record empty", |f| fs::write(f.join(RECORD), "").unwrap()),
+        ];
+        for (what, damage) in table {
+            let folder = made();
+            damage(folder.path());
+            let opened = Template::open(folder.path(), &key("k"));
+            assert!(matches!(opened, Err(TemplateError::Damaged(..))), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_template_of_another_key_is_not_used() {
+        let opened = Template::open(made().path(), &key("other"));
+        assert!(matches!(opened, Err(TemplateError::Damaged(..))));
+    }
+}
