@@ -17,6 +17,8 @@ use xtask::disks::Disks;
 /// it is dropped is unmounted, and fails the test.
 pub struct Workplace {
     folder: TempDir,
+    /// The cache folder that all tests share, with a template in it, or its own.
+    cache: PathBuf,
 }
 
 /// A folder that `cargo xtask test` names in the environment.
@@ -51,12 +53,27 @@ impl Workplace {
     /// Where there can be none.
     #[must_use]
     pub fn new() -> Self {
+        let mut place = Self::with_own_cache();
+        // What the ordinary user's tests share is not root's to use.
+        if !is_root() {
+            place.cache = given("GUESTMNT_TEST_CACHE");
+        }
+        place
+    }
+
+    /// A new one without a template or anything else that was kept.
+    ///
+    /// # Panics
+    /// Where there can be none.
+    #[must_use]
+    pub fn with_own_cache() -> Self {
         let folder = tempfile::Builder::new()
             .prefix("guestmnt-test-")
             .permissions(fs::Permissions::from_mode(0o755))
             .tempdir()
             .expect("a folder is to be had");
-        Self { folder }
+        let cache = folder.path().join(".cache");
+        Self { folder, cache }
     }
 
     /// Its path.
@@ -85,6 +102,7 @@ impl Workplace {
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
             .env("HOME", self.path())
+            .env("XDG_CACHE_HOME", &self.cache)
             .env("TMPDIR", self.path())
             .env("GUESTMNT_APPLIANCE", given("GUESTMNT_APPLIANCE"))
             .current_dir(self.path())

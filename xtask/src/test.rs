@@ -52,6 +52,12 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
         sparse::link_tree(&shared, &images)?;
     }
 
+    // All tests but those of templates restore the same one.
+    let mut prepare = stage.command("guestmnt");
+    prepare.arg("--prepare");
+    let prepared = stage.run(prepare)?;
+    print!("{}", prepared.printed);
+
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let me = std::env::current_exe().map_err(Error::file("find", "this program"))?;
     let runner =
@@ -62,6 +68,7 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
         .env("GUESTMNT_APPLIANCE", stage.path().join("appliance"))
         .env("GUESTMNT_BIN_DIR", stage.path().join("release"))
         .env("GUESTMNT_DISKS", stage.disks().folder())
+        .env("GUESTMNT_TEST_CACHE", stage.path().join("home/.cache"))
         .env(IMAGES, &images)
         .env(skips::LOG, &log)
         .within(places.root())

@@ -107,8 +107,8 @@ struct Arguments {
     trace: bool,
 
     /// The folder to mount on
-    #[arg(value_name = "FOLDER", required_unless_present = "prepare", default_value = "")]
-    mountpoint: PathBuf,
+    #[arg(value_name = "FOLDER", required_unless_present = "prepare")]
+    mountpoint: Option<PathBuf>,
 }
 
 /// What `--format` says.
@@ -184,7 +184,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         disks,
         allow_paths: arguments.allow_path,
         mounts,
-        mountpoint: arguments.mountpoint,
+        mountpoint: arguments.mountpoint.unwrap_or_default(),
         fuse_options: FuseOptions::merged(&arguments.option),
         accelerator: arguments.accel,
         use_template: !arguments.no_template,

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Content, Volume};
@@ -26,6 +27,9 @@ use crate::vm::{Boot, Vm, VmConfig, VmError, find_qemu};
 
 /// Requests that can be in flight.
 const LANES: usize = 8;
+
+/// How long a restored guest may take to say hello. It needs a twentieth of a second.
+const RESTORE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// A guest with everything mounted.
 pub struct Launched {
@@ -262,7 +266,10 @@ fn boot(
     let entropy = entropy().map_err(LaunchError::Entropy)?;
     let (mut vm, sockets) = Vm::start(config, boot, disks, &env::temp_dir())?;
     timings.done("QEMU up");
-    let deadline = config.accelerator.hello_deadline();
+    let deadline = match boot {
+        Boot::Restore(_) => config.accelerator.hello_deadline().min(RESTORE_DEADLINE),
+        Boot::Cold | Boot::ToSave(_) => config.accelerator.hello_deadline(),
+    };
     let count = u8::try_from(disks.len()).expect("the plan checked the number of disks");
     // The guest answers while QEMU opens the disks.
     let (attached, greeted) = thread::scope(|scope| {

@@ -112,12 +112,10 @@ impl Templates {
         // Somebody else may have made it while we waited.
         match self.find(key) {
             Ok(template) => return Ok(template),
-            Err(TemplateError::Missing) => {}
-            Err(error) => {
-                info!("{error}; it is made anew");
-                self.remove(key);
-            }
+            Err(error) => info!("{error}"),
         }
+        // What is left of a damaged one.
+        self.remove(key);
         self.make(key, config)
     }
 
@@ -133,8 +131,11 @@ impl Templates {
         warn!("preparing the VM for quick starts (once for this QEMU and appliance)");
         let started = Instant::now();
         self.tidy();
-        let unfinished =
-            tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.folder).map_err(failed)?;
+        let unfinished = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(&self.folder)
+            .map_err(failed)?;
         let (vm, sockets) =
             Vm::start(config, &Boot::ToSave(unfinished.path()), &[], unfinished.path())
                 .map_err(MakeError::Vm)?;
