@@ -1,8 +1,12 @@
 //! The loopback guest: the daemon's own server in this process, over a folder of the host. All
 //! but the VM is real, FUSE included.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::DirEntryExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -14,7 +18,18 @@ use guestmnt::session::serving::Serving;
 use guestmnt_appliance::{guest::Guest as Daemon, serve::serve};
 use tempfile::TempDir;
 
+use super::{Attributes, Shown, Space, World};
+
 const LANES: usize = 4;
+
+/// The world of the loopback guest.
+pub struct Loopback;
+
+impl World for Loopback {
+    fn show(&self, source: &Path, options: &str) -> Box<dyn Shown> {
+        Box::new(Mounted::new(source, options))
+    }
+}
 
 /// A client of a daemon that serves `folder`. The daemon's threads end with the client.
 ///
@@ -33,38 +48,47 @@ pub fn guest_over(folder: &Path) -> Guest {
     Guest::connect(sockets.collect(), second, 10 * second).expect("the daemon says hello")
 }
 
-/// A folder shown through FUSE. Dropping it unmounts.
-pub struct Mounted {
+/// A folder shown through FUSE. What must be seen is what is in the folder.
+struct Mounted {
     _serving: Serving,
     guest: Arc<Guest>,
+    source: PathBuf,
     mountpoint: TempDir,
 }
 
 impl Mounted {
-    /// Mounts `folder` with the FUSE options `options`.
-    ///
-    /// # Panics
-    /// Where it cannot be mounted.
-    #[must_use]
-    pub fn new(folder: &Path, options: &str) -> Self {
-        let guest = Arc::new(guest_over(folder));
+    fn new(source: &Path, options: &str) -> Self {
+        let guest = Arc::new(guest_over(source));
         let mountpoint = tempfile::tempdir().expect("a folder is to be had");
         let options: FuseOptions = options.parse().expect("the options are known");
         let checked = Mountpoint::check(mountpoint.path()).expect("it can be mounted on");
         let serving =
             Serving::start(Arc::clone(&guest), &checked, &options).expect("it can be mounted");
-        Self { _serving: serving, guest, mountpoint }
+        Self { _serving: serving, guest, source: source.to_owned(), mountpoint }
     }
+}
 
-    /// Where it is mounted.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+impl Shown for Mounted {
+    fn path(&self) -> &Path {
         self.mountpoint.path()
     }
 
-    /// Requests that reached the guest so far.
-    #[must_use]
-    pub fn requests(&self) -> u64 {
+    fn requests(&self) -> u64 {
         self.guest.requests()
+    }
+
+    fn attributes(&self, file: &str) -> Attributes {
+        let metadata = fs::symlink_metadata(self.source.join(file)).expect("the file is there");
+        Attributes::from(&metadata)
+    }
+
+    fn numbers(&self, folder: &str) -> BTreeMap<OsString, u64> {
+        let entries = fs::read_dir(self.source.join(folder)).expect("the folder is there");
+        let entries = entries.map(|entry| entry.expect("it can be read"));
+        entries.map(|entry| (entry.file_name(), entry.ino())).collect()
+    }
+
+    fn space(&self) -> Space {
+        Space::at(&self.source)
     }
 }

@@ -1,0 +1,5 @@
+//! What can be done with files, on a real VM.
+
+use guestmnt_tests::worlds::vm::Vm;
+
+guestmnt_tests::operations_in!(Vm);
