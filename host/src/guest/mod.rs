@@ -3,6 +3,7 @@
 //!
 //! **Invariant:** nothing here names FUSE or QEMU. A guest is what answers on some sockets.
 
+mod error;
 pub mod lane;
 
 use std::cell::Cell;
@@ -14,59 +15,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Time};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_PAYLOAD, MAX_XATTR};
-use guestmnt_protocol::message::{
-    Answer, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
-};
-use guestmnt_protocol::path::{GuestPath, Printable};
+use guestmnt_protocol::message::{Answer, Extent, MountRequest, Outcome, Request, StatFs, Volume};
+use guestmnt_protocol::path::GuestPath;
 use log::{debug, info, warn};
 use nix::errno::Errno;
 
-use self::lane::{Lane, LaneError};
+pub use self::error::GuestError;
+use self::error::errno_of;
+use self::lane::Lane;
 
 /// Bytes of one directory page: some hundred entries.
 const DIRECTORY_PAGE: u32 = 64 * 1024;
 
 /// How long a launch step may take, mounting among them: a journal may have to be replayed.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Why the guest did not do what it was asked to at launch.
-#[derive(Debug)]
-pub enum GuestError {
-    /// No usable answer.
-    Lane(LaneError),
-    /// An answer of the wrong kind.
-    Unexpected,
-    /// The daemon speaks another version.
-    OtherVersion(u32),
-    /// The guest says no.
-    Failed(Failure),
-}
-
-impl fmt::Display for GuestError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lane(error) => error.fmt(f),
-            Self::Unexpected => f.write_str("the guest sent an answer of another kind"),
-            Self::OtherVersion(version) => {
-                write!(f, "the daemon in the appliance speaks protocol {version}, this guestmnt ")?;
-                write!(f, "{}", guestmnt_protocol::VERSION)?;
-                f.write_str("\n  hint: `cargo xtask build-appliance` builds the right one")
-            }
-            Self::Failed(failure) if failure.detail.is_empty() => {
-                f.write_str(errno_of(failure.errno).desc())
-            }
-            Self::Failed(failure) => Printable(failure.detail.as_bytes()).fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for GuestError {}
-
-impl From<LaneError> for GuestError {
-    fn from(error: LaneError) -> Self {
-        Self::Lane(error)
-    }
-}
 
 /// A guest that said hello.
 pub struct Guest {
@@ -348,14 +310,6 @@ fn unix_time_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// An error number as the guest sent it; `EIO` for what Linux does not have.
-fn errno_of(number: u16) -> Errno {
-    match Errno::from_raw(i32::from(number)) {
-        Errno::UnknownErrno => Errno::EIO,
-        errno => errno,
-    }
-}
-
 /// `attr`, unless something in it could not be passed on to the kernel.
 fn sane(attr: Attr) -> Option<Attr> {
     let kinds = [
@@ -401,14 +355,6 @@ mod tests {
         ];
         for (what, attr) in table {
             assert!(sane(attr).is_none(), "{what}");
-        }
-    }
-
-    #[test]
-    fn errors_that_linux_does_not_have_become_eio() {
-        assert_eq!(errno_of(2), Errno::ENOENT);
-        for number in [0, 4095, u16::MAX] {
-            assert_eq!(errno_of(number), Errno::EIO, "{number}");
         }
     }
 }

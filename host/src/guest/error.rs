@@ -1,0 +1,69 @@
+//! What the guest says when it does not do what it was asked to, for people and for the kernel.
+
+use std::fmt;
+
+use guestmnt_protocol::message::Failure;
+use guestmnt_protocol::path::Printable;
+use nix::errno::Errno;
+
+use super::lane::LaneError;
+
+/// Why the guest did not do what it was asked to at launch.
+#[derive(Debug)]
+pub enum GuestError {
+    /// No usable answer.
+    Lane(LaneError),
+    /// An answer of the wrong kind.
+    Unexpected,
+    /// The daemon speaks another version.
+    OtherVersion(u32),
+    /// The guest says no.
+    Failed(Failure),
+}
+
+impl fmt::Display for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lane(error) => error.fmt(f),
+            Self::Unexpected => f.write_str("the guest sent an answer of another kind"),
+            Self::OtherVersion(version) => {
+                write!(f, "the daemon in the appliance speaks protocol {version}, this guestmnt ")?;
+                write!(f, "{}", guestmnt_protocol::VERSION)?;
+                f.write_str("\n  hint: `cargo xtask build-appliance` builds the right one")
+            }
+            Self::Failed(failure) if failure.detail.is_empty() => {
+                f.write_str(errno_of(failure.errno).desc())
+            }
+            Self::Failed(failure) => Printable(failure.detail.as_bytes()).fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for GuestError {}
+
+impl From<LaneError> for GuestError {
+    fn from(error: LaneError) -> Self {
+        Self::Lane(error)
+    }
+}
+
+/// An error number as the guest sent it; `EIO` for what Linux does not have.
+pub(super) fn errno_of(number: u16) -> Errno {
+    match Errno::from_raw(i32::from(number)) {
+        Errno::UnknownErrno => Errno::EIO,
+        errno => errno,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_that_linux_does_not_have_become_eio() {
+        assert_eq!(errno_of(2), Errno::ENOENT);
+        for number in [0, 4095, u16::MAX] {
+            assert_eq!(errno_of(number), Errno::EIO, "{number}");
+        }
+    }
+}
