@@ -127,6 +127,16 @@ fn what_is_no_filesystem_is_named() {
 }
 
 #[test]
+fn what_the_guests_kernel_logged_is_shown_line_by_line() {
+    let place = place();
+    fs::write(place.path().join("empty.img"), vec![0; 1 << 20]).unwrap();
+    let arguments = ["--format", "raw", "-a", "empty.img", "-m", "/dev/sda:/::ext4", "mnt"];
+    let finished = fails(&place, &arguments, &["empty.img"]);
+    says(&finished, &["cannot mount /dev/sda on /: not a good ext4 filesystem", "\n    EXT4-fs ("]);
+    assert!(!finished.stderr.contains("\\u{a}"), "{finished:?}");
+}
+
+#[test]
 fn mountpoints_that_cannot_be_used_are_refused_before_anything_starts() {
     let place = place();
     fs::write(place.path().join("file"), "").unwrap();

@@ -17,7 +17,8 @@ pub enum GuestError {
     Unexpected,
     /// The daemon speaks another version.
     OtherVersion(u32),
-    /// The guest says no.
+    /// The guest says no. The first line of its text ends a sentence, the others are what its
+    /// kernel logged.
     Failed(Failure),
 }
 
@@ -34,7 +35,11 @@ impl fmt::Display for GuestError {
             Self::Failed(failure) if failure.detail.is_empty() => {
                 f.write_str(errno_of(failure.errno).desc())
             }
-            Self::Failed(failure) => Printable(failure.detail.as_bytes()).fmt(f),
+            Self::Failed(failure) => {
+                let mut lines = failure.detail.trim_end().lines();
+                Printable(lines.next().unwrap_or_default().as_bytes()).fmt(f)?;
+                lines.try_for_each(|line| write!(f, "\n    {}", Printable(line.as_bytes())))
+            }
         }
     }
 }
@@ -58,6 +63,16 @@ pub(super) fn errno_of(number: u16) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_line_of_the_guests_text_is_a_line_and_none_can_steer_a_terminal() {
+        let detail = "not a good xfs filesystem\nXFS (sda): bad \x1b[31m magic\r\nXFS: \u{202e}\n";
+        let failure = Failure::with_detail(22, detail.to_owned());
+        let expected = "not a good xfs filesystem\n    XFS (sda): bad \\u{1b}[31m magic\n    \
+                        XFS: \\u{202e}";
+        assert_eq!(GuestError::Failed(failure).to_string(), expected);
+        assert_eq!(GuestError::Failed(Failure::new(5)).to_string(), "I/O error");
+    }
 
     #[test]
     fn errors_that_linux_does_not_have_become_eio() {
