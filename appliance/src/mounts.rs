@@ -4,7 +4,6 @@
 //! the mount is read-only, and the image stays as it is.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -17,8 +16,8 @@ use guestmnt_protocol::limits::MAX_DETAIL;
 use guestmnt_protocol::message::{Content, Failure, MountRequest};
 use guestmnt_protocol::path::{GuestPath, Printable};
 
-use crate::devices::Disks;
-use crate::failure::{errno_of, explained, plain};
+use crate::devices::{Device, Disks};
+use crate::failure::{explained, plain};
 use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
 use crate::kmsg;
 use crate::modules::Modules;
@@ -58,7 +57,7 @@ impl Mounts {
         let kind = match &request.fstype {
             Some(kind) => kind,
             None => {
-                probed = filesystem_on(&device.node)?;
+                probed = filesystem_on(&device, disks)?;
                 &probed
             }
         };
@@ -156,15 +155,14 @@ impl Place {
     }
 }
 
-/// libblkid's name for the filesystem on the device `node`.
-fn filesystem_on(node: &Path) -> Result<String, Failure> {
-    let unreadable = |errno: Errno| explained(errno, format!("cannot be read: {}", errno.desc()));
-    let device = File::open(node).map_err(|error| unreadable(errno_of(&error)))?;
-    if let Some(kind) = volumes::filesystem(&device) {
+/// libblkid's name for the filesystem on `device`.
+fn filesystem_on(device: &Device, disks: &Disks) -> Result<String, Failure> {
+    if let Some(kind) = volumes::filesystem(device) {
         return Ok(kind);
     }
-    let probed = volumes::probe(&device).map_err(unreadable)?;
-    match probed.content {
+    let content = volumes::content_of(device, disks)
+        .map_err(|errno| explained(errno, format!("cannot be read: {}", errno.desc())))?;
+    match content {
         Content::Filesystem(kind) => Ok(kind),
         other => Err(explained(Errno::EMEDIUMTYPE, what_else(&other))),
     }
@@ -256,6 +254,8 @@ impl Attempt<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]

@@ -2,8 +2,12 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 
+use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Content, Volume};
+
+use nix::errno::Errno;
 
 use crate::blkid::{Found, Probe, Scope};
 use crate::devices::{Device, Disks};
@@ -11,13 +15,13 @@ use crate::failure::errno_of;
 
 /// What was found on one device.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Probed {
+struct Probed {
     /// What it holds.
-    pub content: Content,
+    content: Content,
     /// Label of the filesystem or of what else it holds; empty where there is none.
-    pub label: String,
+    label: String,
     /// UUID, likewise.
-    pub uuid: String,
+    uuid: String,
     /// Numbers of the partitions on it that only hold others.
     extended: Vec<u16>,
 }
@@ -26,7 +30,7 @@ pub struct Probed {
 ///
 /// # Errors
 /// `EIO` or `EINVAL` where it cannot be read.
-pub fn probe(device: &File) -> nix::Result<Probed> {
+fn probe(device: &File) -> nix::Result<Probed> {
     let mut probe = Probe::new(device.as_fd())?;
     let found = probe.search(Scope::Everything)?;
     let value = |name| probe.value(name).unwrap_or_default();
@@ -44,17 +48,35 @@ pub fn probe(device: &File) -> nix::Result<Probed> {
     Ok(Probed { content, label, uuid, extended })
 }
 
-/// The filesystem on an open device; `None` where there is something else, or several things,
-/// and [`probe`] has to say what.
+/// The filesystem on `device`; `None` where there is something else, or several things, or nothing
+/// can be read, and [`content_of`] has to say what.
 ///
 /// A search without the signatures of arrays takes a third of the time, since those are all over
 /// the device. It finds the filesystem of a RAID1's member as well.
-pub fn filesystem(device: &File) -> Option<String> {
-    let mut probe = Probe::new(device.as_fd()).ok()?;
+pub fn filesystem(device: &Device) -> Option<String> {
+    let file = File::open(&device.node).ok()?;
+    let mut probe = Probe::new(file.as_fd()).ok()?;
     let found = probe.search(Scope::Contents);
     let is_filesystem = found == Ok(Found::Something)
         && probe.value(c"USAGE").is_some_and(|usage| usage == "filesystem");
     is_filesystem.then(|| probe.value(c"TYPE"))?
+}
+
+/// What `device` holds, one of `disks`.
+///
+/// # Errors
+/// As open(2) and [`probe`].
+pub fn content_of(device: &Device, disks: &Disks) -> nix::Result<Content> {
+    let content = probe_node(&device.node)?.content;
+    // An extended partition begins with a table as a disk does. What it is stands in its disk's.
+    let has_table = matches!(content, Content::Partitions(_));
+    if has_table && device.name.partition != 0 {
+        let disk = disks.find(DeviceName::whole(device.name.disk)).ok_or(Errno::ENODEV)?;
+        if probe_node(&disk.node)?.extended.contains(&device.name.partition) {
+            return Ok(Content::Extended);
+        }
+    }
+    Ok(content)
 }
 
 /// Probes all disks and partitions. Those that cannot be read hold nothing that is known.
@@ -62,9 +84,7 @@ pub fn list(disks: &Disks) -> Vec<Volume> {
     let mut extended = Vec::new();
     let mut volumes = Vec::new();
     for Device { name, node, size } in disks.list() {
-        let probed =
-            File::open(&node).map_err(|error| errno_of(&error)).and_then(|device| probe(&device));
-        let mut probed = probed.unwrap_or_else(|_| Probed::nothing());
+        let mut probed = probe_node(&node).unwrap_or_else(|_| Probed::nothing());
         if name.partition == 0 {
             extended = std::mem::take(&mut probed.extended);
         } else if extended.contains(&name.partition) {
@@ -74,6 +94,10 @@ pub fn list(disks: &Disks) -> Vec<Volume> {
         volumes.push(Volume { device: name, size, content, label, uuid });
     }
     volumes
+}
+
+fn probe_node(node: &Path) -> nix::Result<Probed> {
+    probe(&File::open(node).map_err(|error| errno_of(&error))?)
 }
 
 impl Probed {
