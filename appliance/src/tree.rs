@@ -89,16 +89,18 @@ impl Tree {
 /// A moment as the kernel says it. Nanoseconds come from the image; a filesystem driver may let
 /// anything through.
 fn time(secs: i64, nanos: i64) -> Time {
-    const SECOND: i64 = 1_000_000_000;
-    const MINUS_SECOND: i64 = -SECOND;
-    let (secs, nanos) = match nanos {
-        0..SECOND => (secs, nanos),
-        ..=MINUS_SECOND | SECOND.. => (secs, 0),
+    const SECOND: i32 = 1_000_000_000;
+    const MINUS_SECOND: i32 = -SECOND;
+    // Inodes have 32 bits for them; what is negative there comes here as more than 2^31.
+    let low = u32::try_from(nanos & 0xffff_ffff).expect("32 bits").cast_signed();
+    let (secs, nanos) = match low {
+        0..SECOND => (secs, low),
+        i32::MIN..=MINUS_SECOND | SECOND.. => (secs, 0),
         // Before 1970 ntfs3 rounds the seconds up and counts back from there. Source:
         // `nt2kernel()` in fs/ntfs3/ntfs_fs.h.
         before => (secs.saturating_sub(1), before + SECOND),
     };
-    Time { secs, nanos: u32::try_from(nanos).expect("0 to 999,999,999") }
+    Time { secs, nanos: nanos.unsigned_abs() }
 }
 
 /// Small numbers for device numbers, in the order in which they were met. Each Btrfs subvolume
@@ -143,13 +145,14 @@ mod tests {
         assert_eq!(time(-1, 999_999_999), Time { secs: -1, nanos: 999_999_999 });
         assert_eq!(time(5, 1_000_000_000), Time { secs: 5, nanos: 0 });
         assert_eq!(time(5, -1_000_000_000), Time { secs: 5, nanos: 0 });
-        assert_eq!(time(5, i64::MIN), Time { secs: 5, nanos: 0 });
+        assert_eq!(time(5, i64::from(i32::MIN)), Time { secs: 5, nanos: 0 });
     }
 
     #[test]
     fn nanoseconds_below_zero_count_back() {
         assert_eq!(time(-1, -1), Time { secs: -2, nanos: 999_999_999 });
         assert_eq!(time(0, -999_999_999), Time { secs: -1, nanos: 1 });
+        assert_eq!(time(-1, 0xffff_ffff), Time { secs: -2, nanos: 999_999_999 });
         assert_eq!(time(i64::MIN, -1), Time { secs: i64::MIN, nanos: 999_999_999 });
     }
 }
