@@ -10,6 +10,7 @@ use xtask::Error;
 use xtask::appliance;
 use xtask::demo;
 use xtask::disks::Disks;
+use xtask::disks::specimens::Specimens;
 use xtask::kernel::Source;
 use xtask::places::Places;
 use xtask::setup;
@@ -73,7 +74,10 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         Chore::Demo => demo::run(&places)?,
         Chore::Test { filters } => return test::run(&filters, &places),
         Chore::AsUser { program, arguments } => return test::as_user(&program, &arguments),
-        Chore::Disks => println!("{}", Disks::ensure(&places)?.folder().display()),
+        Chore::Disks => {
+            println!("{}", Disks::ensure(&places)?.folder().display());
+            println!("{}", Specimens::ensure(&places)?.folder().display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -46,6 +46,7 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("mkfs.xfs"), "xfsprogs"),
     (Program("mkudffs"), "udftools"),
     (Program("genisoimage"), "genisoimage"),
+    (Program("xorriso"), "xorriso"),
     (Program("mcopy"), "mtools"),
     (Program("mksquashfs"), "squashfs-tools"),
     (Program("mkntfs"), "ntfs-3g"),

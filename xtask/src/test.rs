@@ -14,6 +14,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::appliance;
+use crate::disks::specimens::Specimens;
 use crate::disks::{Disks, sparse};
 use crate::error::Error;
 use crate::kernel::Source;
@@ -40,11 +41,14 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
     appliance::build(&Source::Debian, places)?;
     release::build(places)?;
     let disks = Disks::ensure(places)?;
+    let specimens = Specimens::ensure(places)?;
     let stage = Stage::new(places, &disks)?;
     let log = stage.path().join("skips.log");
     fs::write(&log, "")
         .and_then(|()| fs::set_permissions(&log, fs::Permissions::from_mode(0o666)))
         .map_err(Error::file("write", &log))?;
+    let placed = stage.path().join("specimens");
+    sparse::link_tree(specimens.folder(), &placed)?;
     let images = stage.path().join("images");
     let shared =
         std::env::var_os(IMAGES).map_or_else(|| places.root().join("../shared/images"), Into::into);
@@ -69,6 +73,7 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
         .env("GUESTMNT_BIN_DIR", stage.path().join("release"))
         .env("GUESTMNT_DISKS", stage.disks().folder())
         .env("GUESTMNT_TEST_CACHE", stage.path().join("home/.cache"))
+        .env("GUESTMNT_SPECIMENS", &placed)
         .env(IMAGES, &images)
         .env(skips::LOG, &log)
         .within(places.root())

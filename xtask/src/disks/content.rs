@@ -32,29 +32,32 @@ const CATALOGUE: &str = "Cosmological_Voids/catalogue";
 const PATCH_SIZE: usize = 300_000;
 
 /// A tree being made.
-struct Tree {
+pub(super) struct Tree {
     root: PathBuf,
 }
 
 impl Tree {
-    fn new(root: &Path) -> Result<Self, Error> {
+    /// An empty one in the new folder `root`.
+    pub(super) fn new(root: &Path) -> Result<Self, Error> {
         let tree = Self { root: root.to_path_buf() };
         tree.folder("")?;
         Ok(tree)
     }
 
-    fn folder(&self, path: &str) -> Result<(), Error> {
+    /// Makes a folder, with those above it.
+    pub(super) fn folder(&self, path: &str) -> Result<(), Error> {
         let path = self.root.join(path);
         fs::create_dir_all(&path).map_err(Error::file("create", &path))
     }
 
-    fn text(&self, path: &str, text: &str) -> Result<(), Error> {
+    /// Makes a file that holds `text`.
+    pub(super) fn text(&self, path: &str, text: &str) -> Result<(), Error> {
         let path = self.root.join(path);
         fs::write(&path, text).map_err(Error::file("write", &path))
     }
 
     /// A file of `size` bytes of noise that follow from its path.
-    fn noise(&self, path: &str, size: usize) -> Result<(), Error> {
+    pub(super) fn noise(&self, path: &str, size: usize) -> Result<(), Error> {
         let path_on_host = self.root.join(path);
         let write = || -> std::io::Result<()> {
             let mut file = BufWriter::new(File::create(&path_on_host)?);
@@ -84,7 +87,8 @@ impl Tree {
         Ok(())
     }
 
-    fn finish(self) -> Result<(), Error> {
+    /// Gives everything its time.
+    pub(super) fn finish(self) -> Result<(), Error> {
         self.set_times(&self.root)
     }
 }
@@ -230,7 +234,12 @@ fn set_time(path: &Path, seed: &str) -> Result<(), Error> {
     let mut noise = Noise::of(seed);
     let count = |n: usize| i64::try_from(n).expect("small");
     let seconds = SEPTEMBER_2013 + count(noise.below(30_000_000));
-    let time = TimeSpec::new(seconds, 100 * count(noise.below(10_000_000)));
+    set_moment(path, seconds, 100 * count(noise.below(10_000_000)))
+}
+
+/// Sets the modification time of `path`: seconds since 1970, nanoseconds.
+pub(super) fn set_moment(path: &Path, seconds: i64, nanoseconds: i64) -> Result<(), Error> {
+    let time = TimeSpec::new(seconds, nanoseconds);
     utimensat(AT_FDCWD, path, &time, &time, UtimensatFlags::NoFollowSymlink)
         .map_err(|errno| Error::file("set the time of", path)(errno.into()))
 }

@@ -1,15 +1,7 @@
-//! Small filesystems in raw files, each filled with a folder of the host by the tool that makes
-//! it: no mount, no loop device, no root, but for NTFS (see [`super::ntfs`]).
+//! Kinds of filesystems that the tests have images of, and what each keeps of the files that it is
+//! filled with.
 
-use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
-
-use super::ntfs::{Edit, Format, Volume};
-use super::partitions::SECTOR;
-use super::sparse;
-use crate::Error;
-use crate::process::{Tool, find_program};
+use crate::process::find_program;
 
 /// A kind of filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +14,8 @@ pub enum Kind {
     Btrfs,
     Vfat,
     Exfat,
-    Iso9660,
+    Iso9660RockRidge,
+    Iso9660Joliet,
     Udf,
     Squashfs,
     Erofs,
@@ -32,9 +25,49 @@ pub enum Kind {
     Ntfs,
 }
 
+/// What an image of a kind keeps of the tree that [`super::mkfs::make`] fills it with: what the
+/// kind can have, less what the tool that fills it drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keeps {
+    /// Names.
+    pub names: Names,
+    /// Symbolic links.
+    pub symbolic_links: bool,
+    /// Several names of one file.
+    pub hard_links: bool,
+    /// Modification times, or `None` where the tool sets its own.
+    pub times: Option<Times>,
+}
+
+/// Names that a kind keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Names {
+    /// ASCII, no spaces, 31 characters at most.
+    Plain,
+    /// The first 65,536 characters of Unicode.
+    TwoBytes,
+    /// All of Unicode.
+    All,
+}
+
+/// Times that a kind keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// What they are rounded down to.
+    pub unit_ns: i64,
+    /// The first year.
+    pub first_year: i64,
+    /// The last year.
+    pub last_year: i64,
+}
+
+impl Times {
+    const SECONDS: Self = Self { unit_ns: 1_000_000_000, first_year: 1902, last_year: 2200 };
+}
+
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Ext2,
         Self::Ext3,
         Self::Ext4,
@@ -42,7 +75,8 @@ impl Kind {
         Self::Btrfs,
         Self::Vfat,
         Self::Exfat,
-        Self::Iso9660,
+        Self::Iso9660RockRidge,
+        Self::Iso9660Joliet,
         Self::Udf,
         Self::Squashfs,
         Self::Erofs,
@@ -63,7 +97,7 @@ impl Kind {
             Self::Btrfs => "btrfs",
             Self::Vfat => "vfat",
             Self::Exfat => "exfat",
-            Self::Iso9660 => "iso9660",
+            Self::Iso9660RockRidge | Self::Iso9660Joliet => "iso9660",
             Self::Udf => "udf",
             Self::Squashfs => "squashfs",
             Self::Erofs => "erofs",
@@ -74,190 +108,84 @@ impl Kind {
         }
     }
 
-    /// The first program that [`make`] would miss here.
+    /// A name of its own, for files.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Iso9660Joliet => "iso9660-joliet",
+            other => other.name(),
+        }
+    }
+
+    /// The first program that making it would miss here.
     #[must_use]
     pub fn missing_program(self) -> Option<&'static str> {
         let programs: &[&str] = match self {
-            Self::Ext2 | Self::Ext3 | Self::Ext4 => &["mke2fs"],
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => &["mke2fs", "debugfs"],
             Self::Xfs => &["mkfs.xfs"],
             Self::Btrfs => &["mkfs.btrfs"],
             Self::Vfat => &["mkfs.vfat", "mcopy"],
-            Self::Exfat => &["mkfs.exfat"],
-            Self::Iso9660 | Self::Udf => &["genisoimage"],
+            Self::Exfat => &["mkfs.exfat", "fsck.exfat"],
+            Self::Iso9660RockRidge | Self::Iso9660Joliet | Self::Udf => &["genisoimage"],
             Self::Squashfs => &["mksquashfs"],
             Self::Erofs => &["mkfs.erofs"],
             Self::F2fs => &["mkfs.f2fs", "sload.f2fs"],
             Self::Hfs => &["hformat", "hcopy"],
-            Self::HfsPlus => &["mkfs.hfsplus"],
+            Self::HfsPlus => &["xorriso"],
             Self::Ntfs => &["mkntfs", "ntfs-3g"],
         };
         programs.iter().copied().find(|program| find_program(program).is_none())
     }
 
-    /// Whether [`make`] fills it; for some kinds nothing does without mounting them, and they
-    /// stay empty.
+    /// What an image keeps of the tree that it is filled with.
     #[must_use]
-    pub fn is_filled(self) -> bool {
-        !matches!(self, Self::Exfat | Self::HfsPlus)
-    }
-
-    /// Bytes of the image: small, yet enough for the kind's own structures and a few files.
-    /// Zero where the tool gives the file its size.
-    fn size(self) -> u64 {
-        const MIB: u64 = 1 << 20;
+    pub fn keeps(self) -> Keeps {
+        let all = Keeps {
+            names: Names::All,
+            symbolic_links: true,
+            hard_links: true,
+            times: Some(Times::SECONDS),
+        };
+        let no_links = Keeps { symbolic_links: false, hard_links: false, ..all };
+        let times = |unit_ns, first_year, last_year| Times { unit_ns, first_year, last_year };
+        // From 1970 for as long as 32 bits last: the driver reads them without a sign.
+        let unsigned = Some(Times { first_year: 1970, last_year: 2105, ..Times::SECONDS });
         match self {
-            Self::Iso9660 | Self::Udf | Self::Squashfs | Self::Erofs => 0,
-            // The least that mkfs.xfs and mkfs.btrfs take.
-            Self::Xfs => 320 * MIB,
-            Self::Btrfs | Self::F2fs => 128 * MIB,
-            _ => 32 * MIB,
-        }
-    }
-}
-
-/// Makes the raw file `image` a filesystem of `kind` that holds what is in the folder `tree`,
-/// where [`Kind::is_filled`]. Names must be such as the kind can have; for XFS, without spaces.
-///
-/// # Errors
-/// [`Error::Start`] where [`Kind::missing_program`], otherwise those of the tools.
-pub fn make(kind: Kind, tree: &Path, image: &Path) -> Result<(), Error> {
-    if kind.size() > 0 {
-        sparse::create(image, kind.size())?;
-    }
-    match kind {
-        Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Tool::new("mke2fs")
-            .args(["-q", "-F", "-t", kind.name(), "-d"])
-            .args([tree, image])
-            .run(),
-        Kind::Xfs => make_xfs(tree, image),
-        Kind::Btrfs => Tool::new("mkfs.btrfs").args(["-q", "--rootdir"]).args([tree, image]).run(),
-        Kind::Vfat => {
-            Tool::new("mkfs.vfat").arg(image).run()?;
-            let mcopy = Tool::new("mcopy").args(["-s", "-m", "-Q", "-i"]).arg(image);
-            mcopy.args(children(tree)?).arg("::/").run()
-        }
-        Kind::Exfat => Tool::new("mkfs.exfat").arg(image).run(),
-        Kind::Iso9660 => genisoimage(&[], tree, image),
-        Kind::Udf => genisoimage(&["-udf"], tree, image),
-        Kind::Squashfs => Tool::new("mksquashfs")
-            .args([tree, image])
-            .args(["-noappend", "-no-progress", "-quiet"])
-            .run(),
-        Kind::Erofs => Tool::new("mkfs.erofs").args([image, tree]).run(),
-        Kind::F2fs => {
-            Tool::new("mkfs.f2fs").arg("-q").arg(image).run()?;
-            Tool::new("sload.f2fs").arg("-f").args([tree, image]).run()
-        }
-        Kind::Hfs => make_hfs(tree, image),
-        Kind::HfsPlus => Tool::new("mkfs.hfsplus").arg(image).run(),
-        Kind::Ntfs => {
-            let format = Format { sectors: kind.size() / SECTOR, start: 0, label: "ntfs" };
-            fs::remove_file(image).map_err(Error::file("replace", image))?;
-            Volume::format(image.to_path_buf(), &format)?.edit(&[Edit::Tree(tree)])
-        }
-    }
-}
-
-fn genisoimage(options: &[&str], tree: &Path, image: &Path) -> Result<(), Error> {
-    Tool::new("genisoimage")
-        .args(["-quiet", "-rational-rock", "-joliet", "-joliet-long"])
-        .args(options)
-        .args([Path::new("-o"), image, tree])
-        .run()
-}
-
-/// XFS takes a tree as a prototype file. Source: mkfs.xfs(8), option -p.
-fn make_xfs(tree: &Path, image: &Path) -> Result<(), Error> {
-    let mut text = "/\n0 0\nd--755 0 0\n".to_owned();
-    prototype(tree, &mut text)?;
-    let file = tempfile::NamedTempFile::new().map_err(Error::file("write in", "/tmp"))?;
-    fs::write(file.path(), text).map_err(Error::file("write", file.path()))?;
-    Tool::new("mkfs.xfs").args(["-q", "-f", "-p"]).args([file.path(), image]).run()
-}
-
-/// Appends the entries of `folder` and the `$` that ends them.
-fn prototype(folder: &Path, text: &mut String) -> Result<(), Error> {
-    for path in children(folder)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.contains(char::is_whitespace) {
-            return Err(Error::unfit(
-                format!("mkfs.xfs takes no file name with a space: {}", path.display()),
-                "give it another tree",
-            ));
-        }
-        if path.is_symlink() {
-            let target = fs::read_link(&path).map_err(Error::file("read", &path))?;
-            let _ = writeln!(text, "{name} l--777 0 0 {}", target.display());
-        } else if path.is_dir() {
-            let _ = writeln!(text, "{name} d--755 0 0");
-            prototype(&path, text)?;
-        } else {
-            let _ = writeln!(text, "{name} ---644 0 0 {}", path.display());
-        }
-    }
-    text.push_str("$\n");
-    Ok(())
-}
-
-/// hfsutils work on the volume that `hmount` noted in the home folder.
-fn make_hfs(tree: &Path, image: &Path) -> Result<(), Error> {
-    let home = tempfile::tempdir().map_err(Error::file("write in", "/tmp"))?;
-    let tool = |program: &str| Tool::new(program).env("HOME", home.path());
-    tool("hformat").args(["-l", "hfs"]).arg(image).run()?;
-    copy_to_hfs(tree, ":", &tool)?;
-    tool("humount").run()
-}
-
-fn copy_to_hfs(folder: &Path, to: &str, tool: &dyn Fn(&str) -> Tool) -> Result<(), Error> {
-    for path in children(folder)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if path.is_dir() {
-            let inner = format!("{to}{name}:");
-            tool("hmkdir").arg(&inner).run()?;
-            copy_to_hfs(&path, &inner, tool)?;
-        } else {
-            tool("hcopy").arg("-r").arg(&path).arg(format!("{to}{name}")).run()?;
-        }
-    }
-    Ok(())
-}
-
-/// Paths of what is in `folder`, sorted, so that images come out alike.
-fn children(folder: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::file("list", folder))? {
-        paths.push(entry.map_err(Error::file("list", folder))?.path());
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_kind_is_recognised_by_libblkid() {
-        let folder = tempfile::tempdir().unwrap();
-        let tree = folder.path().join("tree");
-        fs::create_dir_all(tree.join("inner/most")).unwrap();
-        fs::write(tree.join("file.txt"), "text\n").unwrap();
-        fs::write(tree.join("inner/most/large.bin"), vec![7; 100_000]).unwrap();
-        for kind in Kind::ALL {
-            if let Some(program) = kind.missing_program() {
-                crate::skips::skip(&format!("{} needs {program}", kind.name()));
-                continue;
+            // mke2fs 1.47.0 leaves the bits beyond 32 at zero.
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => {
+                Keeps { times: Some(Times { last_year: 2037, ..Times::SECONDS }), ..all }
             }
-            let image = folder.path().join(kind.name());
-            if let Err(error) = make(kind, &tree, &image) {
-                // Only NTFS mounts, which not every user and every container may.
-                assert_eq!(kind, Kind::Ntfs, "{error}");
-                crate::skips::skip(&error.to_string());
-                continue;
+            // A prototype file has words for neither.
+            Self::Xfs => Keeps { names: Names::Plain, hard_links: false, times: None, ..all },
+            Self::Btrfs => all,
+            // mcopy makes one UTF-16 unit of every character.
+            Self::Vfat => Keeps {
+                names: Names::TwoBytes,
+                times: Some(times(2_000_000_000, 1980, 2107)),
+                ..no_links
+            },
+            Self::Exfat => Keeps { times: Some(times(10_000_000, 1980, 2107)), ..no_links },
+            Self::Iso9660RockRidge => Keeps { names: Names::TwoBytes, ..all },
+            Self::Iso9660Joliet => Keeps { names: Names::TwoBytes, ..no_links },
+            // From 2028 on genisoimage writes a time zone a day away.
+            Self::Udf => Keeps {
+                names: Names::TwoBytes,
+                times: Some(Times { last_year: 2027, ..Times::SECONDS }),
+                ..no_links
+            },
+            Self::Squashfs | Self::F2fs => Keeps { times: unsigned, ..all },
+            Self::Erofs => Keeps { times: Some(Times { unit_ns: 1, ..Times::SECONDS }), ..all },
+            Self::Hfs => Keeps { names: Names::Plain, times: None, ..no_links },
+            // Linux' driver has two bytes for a character.
+            Self::HfsPlus => {
+                Keeps { names: Names::TwoBytes, hard_links: false, times: unsigned, ..all }
             }
-            let args = ["-p", "-o", "value", "-s", "TYPE"];
-            let found = Tool::new("blkid").args(args).arg(&image).output().unwrap();
-            assert_eq!(String::from_utf8(found).unwrap().trim(), kind.name());
+            // ntfs-3g's symbolic links are no reparse points; Linux' driver shows them as files.
+            Self::Ntfs => Keeps {
+                symbolic_links: false,
+                times: Some(Times { unit_ns: 100, ..Times::SECONDS }),
+                ..all
+            },
         }
     }
 }

@@ -31,16 +31,19 @@ pub struct Partition {
     pub entries: BTreeMap<String, Entry>,
 }
 
-/// A file or a folder.
+/// A file, a folder or a symbolic link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Seconds since the epoch of the last modification.
     pub mtime: i64,
     /// Nanoseconds of it; NTFS keeps hundreds of them.
     pub mtime_nsec: i64,
-    /// Of a file; a folder has none.
+    /// Of a file; others have none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub file: Option<FileContent>,
+    /// Where a symbolic link leads; others have none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<String>,
 }
 
 /// What is in a file.
@@ -102,15 +105,18 @@ fn scan_into(
         let path = entry.path();
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         let meta = fs::symlink_metadata(&path).map_err(Error::file("look at", &path))?;
-        let file = if meta.is_dir() {
+        let (mut file, mut target) = (None, None);
+        if meta.is_dir() {
             scan_into(&path, &format!("{name}/"), entries)?;
-            None
+        } else if meta.is_symlink() {
+            let link = fs::read_link(&path).map_err(Error::file("read", &path))?;
+            target = Some(link.to_string_lossy().into_owned());
         } else {
             let sha256 = digest::of_file(&path)?;
             let streams = BTreeMap::new();
-            Some(FileContent { size: meta.len(), sha256, links: meta.nlink(), streams })
-        };
-        let entry = Entry { mtime: meta.mtime(), mtime_nsec: meta.mtime_nsec(), file };
+            file = Some(FileContent { size: meta.len(), sha256, links: meta.nlink(), streams });
+        }
+        let entry = Entry { mtime: meta.mtime(), mtime_nsec: meta.mtime_nsec(), file, target };
         entries.insert(name, entry);
     }
     Ok(())

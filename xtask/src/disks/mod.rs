@@ -15,12 +15,14 @@
 mod build;
 pub mod chain;
 mod content;
-
+mod exfat;
 pub mod filesystems;
 pub mod manifest;
+pub mod mkfs;
 pub mod ntfs;
 pub mod partitions;
 pub mod sparse;
+pub mod specimens;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -64,11 +66,7 @@ impl Disks {
     pub fn ensure(places: &Places) -> Result<Self, Error> {
         let folder = places.disks();
         fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
-        let lock = folder.join("lock");
-        let file = fs::File::create(&lock).map_err(Error::file("create", &lock))?;
-        // Held until the end: of several test programs, one makes the disks and the others wait.
-        let _lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| Error::file("lock", &lock)(errno.into()))?;
+        let _lock = locked(&folder)?;
         let finished = folder.join(format!("v{VERSION}"));
         if !finished.join(MANIFEST).exists() {
             let staging =
@@ -117,4 +115,13 @@ impl Disks {
         chain::set_parent_path(&folder.join(SNAPSHOTS[0]), &folder.join(BASE))?;
         Ok(Self::in_folder(folder))
     }
+}
+
+/// Locks `folder` until the value is dropped: of several test programs, one makes what is in
+/// there and the others wait.
+fn locked(folder: &Path) -> Result<Flock<fs::File>, Error> {
+    let lock = folder.join("lock");
+    let file = fs::File::create(&lock).map_err(Error::file("create", &lock))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| Error::file("lock", &lock)(errno.into()))
 }

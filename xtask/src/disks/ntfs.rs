@@ -100,6 +100,12 @@ impl Volume {
         Ok(Self { image })
     }
 
+    /// The volume that the raw file `image` is.
+    #[must_use]
+    pub fn in_file(image: impl Into<PathBuf>) -> Self {
+        Self { image: image.into() }
+    }
+
     /// The raw file.
     #[must_use]
     pub fn image(&self) -> &Path {
