@@ -3,5 +3,6 @@
 
 pub mod operations;
 pub mod program;
+pub mod specimens;
 pub mod tree;
 pub mod worlds;

@@ -8,11 +8,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use xtask::digest;
-
 use super::ext4::Ext4;
 use super::{Attributes, Shown, Space, World};
 use crate::program::{Workplace, text};
+use crate::specimens::sha256;
 
 /// The world of real VMs.
 pub struct Vm;
@@ -104,8 +103,4 @@ impl Drop for Mounted {
         self.place.assert_clean(&["mnt", "image", "log"]);
         assert_eq!(sha256(self.image.path()), self.sha256, "the image was changed");
     }
-}
-
-fn sha256(file: &Path) -> String {
-    digest::of_file(file).unwrap_or_else(|error| panic!("{error}"))
 }

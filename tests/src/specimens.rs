@@ -1,0 +1,45 @@
+//! The images of each kind of filesystem, where `cargo xtask test` put them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use xtask::digest;
+use xtask::disks::filesystems::Kind;
+use xtask::disks::manifest::Entry;
+use xtask::disks::specimens::{Specimen, Specimens};
+use xtask::skips::skip;
+
+use crate::program::given;
+
+/// All of them.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn specimens() -> Specimens {
+    Specimens::in_folder(given("GUESTMNT_SPECIMENS"))
+}
+
+/// The image of `kind` and what is in it. `None`, and a skip, where it could not be made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn specimen(kind: Kind) -> Option<(PathBuf, BTreeMap<String, Entry>)> {
+    match specimens().of(kind).unwrap_or_else(|error| panic!("{error}")) {
+        Specimen::Image { path, entries } => Some((path, entries)),
+        Specimen::Missing(reason) => {
+            skip(&reason);
+            None
+        }
+    }
+}
+
+/// The hash of a file.
+///
+/// # Panics
+/// Where it cannot be read.
+#[must_use]
+pub fn sha256(file: &Path) -> String {
+    digest::of_file(file).unwrap_or_else(|error| panic!("{error}"))
+}
