@@ -220,7 +220,7 @@ fn plant(root: &Path, keeps: Keeps) -> Result<(), Error> {
             symlink(target, &link).map_err(Error::file("create", &link))?;
         }
     }
-    let years = keeps.times.map_or(vec![], |times| years(times));
+    let years = keeps.times.map_or(vec![], years);
     for year in &years {
         tree.text(&format!("of-{year}"), "")?;
     }
