@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn times_are_packed_as_fat_packs_them() {
         let packed = |year: u32, month: u32, day: u32, hour: u32, minute: u32, second: u32| {
-            (year - 1980) << 25 | month << 21 | day << 16 | hour << 11 | minute << 5 | second / 2
+            (year - 1980) << 25 | month << 21 | day << 16 | hour << 11 | minute << 5 | (second / 2)
         };
         let table = [
             ((315_532_800, 0), (packed(1980, 1, 1, 0, 0, 0), 0)),
