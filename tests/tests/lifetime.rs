@@ -235,6 +235,11 @@ fn in_the_foreground_each_request_of_ls_can_be_seen() {
     for request in ["opendir /: ok", "readdirplus /: ok"] {
         assert!(said.contains(request), "no {request} in\n{said}");
     }
+    // No guest answers faster than this.
+    let took =
+        |line: &str| line.split_once("readdirplus /: ok (")?.1.strip_suffix(" us)")?.parse().ok();
+    let longest: Option<u64> = said.lines().filter_map(took).max();
+    assert!(longest > Some(10), "{longest:?} us in\n{said}");
     place.assert_clean(&["mnt"]);
 }
 

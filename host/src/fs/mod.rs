@@ -83,11 +83,11 @@ fn fuse(errno: nix::errno::Errno) -> Errno {
     Errno::from_i32(errno as i32)
 }
 
-/// Answers with a result of the operations, after telling `-x` of it.
+/// Answers with what the operation `$call` gives, after telling `-x` of it and how long it took.
 macro_rules! answer {
     ($self:ident, $what:literal, $node:expr, $name:expr, $reply:ident, $call:expr, $good:expr) => {{
         let started = Instant::now();
-        let result = $call;
+        let result = $call();
         $self.trace(started, $what, $node, $name, &result);
         match result {
             Ok(value) => $good(value),
@@ -114,7 +114,7 @@ impl Filesystem for GuestFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let call = self.operations.look_up(NodeId(parent.0), name.as_bytes());
+        let call = || self.operations.look_up(NodeId(parent.0), name.as_bytes());
         answer!(self, "lookup", parent, Some(name), reply, call, |found| match found {
             Found::File(attr) => reply.entry(&FOR_EVER, &attr, GENERATION),
             // Node 0 tells the kernel to remember that there is none.
@@ -127,12 +127,12 @@ impl Filesystem for GuestFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let call = self.operations.get_attr(NodeId(ino.0));
+        let call = || self.operations.get_attr(NodeId(ino.0));
         answer!(self, "getattr", ino, None, reply, call, |attr| reply.attr(&FOR_EVER, &attr));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let call = self.operations.read_link(NodeId(ino.0));
+        let call = || self.operations.read_link(NodeId(ino.0));
         answer!(self, "readlink", ino, None, reply, call, |target: Vec<u8>| reply.data(&target));
     }
 
@@ -181,24 +181,26 @@ impl Filesystem for GuestFs {
         mut reply: ReplyDirectory,
     ) {
         let node = NodeId(ino.0);
-        let call = self.operations.read_directory(node, fh.0, offset, |line, next| {
-            let full = match line {
-                Line::Dot => reply.add(ino, next, FileType::Directory, "."),
-                Line::DotDot => {
-                    let parent = self.operations.nodes.parent(node);
-                    reply.add(INodeNo(parent.0), next, FileType::Directory, "..")
-                }
-                Line::Entry(entry) => {
-                    let id = entry.attr.as_ref().and_then(nodes::natural_id);
-                    let kind =
-                        entry.attr.map_or(FileType::RegularFile, |attr| view::kind(attr.mode));
-                    // A directory's line must not have number 0: readers take it for a hole.
-                    let ino = INodeNo(id.map_or(u64::MAX, |id| id.0));
-                    reply.add(ino, next, kind, OsStr::from_bytes(entry.name.as_bytes()))
-                }
-            };
-            !full
-        });
+        let mut call = || {
+            self.operations.read_directory(node, fh.0, offset, |line, next| {
+                let full = match line {
+                    Line::Dot => reply.add(ino, next, FileType::Directory, "."),
+                    Line::DotDot => {
+                        let parent = self.operations.nodes.parent(node);
+                        reply.add(INodeNo(parent.0), next, FileType::Directory, "..")
+                    }
+                    Line::Entry(entry) => {
+                        let id = entry.attr.as_ref().and_then(nodes::natural_id);
+                        let kind =
+                            entry.attr.map_or(FileType::RegularFile, |attr| view::kind(attr.mode));
+                        // A directory's line must not have number 0: readers take it for a hole.
+                        let ino = INodeNo(id.map_or(u64::MAX, |id| id.0));
+                        reply.add(ino, next, kind, OsStr::from_bytes(entry.name.as_bytes()))
+                    }
+                };
+                !full
+            })
+        };
         answer!(self, "readdir", ino, None, reply, call, |()| reply.ok());
     }
 
@@ -214,24 +216,26 @@ impl Filesystem for GuestFs {
         let mut add = |attr: &FileAttr, next: u64, name: &OsStr| {
             reply.add(attr.ino, next, name, &FOR_EVER, attr, GENERATION)
         };
-        let call = self.operations.read_directory(node, fh.0, offset, |line, next| match line {
-            // The kernel does not count look-ups of these two.
-            Line::Dot => !add(&folder(node), next, OsStr::new(".")),
-            Line::DotDot => {
-                let parent = self.operations.nodes.parent(node);
-                !add(&folder(parent), next, OsStr::new(".."))
-            }
-            Line::Entry(entry) => {
-                let name = OsStr::from_bytes(entry.name.as_bytes());
-                // A line without attributes is still a line; the kernel asks when it needs them.
-                let known = self.operations.note(node, entry);
-                let full = add(known.as_ref().unwrap_or(&nothing()), next, name);
-                if full && let Some(attr) = known {
-                    self.operations.nodes.forget(NodeId(attr.ino.0), 1);
+        let mut call = || {
+            self.operations.read_directory(node, fh.0, offset, |line, next| match line {
+                // The kernel does not count look-ups of these two.
+                Line::Dot => !add(&folder(node), next, OsStr::new(".")),
+                Line::DotDot => {
+                    let parent = self.operations.nodes.parent(node);
+                    !add(&folder(parent), next, OsStr::new(".."))
                 }
-                !full
-            }
-        });
+                Line::Entry(entry) => {
+                    let name = OsStr::from_bytes(entry.name.as_bytes());
+                    // A line without attributes is still a line; the kernel asks when it needs them.
+                    let known = self.operations.note(node, entry);
+                    let full = add(known.as_ref().unwrap_or(&nothing()), next, name);
+                    if full && let Some(attr) = known {
+                        self.operations.nodes.forget(NodeId(attr.ino.0), 1);
+                    }
+                    !full
+                }
+            })
+        };
         answer!(self, "readdirplus", ino, None, reply, call, |()| reply.ok());
     }
 
@@ -248,7 +252,7 @@ impl Filesystem for GuestFs {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let call = self.operations.stat_fs(NodeId(ino.0));
+        let call = || self.operations.stat_fs(NodeId(ino.0));
         answer!(self, "statfs", ino, None, reply, call, |s: guestmnt_protocol::message::StatFs| {
             reply.statfs(
                 s.blocks,
@@ -264,12 +268,12 @@ impl Filesystem for GuestFs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let call = self.operations.get_xattr(NodeId(ino.0), name.as_bytes());
+        let call = || self.operations.get_xattr(NodeId(ino.0), name.as_bytes());
         answer!(self, "getxattr", ino, Some(name), reply, call, |value| sized(reply, size, value));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let call = self.operations.list_xattr(NodeId(ino.0));
+        let call = || self.operations.list_xattr(NodeId(ino.0));
         answer!(self, "listxattr", ino, None, reply, call, |names| sized(reply, size, names));
     }
 
@@ -289,7 +293,7 @@ impl Filesystem for GuestFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let call = self.operations.seek(NodeId(ino.0), offset, whence);
+        let call = || self.operations.seek(NodeId(ino.0), offset, whence);
         answer!(self, "lseek", ino, None, reply, call, |found| reply.offset(found));
     }
 }
