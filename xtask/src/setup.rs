@@ -51,6 +51,8 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("mksquashfs"), "squashfs-tools"),
     (Program("mkntfs"), "ntfs-3g"),
     (Program("sfdisk"), "fdisk"),
+    // to measure copying out of a mount
+    (Program("rsync"), "rsync"),
     // to watch what the tests watch
     (Program("strace"), "strace"),
 ];
