@@ -7,6 +7,7 @@
 
 pub mod appliance;
 mod apt;
+pub mod bench;
 mod daemon;
 pub mod demo;
 pub mod digest;

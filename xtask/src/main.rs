@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::Error;
 use xtask::appliance;
+use xtask::bench;
 use xtask::demo;
 use xtask::disks::Disks;
 use xtask::disks::specimens::Specimens;
@@ -47,6 +48,15 @@ enum Chore {
         /// Run only tests whose names contain one of these.
         filters: Vec<String>,
     },
+    /// Set up, build and measure, beside libguestfs' guestmount and the image mounted on the host.
+    Bench(bench::Options),
+    /// Do one piece of what is measured. `bench` calls this.
+    #[command(hide = true)]
+    BenchTask {
+        /// What.
+        #[command(subcommand)]
+        task: bench::worker::Task,
+    },
     /// Become a test program, without root. `test` has cargo call this.
     #[command(hide = true)]
     AsUser {
@@ -73,6 +83,8 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         }
         Chore::Demo => demo::run(&places)?,
         Chore::Test { filters } => return test::run(&filters, &places),
+        Chore::Bench(options) => return bench::run(&options, &places),
+        Chore::BenchTask { task } => bench::worker::report(&task)?,
         Chore::AsUser { program, arguments } => return test::as_user(&program, &arguments),
         Chore::Disks => {
             println!("{}", Disks::ensure(&places)?.folder().display());

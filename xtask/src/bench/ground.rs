@@ -1,0 +1,197 @@
+//! Where it is measured: a stage with the disks on it, and the programs that are run there.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::disk::{self, Image};
+use super::worker::Timing;
+use crate::Error;
+use crate::disks::{self, SYSTEM, sparse};
+use crate::places::Places;
+use crate::process::search_path;
+use crate::stage::{Finished, Leftovers, Stage};
+
+/// The program that does the timed work, in the stage's folder of programs.
+const WORKER: &str = "xtask";
+
+/// How many images the figure of simultaneous mounts takes.
+pub const CROWD: u32 = 20;
+
+/// Where one mount is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// The folder to mount on.
+    pub mountpoint: PathBuf,
+    /// A folder for the mount's own files. Its path begins with the mountpoint's, so that a
+    /// process that names only this one is found by the mountpoint too.
+    pub scratch: PathBuf,
+}
+
+/// Which options this build of guestmnt has, so that what is not there yet is said to be so.
+pub struct Offers(String);
+
+impl Offers {
+    /// Whether the help names `option`.
+    #[must_use]
+    pub fn has(&self, option: &str) -> bool {
+        self.0.split(|c: char| c.is_whitespace() || c == ',' || c == '=').any(|word| word == option)
+    }
+}
+
+/// A stage for measuring.
+pub struct Ground {
+    stage: Stage,
+    disks: disk::Disks,
+    counter: AtomicU32,
+    /// Of the guestmnt that is measured.
+    pub offers: Offers,
+}
+
+impl Ground {
+    /// Puts everything in its place.
+    ///
+    /// # Errors
+    /// [`Error::File`] where something has not been built.
+    pub fn new(
+        places: &Places,
+        disks: &disks::Disks,
+        bench_disks: &disk::Disks,
+    ) -> Result<Self, Error> {
+        let stage = Stage::new(places, disks)?;
+        let worker = std::env::current_exe().map_err(Error::file("find", "this program"))?;
+        sparse::link_or_copy(&worker, &stage.path().join("release").join(WORKER))?;
+        let disks = bench_disks.place(&stage.path().join("bench"))?;
+        for number in 0..CROWD {
+            let name = crowd_name(number);
+            sparse::link_or_copy(&stage.disks().path(SYSTEM), &stage.path().join(name))?;
+        }
+        let mut help = stage.command("guestmnt");
+        help.arg("--help");
+        let offers = Offers(stage.run(help)?.printed);
+        Ok(Self { stage, disks, counter: AtomicU32::new(0), offers })
+    }
+
+    /// The measured disks.
+    #[must_use]
+    pub fn disks(&self) -> &disk::Disks {
+        &self.disks
+    }
+
+    /// Number `number` of [`CROWD`] images of a small system.
+    #[must_use]
+    pub fn crowd(&self, number: u32) -> Image {
+        let disk = self.stage.path().join(crowd_name(number));
+        let probe = "Users/Public/Documents/desktop.ini";
+        Image { disk, device: "/dev/sda1", probe, raw: None }
+    }
+
+    /// The path of one of our programs.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.stage.path().join("release").join(name)
+    }
+
+    /// The path of the program that does [`super::worker::Task`]s.
+    #[must_use]
+    pub fn worker(&self) -> PathBuf {
+        self.program(WORKER)
+    }
+
+    /// Hard links to what is in `folder`, where the user can read it.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn show(&self, folder: &Path, name: &str) -> Result<PathBuf, Error> {
+        let shown = self.stage.path().join(name);
+        sparse::link_tree(folder, &shown)?;
+        Ok(shown)
+    }
+
+    /// A place for one more mount.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn spot(&self) -> Result<Spot, Error> {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mnt-{number:04}");
+        let mountpoint = self.stage.own_folder(&name)?;
+        Ok(Spot { mountpoint, scratch: self.stage.own_folder(&format!("{name}.tmp"))? })
+    }
+
+    /// `program` as the ordinary user.
+    #[must_use]
+    pub fn as_user(&self, program: &Path) -> Command {
+        self.stage.command(&program.to_string_lossy())
+    }
+
+    /// `program` as who we are.
+    #[must_use]
+    pub fn as_root(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(self.stage.path())
+            .env_clear()
+            .env("PATH", search_path())
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs a command that has to succeed.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with what it printed.
+    pub fn run(&self, command: Command) -> Result<Finished, Error> {
+        let words: Vec<_> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let finished = self.stage.run(command)?;
+        if finished.status.success() {
+            return Ok(finished);
+        }
+        let tail = finished.printed.trim_end().as_bytes().to_vec();
+        Err(Error::Program { command: words.join(" "), status: finished.status, tail })
+    }
+
+    /// Lets `worker`, a command that starts it, do the task that `words` spell.
+    ///
+    /// # Errors
+    /// Those of the task.
+    pub fn time(&self, mut worker: Command, words: &[OsString]) -> Result<Timing, Error> {
+        worker.arg("bench-task").args(words);
+        let printed = self.run(worker)?.printed;
+        let last = printed.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+        last.ok_or_else(|| Error::unfit(format!("no timing in: {printed}"), "this is a bug"))
+    }
+
+    /// Removes everything, and says what had been left running or mounted.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn finish(self) -> Result<Leftovers, Error> {
+        self.stage.finish()
+    }
+}
+
+fn crowd_name(number: u32) -> String {
+    format!("system-{number:02}.vmdk")
+}
+
+/// Reads what is below `folder`, holes left out, so that it is in the page cache.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn warm(folder: &Path) -> Result<(), Error> {
+    let nowhere = Path::new("/dev/null");
+    let sink =
+        fs::File::options().write(true).open(nowhere).map_err(Error::file("open", nowhere))?;
+    for entry in fs::read_dir(folder).map_err(Error::file("list", folder))? {
+        let path = entry.map_err(Error::file("list", folder))?.path();
+        if path.is_dir() { warm(&path)? } else { sparse::copy_into(&path, &sink, 0)? }
+    }
+    Ok(())
+}

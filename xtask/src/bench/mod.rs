@@ -1,0 +1,249 @@
+//! `cargo xtask bench`: how fast it is, beside libguestfs' guestmount and beside the image
+//! mounted on the host, where these can be had.
+//!
+//! The sides take turns, run by run, so that what else the machine does falls on all of them.
+//! Each run of an experiment mounts afresh: the mount's caches in host and guest are empty, the
+//! image's own pages are in the host's cache. All VMs run under TCG, on both sides. Nothing here
+//! fails because something is slow; figures are for people to judge.
+
+mod apart;
+mod disk;
+mod experiments;
+mod figure;
+mod ground;
+mod machine;
+mod memory;
+mod report;
+mod results;
+mod samples;
+mod sides;
+pub mod worker;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Args;
+
+use self::experiments::{Experiment, Who};
+use self::figure::Verdict;
+use self::ground::{Ground, warm};
+use self::machine::Machine;
+use self::results::{Results, SIDES};
+use self::sides::{Guestmnt, Guestmount, Mounted, Native, Side, Start};
+use crate::Error;
+use crate::appliance;
+use crate::disks::Disks;
+use crate::kernel::Source;
+use crate::places::Places;
+use crate::progress::line;
+use crate::release;
+use crate::setup;
+
+/// Runs of each experiment on each side.
+const RUNS: u32 = 10;
+/// The same with `--quick`.
+const QUICK_RUNS: u32 = 3;
+
+/// What to measure.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Runs of each experiment on each side [default: 10].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: Option<u32>,
+    /// Only figures of these names, which the table shows; those measured together come along.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    only: Vec<String>,
+    /// Where every sample is written [default: target/bench.json].
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Three runs, and trees of 10,000 files at most.
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// A tree of a million files as well, whose disk takes some minutes to make.
+    #[arg(long)]
+    full: bool,
+    /// Set up already, and in namespaces of our own.
+    #[arg(long, hide = true)]
+    apart: bool,
+}
+
+impl Options {
+    fn runs(&self) -> u32 {
+        self.runs.unwrap_or(if self.quick { QUICK_RUNS } else { RUNS })
+    }
+
+    /// Sizes of the scale curve.
+    fn counts(&self) -> &'static [u32] {
+        match (self.quick, self.full) {
+            (true, _) => &[1_000, 10_000],
+            (_, false) => &[1_000, 10_000, 100_000],
+            (_, true) => &[1_000, 10_000, 100_000, 1_000_000],
+        }
+    }
+
+    /// The experiments to be done.
+    fn experiments(&self) -> Result<Vec<Experiment>, Error> {
+        let mut all = experiments::all(self.counts());
+        let names: Vec<&str> =
+            all.iter().flat_map(|one| one.figures.iter().map(|figure| figure.name)).collect();
+        if let Some(unknown) = self.only.iter().find(|name| !names.contains(&name.as_str())) {
+            let hint = format!("there are {}", names.join(", "));
+            return Err(Error::unfit(format!("there is no figure {unknown}"), hint));
+        }
+        if !self.only.is_empty() {
+            let wanted = |name: &str| self.only.iter().any(|only| only == name);
+            all.retain(|one| one.figures.iter().any(|figure| wanted(figure.name)));
+        }
+        Ok(all)
+    }
+}
+
+/// Sets up, measures, prints the table and writes the samples.
+///
+/// # Errors
+/// Where it cannot begin. A side that fails is reported in the table.
+pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
+    let experiments = options.experiments()?;
+    let disks = disk::Disks::of(places);
+    if !options.apart {
+        setup::ensure(places)?;
+        appliance::build(&Source::Debian, places)?;
+        release::build(places)?;
+        Disks::ensure(places)?;
+        disks.ensure_chain()?;
+        for &count in options.counts() {
+            disks.ensure_files(count)?;
+        }
+        if apart::is_possible() {
+            return apart::run(&["--apart"]);
+        }
+    } else {
+        apart::enter();
+    }
+    let machine = Machine::here(places);
+    let ground = Ground::new(places, &Disks::ensure(places)?, &disks)?;
+    let mut results = Results::default();
+    for experiment in &experiments {
+        results.add(&experiment.figures);
+    }
+    warm(ground.disks().folder())?;
+    let mut sides = Vec::new();
+    for (name, candidate) in SIDES.into_iter().zip(candidates(options, places, &ground)) {
+        let start = Instant::now();
+        let side = warm_up(&ground, candidate);
+        line(name, start.elapsed(), side.as_ref().err().map_or("takes part", String::as_str));
+        if let Err(reason) = &side {
+            results.notes.push(format!("not measured on {name}: {reason}"));
+        }
+        sides.push(side.ok());
+    }
+    for experiment in &experiments {
+        measure(experiment, options.runs(), &ground, &sides, &mut results);
+    }
+    if results.rows.iter().any(|row| row.figure.verdict(&row.medians()) == Verdict::Missed) {
+        results.notes.extend(steps(&ground).unwrap_or_else(|error| vec![brief(&error)]));
+    }
+    let leftovers = ground.finish()?;
+    if !leftovers.is_empty() {
+        results.notes.push(format!("left behind, and cleaned up: {leftovers:?}"));
+    }
+    println!("\n{}", report::table(&machine, &results));
+    let json = options.json.clone().unwrap_or_else(|| places.target().join("bench.json"));
+    report::write_json(&json, &machine, &results)?;
+    println!("Every sample stands in {}", json.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A side, or why it cannot take part.
+type Candidate = Result<Box<dyn Side>, String>;
+
+/// In the order of [`SIDES`].
+fn candidates(options: &Options, places: &Places, ground: &Ground) -> [Candidate; 3] {
+    let guestmount = || -> Result<Box<dyn Side>, Error> {
+        let appliance = ground.show(&Guestmount::prepare(places)?, "guestfs")?;
+        Ok(Box::new(Guestmount::new(appliance)))
+    };
+    let native: Candidate = if options.apart {
+        Ok(Box::new(Native))
+    } else {
+        Err("it takes root, and mount and PID namespaces".to_owned())
+    };
+    [Ok(Box::new(Guestmnt(Start::Normal))), guestmount().map_err(|error| brief(&error)), native]
+}
+
+/// Mounts once on each side, untimed: programs and images get into the host's cache, templates
+/// are made, and what does not work here is found out once.
+fn warm_up(ground: &Ground, candidate: Candidate) -> Candidate {
+    let side = candidate?;
+    let mounted = Mounted::new(ground, side.as_ref(), &ground.disks().chain());
+    mounted.and_then(Mounted::unmount).map_err(|error| brief(&error))?;
+    Ok(side)
+}
+
+/// Does one experiment, side by side. A side that fails is not tried again.
+fn measure(
+    experiment: &Experiment,
+    runs: u32,
+    ground: &Ground,
+    sides: &[Option<Box<dyn Side>>],
+    results: &mut Results,
+) {
+    let names: Vec<&str> = experiment.figures.iter().map(|figure| figure.name).collect();
+    let start = Instant::now();
+    let mut left: Vec<usize> = match experiment.who {
+        Who::All => vec![0, 1, 2],
+        Who::Fast => vec![0, 2],
+        Who::Ours => vec![0],
+    };
+    left.retain(|&side| sides[side].is_some());
+    for _ in 0..runs.min(experiment.at_most.unwrap_or(runs)) {
+        left.retain(|&number| {
+            let Some(side) = &sides[number] else { return false };
+            match (experiment.measure)(ground, side.as_ref()) {
+                Ok(values) => {
+                    results.take(number, values);
+                    true
+                }
+                Err(error) => {
+                    for name in &names {
+                        results.give_reason(name, number, &brief(&error));
+                    }
+                    false
+                }
+            }
+        });
+    }
+    line(&names.join(", "), start.elapsed(), "");
+}
+
+/// Where the time of one mount goes, as far as guestmnt says it.
+fn steps(ground: &Ground) -> Result<Vec<String>, Error> {
+    let (side, spot) = (Guestmnt(Start::Normal), ground.spot()?);
+    let mut words = side.mount_words(ground, &ground.disks().chain(), &spot)?;
+    words.push("-v".into());
+    if ground.offers.has("--timings") {
+        words.push("--timings".into());
+    }
+    let mut mount = side.command(ground, Path::new(&words[0]), &spot);
+    mount.args(&words[1..]);
+    let printed = ground.run(mount)?.printed;
+    let words = side.unmount_words(ground, &spot);
+    let mut unmount = side.command(ground, Path::new(&words[0]), &spot);
+    unmount.args(&words[1..]);
+    ground.run(unmount)?;
+    let is_time = |line: &&str| {
+        let mut words = line.split_ascii_whitespace();
+        words.any(|word| {
+            matches!(word.trim_matches(|c: char| !c.is_ascii_alphabetic()), "ms" | "us")
+        })
+    };
+    let heading = "where the time of one mount goes, as guestmnt -v says:".to_owned();
+    let lines = printed.lines().filter(is_time).map(|line| format!("  {line}"));
+    Ok(std::iter::once(heading).chain(lines).collect())
+}
+
+/// An error in one line.
+fn brief(error: &Error) -> String {
+    error.to_string().split('\n').map(str::trim).collect::<Vec<_>>().join("; ")
+}
