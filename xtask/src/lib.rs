@@ -23,6 +23,7 @@ mod release;
 pub mod setup;
 pub mod skips;
 pub mod stage;
+pub mod template;
 pub mod test;
 pub mod user;
 

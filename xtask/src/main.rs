@@ -15,6 +15,7 @@ use xtask::disks::specimens::Specimens;
 use xtask::kernel::Source;
 use xtask::places::Places;
 use xtask::setup;
+use xtask::template;
 use xtask::test;
 
 /// The project's own chores.
@@ -29,7 +30,7 @@ struct Cli {
 enum Chore {
     /// Install what building, testing and the demo need and this machine lacks.
     Setup,
-    /// Build kernel, initramfs and manifest into target/appliance.
+    /// Build kernel, initramfs and manifest into target/appliance, and make the template.
     ///
     /// Without options the kernel is Debian's newest for this release, fetched once and kept in
     /// target/kernel; remove that folder to fetch a newer one.
@@ -80,6 +81,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
                 _ => Source::Debian,
             };
             appliance::build(&source, &places)?;
+            template::make(&places)?;
         }
         Chore::Demo => demo::run(&places)?,
         Chore::Test { filters } => return test::run(&filters, &places),

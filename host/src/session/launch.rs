@@ -16,7 +16,7 @@ use log::{info, warn};
 use nix::errno::Errno;
 
 use super::plan::{MountSpec, Plan};
-use super::templates::Templates;
+use super::templates::{MakeError, Templates};
 use super::timings::Timings;
 use crate::guest::{Guest, GuestError};
 use crate::image::{Disk, ImageError, OpenOptions};
@@ -175,10 +175,11 @@ pub fn prepare(choice: AcceleratorChoice, memory_mib: u32) -> Result<(), LaunchE
             VmConfig { qemu: &qemu, appliance: &appliance, accelerator, memory_mib, lanes: LANES };
         let made = template(&config, Some(&cache));
         if accelerator == Accelerator::Kvm && choice == AcceleratorChoice::Auto {
-            verdict.remember(made.is_some());
+            verdict.remember(made.is_ok());
         }
-        if made.is_some() {
-            return Ok(());
+        match made {
+            Ok(_) => return Ok(()),
+            Err(reason) => info!("no template with {accelerator}: {reason}"),
         }
     }
     Err(LaunchError::NoTemplate)
@@ -192,18 +193,25 @@ fn start(
     cache: Option<&Path>,
     timings: &Timings,
 ) -> Result<Launched, LaunchError> {
-    if plan.use_template
-        && let Some(template) = template(config, cache)
-    {
-        match boot(config, &Boot::Restore(&template.found), plan, disks, timings) {
-            Ok(launched) => return Ok(launched),
-            // The disks are at fault, and no boot would change that.
-            Err(error @ LaunchError::Vm(VmError::Disk(..))) => return Err(error),
-            Err(error) => {
-                info!("the template cannot be restored: {error}");
-                warn!("the template does not work and is removed; starting without");
-                template.remove();
+    if plan.use_template {
+        match template(config, cache) {
+            Ok(template) => {
+                match boot(config, &Boot::Restore(&template.found), plan, disks, timings) {
+                    Ok(launched) => return Ok(launched),
+                    // The disks are at fault, and no boot would change that.
+                    Err(error @ LaunchError::Vm(VmError::Disk(..))) => return Err(error),
+                    Err(error) => {
+                        info!("the template cannot be restored: {error}");
+                        warn!("the template does not work and is removed; starting without");
+                        template.remove();
+                    }
+                }
             }
+            // A KVM that could not run the guest once would only cost its deadline again.
+            Err(NoTemplate::Machine(error)) if config.accelerator == Accelerator::Kvm => {
+                return Err(error);
+            }
+            Err(reason) => info!("no template: {reason}"),
         }
     }
     boot(config, &Boot::Cold, plan, disks, timings)
@@ -222,23 +230,36 @@ impl Usable {
     }
 }
 
-/// The template for `config`; `None`, with the reason in the log, where there can be none.
-fn template(config: &VmConfig, cache: Option<&Path>) -> Option<Usable> {
-    let Some(cache) = cache else {
-        info!("no template: there is no cache folder");
-        return None;
-    };
-    let key = TemplateKey::of(config).inspect_err(|error| info!("no template: {error}")).ok()?;
-    let made = Templates::in_cache(cache).and_then(|templates| {
-        let found = templates.find_or_make(&key, config)?;
-        Ok((found, templates))
-    });
-    match made {
-        Ok((found, templates)) => Some(Usable { found, templates, key }),
-        Err(error) => {
-            info!("no template: {error}");
-            None
+/// Why there is no template.
+enum NoTemplate {
+    /// There is no place for it.
+    Place(String),
+    /// The machine that was to be saved failed.
+    Machine(LaunchError),
+}
+
+impl fmt::Display for NoTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Place(reason) => f.write_str(reason),
+            Self::Machine(error) => error.fmt(f),
         }
+    }
+}
+
+/// The template for `config`, made if need be.
+fn template(config: &VmConfig, cache: Option<&Path>) -> Result<Usable, NoTemplate> {
+    let place = |reason: &dyn fmt::Display| NoTemplate::Place(reason.to_string());
+    let cache = cache.ok_or_else(|| place(&"there is no cache folder"))?;
+    let key = TemplateKey::of(config).map_err(|error| place(&error))?;
+    let templates = Templates::in_cache(cache).map_err(|error| place(&error))?;
+    match templates.find_or_make(&key, config) {
+        Ok(found) => Ok(Usable { found, templates, key }),
+        Err(MakeError::Vm(error)) => Err(NoTemplate::Machine(error.into())),
+        Err(MakeError::Guest(error, said)) => {
+            Err(NoTemplate::Machine(LaunchError::Guest(error, said)))
+        }
+        Err(error @ MakeError::Folder(..)) => Err(place(&error)),
     }
 }
 
