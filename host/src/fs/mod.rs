@@ -28,7 +28,7 @@ use log::{Level, log_enabled, trace};
 
 use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
-use self::operations::{Found, Operations};
+use self::operations::{Found, Noted, Operations};
 use self::view::View;
 use crate::guest::Guest;
 
@@ -213,23 +213,25 @@ impl Filesystem for GuestFs {
         mut reply: ReplyDirectoryPlus,
     ) {
         let node = NodeId(ino.0);
-        let mut add = |attr: &FileAttr, next: u64, name: &OsStr| {
-            reply.add(attr.ino, next, name, &FOR_EVER, attr, GENERATION)
+        let mut add = |attr: &FileAttr, valid: &Duration, next: u64, name: &OsStr| {
+            reply.add(attr.ino, next, name, valid, attr, GENERATION)
         };
         let mut call = || {
             self.operations.read_directory(node, fh.0, offset, |line, next| match line {
                 // The kernel does not count look-ups of these two.
-                Line::Dot => !add(&folder(node), next, OsStr::new(".")),
+                Line::Dot => !add(&folder(node), &FOR_EVER, next, OsStr::new(".")),
                 Line::DotDot => {
                     let parent = self.operations.nodes.parent(node);
-                    !add(&folder(parent), next, OsStr::new(".."))
+                    !add(&folder(parent), &FOR_EVER, next, OsStr::new(".."))
                 }
                 Line::Entry(entry) => {
-                    let name = OsStr::from_bytes(entry.name.as_bytes());
-                    // A line without attributes is still a line; the kernel asks when it needs them.
-                    let known = self.operations.note(node, entry);
-                    let full = add(known.as_ref().unwrap_or(&nothing()), next, name);
-                    if full && let Some(attr) = known {
+                    let (attr, valid) = match self.operations.note(node, entry) {
+                        Some(Noted::File(attr)) => (attr, FOR_EVER),
+                        Some(Noted::Name(attr)) => (attr, Duration::ZERO),
+                        None => return false,
+                    };
+                    let full = add(&attr, &valid, next, OsStr::from_bytes(entry.name.as_bytes()));
+                    if full {
                         self.operations.nodes.forget(NodeId(attr.ino.0), 1);
                     }
                     !full

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fuser::FileAttr;
-use guestmnt_protocol::attr::DirEntry;
+use guestmnt_protocol::attr::{Attr, DirEntry};
 use guestmnt_protocol::message::{Extent, StatFs};
 use guestmnt_protocol::path::{EntryName, PathError};
 use nix::errno::Errno;
@@ -22,6 +22,14 @@ pub enum Found {
     File(FileAttr),
     /// That there is none, which stays so.
     Nothing,
+}
+
+/// What the kernel is told of a directory's entry.
+pub enum Noted {
+    /// The file with its attributes.
+    File(FileAttr),
+    /// That there is something of this name; the attributes mean nothing, the kernel has to ask.
+    Name(FileAttr),
 }
 
 /// The filesystem without its FUSE clothes.
@@ -129,12 +137,15 @@ impl Operations {
         directory.read(&self.guest, &path, from, take)
     }
 
-    /// Notes that the kernel is told of `entry` of the directory `parent`.
-    /// `None` where its attributes are not known.
-    pub fn note(&self, parent: NodeId, entry: &DirEntry) -> Option<FileAttr> {
-        let attr = entry.attr?;
+    /// Notes that the kernel is told of `entry` of the directory `parent`. `None` where it does not
+    /// know that directory any more.
+    pub fn note(&self, parent: NodeId, entry: &DirEntry) -> Option<Noted> {
+        // A file whose attributes the guest could not read has a name all the same. The kernel
+        // needs a number for it: readers take a line with number 0 for a hole.
+        let attr = entry.attr.unwrap_or(Attr { mode: libc::S_IFREG, ..Attr::default() });
         let id = self.nodes.look_up(parent, entry.name.clone(), &attr).ok()?;
-        Some(self.view.of(id, &attr))
+        let shown = self.view.of(id, &attr);
+        Some(if entry.attr.is_some() { Noted::File(shown) } else { Noted::Name(shown) })
     }
 
     /// Size and usage of the filesystem that a node is on.
