@@ -54,6 +54,37 @@ fn others_see_nothing_unless_they_are_allowed_to() {
 }
 
 #[test]
+fn users_have_templates_of_their_own() {
+    need_root!();
+    let place = Workplace::new();
+    let disk = disks().path(SYSTEM);
+    let prepare = |cache: &str| {
+        let mut command = place.command("guestmnt", &["--prepare"]);
+        command.env("XDG_CACHE_HOME", place.path().join(cache));
+        command
+    };
+    assert!(prepare("roots").status().unwrap().success());
+    let mnt = place.folder("mnt");
+    let theirs = place.folder("theirs");
+    for path in [&mnt, &theirs] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    // Somebody else cannot use root's, and makes one where they can.
+    for (cache, made) in [("roots", false), ("theirs", true)] {
+        let arguments = ["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)];
+        let mut command = place.command("guestmnt", &arguments);
+        command.env("XDG_CACHE_HOME", place.path().join(cache)).env_remove("TMPDIR");
+        let output = command.uid(NOBODY).gid(NOBODY).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("preparing the VM"), made, "{said}");
+        assert_eq!(said.contains("-incoming"), made, "{said}");
+        place.unmount(&mnt);
+    }
+    place.assert_clean(&["mnt", "theirs", "roots"]);
+}
+
+#[test]
 fn without_fuse_the_remedy_is_named() {
     need_root!();
     let place = Workplace::new();

@@ -287,6 +287,10 @@ fn boot(
     let entropy = entropy().map_err(LaunchError::Entropy)?;
     let (mut vm, sockets) = Vm::start(config, boot, disks, &env::temp_dir())?;
     timings.done("QEMU up");
+    if let Boot::Restore(template) = boot {
+        vm.restore(template)?;
+        timings.done("restored");
+    }
     let deadline = match boot {
         Boot::Restore(_) => config.accelerator.hello_deadline().min(RESTORE_DEADLINE),
         Boot::Cold | Boot::ToSave(_) => config.accelerator.hello_deadline(),

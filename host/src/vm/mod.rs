@@ -61,7 +61,7 @@ pub enum Boot<'a> {
     Cold,
     /// The kernel starts; what the folder gets is a template once [`Vm::save`] was called.
     ToSave(&'a Path),
-    /// It goes on where a template was saved.
+    /// It goes on where a template was saved, once [`Vm::restore`] was called.
     Restore(&'a Template),
 }
 
@@ -216,13 +216,7 @@ impl Vm {
         let messages = Tail::of(messages.into(), "qemu-messages").map_err(start)?;
         // Our copies of QEMU's ends: while they are open, its death would not be seen.
         drop((command, qemu_qmp, qemu_console, qemu_lanes));
-        let connected = Qmp::connect(qmp, QMP_TIMEOUT).and_then(|mut qmp| {
-            if let Boot::Restore(template) = boot {
-                save::restore(&mut qmp, template)?;
-            }
-            Ok(qmp)
-        });
-        let qmp = match connected {
+        let qmp = match Qmp::connect(qmp, QMP_TIMEOUT) {
             Ok(qmp) => qmp,
             Err(error) => {
                 drop(starting);

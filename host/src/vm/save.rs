@@ -36,23 +36,23 @@ impl Vm {
         outcome?;
         Record::write(folder, key, version).map_err(failed)
     }
-}
 
-/// Has a QEMU that waits for it go on where `template` was saved.
-///
-/// # Errors
-/// [`QmpError`]; QEMU is of no more use then.
-pub(super) fn restore(qmp: &mut Qmp, template: &Template) -> Result<(), QmpError> {
-    let (mut ours, theirs) = UnixStream::pair()?;
-    qmp.run(&[
-        Command::get_file("state", theirs.as_fd()),
-        set_capabilities(),
-        Command::new("migrate-incoming", json!({ "uri": "fd:state" })),
-    ])?;
-    drop(theirs);
-    ours.write_all(&template.state)?;
-    drop(ours);
-    wait_for_end(qmp)
+    /// Has a VM that was started with [`super::Boot::Restore`] go on where `template` was saved.
+    ///
+    /// # Errors
+    /// [`VmError`]; the VM is of no more use then.
+    pub fn restore(&mut self, template: &Template) -> Result<(), VmError> {
+        let (mut ours, theirs) = UnixStream::pair().map_err(QmpError::Io)?;
+        self.qmp.run(&[
+            Command::get_file("state", theirs.as_fd()),
+            set_capabilities(),
+            Command::new("migrate-incoming", json!({ "uri": "fd:state" })),
+        ])?;
+        drop(theirs);
+        ours.write_all(&template.state).map_err(QmpError::Io)?;
+        drop(ours);
+        Ok(wait_for_end(&mut self.qmp)?)
+    }
 }
 
 /// The memory is in its file, so that only the devices' state is in the stream.
