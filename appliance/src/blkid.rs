@@ -32,9 +32,8 @@ pub enum Found {
 /// What a search looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Everything but members of arrays, whose signatures are all over the device, and
-    /// partition tables.
-    Contents,
+    /// The types with these names.
+    Types(&'static [&'static CStr]),
     /// Everything that libblkid knows.
     Everything,
 }
@@ -62,13 +61,16 @@ impl<'device> Probe<'device> {
     pub fn search(&mut self, scope: Scope) -> nix::Result<Found> {
         let raw = self.raw.as_ptr();
         let flags = SUBLKS_LABEL | SUBLKS_UUID | SUBLKS_TYPE | SUBLKS_USAGE;
-        // SAFETY: the probe is live; these calls only set what it looks for.
+        // SAFETY: the probe is live; these calls only set what it looks for. The list of names ends
+        // in NULL and is read before the call returns.
         unsafe {
             blkid_probe_enable_superblocks(raw, 1);
             blkid_probe_set_superblocks_flags(raw, flags);
             match scope {
-                Scope::Contents => {
-                    blkid_probe_filter_superblocks_usage(raw, FLTR_NOTIN, USAGE_RAID);
+                Scope::Types(names) => {
+                    let names = names.iter().map(|name| name.as_ptr());
+                    let mut list: Vec<_> = names.chain([std::ptr::null()]).collect();
+                    blkid_probe_filter_superblocks_type(raw, FLTR_ONLYIN, list.as_mut_ptr());
                 }
                 Scope::Everything => {
                     blkid_probe_enable_partitions(raw, 1);
@@ -146,9 +148,8 @@ const SUBLKS_UUID: c_int = 1 << 3;
 const SUBLKS_TYPE: c_int = 1 << 5;
 const SUBLKS_USAGE: c_int = 1 << 7;
 
-/// A flag and a usage of `blkid_probe_filter_superblocks_usage`.
-const FLTR_NOTIN: c_int = 1;
-const USAGE_RAID: c_int = 1 << 2;
+/// A flag of `blkid_probe_filter_superblocks_type`.
+const FLTR_ONLYIN: c_int = 2;
 
 /// Makes a type that only libblkid knows the inside of.
 macro_rules! opaque {
@@ -170,10 +171,10 @@ unsafe extern "C" {
     fn blkid_probe_set_device(probe: *mut RawProbe, fd: c_int, offset: i64, size: i64) -> c_int;
     fn blkid_probe_enable_superblocks(probe: *mut RawProbe, enable: c_int) -> c_int;
     fn blkid_probe_set_superblocks_flags(probe: *mut RawProbe, flags: c_int) -> c_int;
-    fn blkid_probe_filter_superblocks_usage(
+    fn blkid_probe_filter_superblocks_type(
         probe: *mut RawProbe,
         flag: c_int,
-        usage: c_int,
+        names: *mut *const c_char,
     ) -> c_int;
     fn blkid_probe_enable_partitions(probe: *mut RawProbe, enable: c_int) -> c_int;
     fn blkid_do_safeprobe(probe: *mut RawProbe) -> c_int;

@@ -157,7 +157,7 @@ impl Place {
 
 /// libblkid's name for the filesystem on `device`.
 fn filesystem_on(device: &Device, disks: &Disks) -> Result<String, Failure> {
-    if let Some(kind) = volumes::filesystem(device) {
+    if let Some(kind) = volumes::usual_filesystem(device) {
         return Ok(kind);
     }
     let content = volumes::content_of(device, disks)
