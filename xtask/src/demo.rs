@@ -39,6 +39,9 @@ fn examples(stage: &Stage) -> Result<(), Error> {
     let (mnt2, mnt3) = (text(&mnt2), text(&mnt3));
     let system = ["-a", SYSTEM, "-m", "/dev/sda1", "-a", NEWEST];
 
+    println!("\n0. Once: the VM that later mounts restore");
+    expect(stage, "guestmnt", &["--prepare"], 0)?;
+
     println!("\n1. A partition of a snapshot, three links above its base");
     expect(stage, "guestmnt", &["-a", NEWEST, "-m", "/dev/sda2", "--ro", mnt3], 0)?;
     expect(stage, "ls", &["-l", mnt3], 0)?;
