@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use self::experiments::{Experiment, Who};
+use self::experiments::Experiment;
 use self::figure::Verdict;
 use self::ground::{Ground, warm};
 use self::machine::Machine;
@@ -127,6 +127,7 @@ pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
     for experiment in &experiments {
         results.add(&experiment.figures);
     }
+    let json = options.json.clone().unwrap_or_else(|| places.target().join("bench.json"));
     warm(ground.disks().folder())?;
     let mut sides = Vec::new();
     for (name, candidate) in SIDES.into_iter().zip(candidates(options, places, &ground)) {
@@ -140,6 +141,8 @@ pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
     }
     for experiment in &experiments {
         measure(experiment, options.runs(), &ground, &sides, &mut results);
+        // What has been measured stays, should somebody end this before it is through.
+        report::write_json(&json, &machine, &results)?;
     }
     if results.rows.iter().any(|row| row.figure.verdict(&row.medians()) == Verdict::Missed) {
         results.notes.extend(steps(&ground).unwrap_or_else(|error| vec![brief(&error)]));
@@ -149,7 +152,6 @@ pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
         results.notes.push(format!("left behind, and cleaned up: {leftovers:?}"));
     }
     println!("\n{}", report::table(&machine, &results));
-    let json = options.json.clone().unwrap_or_else(|| places.target().join("bench.json"));
     report::write_json(&json, &machine, &results)?;
     println!("Every sample stands in {}", json.display());
     Ok(ExitCode::SUCCESS)
@@ -191,28 +193,23 @@ fn measure(
 ) {
     let names: Vec<&str> = experiment.figures.iter().map(|figure| figure.name).collect();
     let start = Instant::now();
-    let mut left: Vec<usize> = match experiment.who {
-        Who::All => vec![0, 1, 2],
-        Who::Fast => vec![0, 2],
-        Who::Ours => vec![0],
-    };
-    left.retain(|&side| sides[side].is_some());
-    for _ in 0..runs.min(experiment.at_most.unwrap_or(runs)) {
-        left.retain(|&number| {
-            let Some(side) = &sides[number] else { return false };
+    let mut failed = [false; SIDES.len()];
+    for run in 0..runs {
+        for (number, side) in sides.iter().enumerate() {
+            let Some(side) = side else { continue };
+            if failed[number] || run >= experiment.runs_on(side.name(), runs) {
+                continue;
+            }
             match (experiment.measure)(ground, side.as_ref()) {
-                Ok(values) => {
-                    results.take(number, values);
-                    true
-                }
+                Ok(values) => results.take(number, values),
                 Err(error) => {
+                    failed[number] = true;
                     for name in &names {
                         results.give_reason(name, number, &brief(&error));
                     }
-                    false
                 }
             }
-        });
+        }
     }
     line(&names.join(", "), start.elapsed(), "");
 }

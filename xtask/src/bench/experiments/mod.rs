@@ -19,8 +19,6 @@ pub enum Who {
     All,
     /// Guestmnt alone.
     Ours,
-    /// All but guestmount, which would take minutes.
-    Fast,
 }
 
 /// What one run gave.
@@ -65,8 +63,9 @@ pub struct Experiment {
     pub figures: Vec<Figure>,
     /// On which sides.
     pub who: Who,
-    /// How often at most, where once more tells nothing new.
-    pub at_most: Option<u32>,
+    /// How often guestmount does it at most, where it takes a minute or so; 0 where it takes
+    /// several.
+    pub guestmount_at_most: Option<u32>,
     /// One run.
     pub measure: Measure,
 }
@@ -77,11 +76,22 @@ impl Experiment {
         figures: impl Into<Vec<Figure>>,
         measure: impl Fn(&Ground, &dyn Side) -> Result<Values, Error> + 'static,
     ) -> Self {
-        Self { figures: figures.into(), who, at_most: None, measure: Box::new(measure) }
+        Self { figures: figures.into(), who, guestmount_at_most: None, measure: Box::new(measure) }
     }
 
-    fn at_most(mut self, runs: u32) -> Self {
-        self.at_most = Some(runs);
+    /// How often a side does it where others do it `runs` times.
+    #[must_use]
+    pub fn runs_on(&self, side: &str, runs: u32) -> u32 {
+        match (self.who, side) {
+            (_, "guestmnt") => runs,
+            (Who::Ours, _) => 0,
+            (Who::All, "guestmount") => self.guestmount_at_most.unwrap_or(runs).min(runs),
+            (Who::All, _) => runs,
+        }
+    }
+
+    fn guestmount_at_most(mut self, runs: u32) -> Self {
+        self.guestmount_at_most = Some(runs);
         self
     }
 }
@@ -95,4 +105,31 @@ pub fn all(counts: &[u32]) -> Vec<Experiment> {
     all.extend(requests::experiments());
     all.extend(scale::experiments(counts));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_do_what_they_can_in_reasonable_time() {
+        let experiment = |who| Experiment::new(who, [], |_, _| Ok(Values::default()));
+        let runs = |experiment: &Experiment| {
+            ["guestmnt", "guestmount", "native"].map(|side| experiment.runs_on(side, 10))
+        };
+        assert_eq!(runs(&experiment(Who::All)), [10, 10, 10]);
+        assert_eq!(runs(&experiment(Who::Ours)), [10, 0, 0]);
+        assert_eq!(runs(&experiment(Who::All).guestmount_at_most(1)), [10, 1, 10]);
+    }
+
+    #[test]
+    fn no_two_figures_have_one_name() {
+        let all = all(&[1_000, 10_000, 100_000, 1_000_000]);
+        let mut names: Vec<&str> =
+            all.iter().flat_map(|one| one.figures.iter().map(|figure| figure.name)).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
 }

@@ -22,7 +22,6 @@ pub(super) fn experiments() -> Vec<Experiment> {
     let experiment = |(name, title, walk)| {
         let figure = Figure::new(name, title, Unit::RequestsPerFile);
         Experiment::new(Who::Ours, [figure], move |ground, _| requests(ground, name, walk))
-            .at_most(2)
     };
     WALKS.into_iter().map(experiment).collect()
 }

@@ -21,10 +21,10 @@ const POINTS: [(u32, &str, &str); 4] = [
 pub(super) fn experiments(counts: &[u32]) -> Vec<Experiment> {
     let points = POINTS.into_iter().filter(|(count, ..)| counts.contains(count));
     let experiment = |(count, name, title)| {
-        let who = if count > MOST_FOR_GUESTMOUNT { Who::Fast } else { Who::All };
         let figure = Figure::new(name, title, Unit::MicrosecondsPerFile);
         let walk = move |ground: &Ground, side: &dyn Side| walk(ground, side, name, count);
-        Experiment::new(who, [figure], walk).at_most(3)
+        Experiment::new(Who::All, [figure], walk)
+            .guestmount_at_most(u32::from(count <= MOST_FOR_GUESTMOUNT))
     };
     points.map(experiment).collect()
 }
