@@ -186,18 +186,14 @@ mod tests {
         fs::create_dir_all(tree.join("inner/most")).unwrap();
         fs::write(tree.join("file.txt"), "text\n").unwrap();
         fs::write(tree.join("inner/most/large.bin"), vec![7; 100_000]).unwrap();
-        for kind in Kind::ALL {
+        // Filling NTFS takes a mount; its image is made by `Specimens::ensure`.
+        for kind in Kind::ALL.into_iter().filter(|&kind| kind != Kind::Ntfs) {
             if let Some(program) = kind.missing_program() {
                 crate::skips::skip(&format!("{} needs {program}", kind.name()));
                 continue;
             }
-            let image = folder.path().join(kind.name());
-            if let Err(error) = make(kind, &tree, &image) {
-                // Only NTFS mounts, which not every user and every container may.
-                assert_eq!(kind, Kind::Ntfs, "{error}");
-                crate::skips::skip(&error.to_string());
-                continue;
-            }
+            let image = folder.path().join(kind.file_name());
+            make(kind, &tree, &image).unwrap_or_else(|error| panic!("{error}"));
             let args = ["-p", "-o", "value", "-s", "TYPE"];
             let found = Tool::new("blkid").args(args).arg(&image).output().unwrap();
             assert_eq!(String::from_utf8(found).unwrap().trim(), kind.name());
