@@ -65,9 +65,13 @@ impl Disks {
     /// [`Error::Step`], naming what could not be made.
     pub fn ensure(places: &Places) -> Result<Self, Error> {
         let folder = places.disks();
+        let finished = folder.join(format!("v{VERSION}"));
+        if finished.join(MANIFEST).exists() {
+            // Perhaps root made them, and this user may not lock anything there.
+            return Ok(Self { folder: finished });
+        }
         fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
         let _lock = locked(&folder)?;
-        let finished = folder.join(format!("v{VERSION}"));
         if !finished.join(MANIFEST).exists() {
             let staging =
                 tempfile::tempdir_in(&folder).map_err(Error::file("write in", &folder))?;

@@ -2,9 +2,11 @@
 //!
 //! The mount lives in a mount and PID namespace of its own that dies with its shell, so that
 //! whatever happens neither a mount nor a process is left behind. Without root a user namespace
-//! goes with it.
+//! goes with it, where the machine lets users have them and open `/dev/fuse`.
 
 use std::path::{Path, PathBuf};
+
+use guestmnt_protocol::path::Printable;
 
 use super::partitions::SECTOR;
 use super::sparse;
@@ -123,7 +125,9 @@ impl Volume {
         let script: String = edits.iter().map(Edit::command).collect();
         let mut unshare = Tool::new("unshare").args(["--mount", "--pid", "--fork", "--kill-child"]);
         if !nix::unistd::geteuid().is_root() {
-            unshare = unshare.arg("--map-root-user");
+            // As itself and with the rights kept: as the namespace's root, ntfs-3g would give up
+            // groups, which needs more than a namespace.
+            unshare = unshare.args(["--map-current-user", "--keep-caps"]);
         }
         unshare
             .args(["--mount-proc", "sh", "-c"])
@@ -133,14 +137,20 @@ impl Volume {
             .arg(mountpoint.path())
             .run()
             .map_err(|error| match error {
-                Error::Program { .. } if !nix::unistd::geteuid().is_root() => Error::unfit(
-                    format!("{}: {error}", self.image.display()),
-                    "without root this takes user namespaces and an open /dev/fuse; \
-                     run it as root once, what it makes is kept",
-                ),
+                Error::Program { tail, .. } if !nix::unistd::geteuid().is_root() => not_here(&tail),
                 other => other,
             })
     }
+}
+
+/// What to say where this user may not mount.
+fn not_here(tail: &[u8]) -> Error {
+    let last = tail.split(|&byte| byte == b'\n').next_back().unwrap_or_default();
+    let me = std::env::current_exe().unwrap_or_else(|_| "cargo xtask".into());
+    Error::unfit(
+        format!("this user cannot mount NTFS on this machine, to fill it: {}", Printable(last)),
+        format!("run as root, then try again; what it makes is kept:\n{} disks", me.display()),
+    )
 }
 
 impl Edit<'_> {

@@ -66,13 +66,19 @@ impl Specimens {
     pub fn ensure(places: &Places) -> Result<Self, Error> {
         let specimens = Self { folder: places.disks().join(format!("specimens-v{VERSION}")) };
         let folder = specimens.folder();
+        let lacking = || -> Vec<Kind> {
+            Kind::ALL.into_iter().filter(|&kind| !specimens.file(kind, "json").exists()).collect()
+        };
+        if lacking().is_empty() && specimens.crowd().exists() {
+            // Perhaps root made them, and this user may not lock anything there.
+            return Ok(specimens);
+        }
         fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
         let _lock = locked(folder)?;
-        let wanted = Kind::ALL.map(|kind| (kind, specimens.file(kind, "json")));
-        let wanted: Vec<_> = wanted.into_iter().filter(|(_, entries)| !entries.exists()).collect();
+        let wanted = lacking();
         if !wanted.is_empty() {
             step("filesystems of each kind", || {
-                wanted.iter().try_for_each(|(kind, _)| specimens.try_make(*kind))?;
+                wanted.iter().try_for_each(|&kind| specimens.try_make(kind))?;
                 Ok(((), size(sparse::size_on_disk(folder)?)))
             })?;
         }
