@@ -1,7 +1,5 @@
 //! `cargo xtask demo`: the README's examples, run for real by an ordinary user.
 
-use std::path::Path;
-
 use crate::appliance;
 use crate::disks::{Disks, NEWEST, SYSTEM};
 use crate::error::Error;
@@ -19,7 +17,8 @@ pub fn run(places: &Places) -> Result<(), Error> {
     setup::ensure(places)?;
     appliance::build(&Source::Debian, places)?;
     release::build(places)?;
-    let stage = Stage::new(places, &Disks::ensure(places)?)?;
+    let disks = Disks::ensure(places)?;
+    let stage = Stage::new(places, &disks)?;
     println!("\nIn {}, as an ordinary user:", stage.path().display());
     examples(&stage)?;
     let folder = stage.path().to_path_buf();
@@ -30,13 +29,21 @@ pub fn run(places: &Places) -> Result<(), Error> {
             "this is a bug of guestmnt, please tell us",
         ));
     }
-    println!("\nNothing is left: no process, no mount; {} is removed.", folder.display());
+    println!("\nNothing is left: no process, no mount, no file; {} is removed.", folder.display());
+    println!("\nBy hand, with any folder of yours:");
+    println!(
+        "  {} -a {} -m /dev/sda2 --ro FOLDER",
+        places.release().join("guestmnt").display(),
+        disks.path(NEWEST).display()
+    );
+    println!("  {} FOLDER", places.release().join("guestunmnt").display());
     Ok(())
 }
 
 fn examples(stage: &Stage) -> Result<(), Error> {
-    let (mnt2, mnt3) = (stage.own_folder("mnt2")?, stage.own_folder("mnt3")?);
-    let (mnt2, mnt3) = (text(&mnt2), text(&mnt3));
+    let (mnt2, mnt3) = ("mnt2", "mnt3");
+    stage.own_folder(mnt2)?;
+    stage.own_folder(mnt3)?;
     let system = ["-a", SYSTEM, "-m", "/dev/sda1", "-a", NEWEST];
 
     println!("\n0. Once: the VM that later mounts restore");
@@ -104,10 +111,9 @@ fn unexpected(what: &str) -> Error {
 fn describe(leftovers: &Leftovers) -> String {
     let mounts = leftovers.mounts.iter().map(|path| format!("mounted: {}", path.display()));
     let processes = leftovers.processes.iter().map(|(pid, line)| format!("running: {pid} {line}"));
-    mounts.chain(processes).fold("something is left".into(), |text, line| text + "\n  " + &line)
-}
-
-/// Paths of the stage are made here, of ASCII.
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a temporary folder's name is ASCII")
+    let files = leftovers.files.iter().map(|path| format!("a file: {}", path.display()));
+    mounts
+        .chain(processes)
+        .chain(files)
+        .fold("something is left".into(), |text, line| text + "\n  " + &line)
 }

@@ -1,8 +1,9 @@
 //! A folder in which an ordinary user finds all that a run of the tool takes, wherever the
 //! workspace is and whoever built it: binaries, appliance, disks, mountpoints.
 //!
-//! What is left there at the end is what the tool left behind: mounts below the folder, and
-//! processes that have it on their command line, in their memory map or among their open files.
+//! What is left there at the end is what the tool left behind: mounts below the folder,
+//! processes that have it on their command line, in their memory map or among their open files,
+//! and temporary files.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -26,6 +27,9 @@ use crate::user::Ordinary;
 /// How long a command may take before it counts as hanging. Under TCG on a busy machine the first
 /// mount boots for several seconds.
 const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The folder for temporary files in it.
+const TEMPORARY: &str = "tmp";
 
 /// Such a folder. Dropping it unmounts, kills and removes what is left; [`Stage::finish`] does
 /// the same and tells.
@@ -53,6 +57,8 @@ pub struct Leftovers {
     pub mounts: Vec<PathBuf>,
     /// Processes, with their command lines.
     pub processes: Vec<(i32, String)>,
+    /// Temporary files.
+    pub files: Vec<PathBuf>,
 }
 
 impl Stage {
@@ -78,6 +84,7 @@ impl Stage {
         let disks = disks.place(folder.path())?;
         let stage = Self { folder, user, disks };
         stage.own_folder("home")?;
+        stage.own_folder(TEMPORARY)?;
         set_mode(&stage.own_folder("run")?, 0o700)?;
         Ok(stage)
     }
@@ -117,6 +124,7 @@ impl Stage {
             .env_clear()
             .env("PATH", search_path())
             .env("HOME", self.path().join("home"))
+            .env("TMPDIR", self.path().join(TEMPORARY))
             .env("XDG_RUNTIME_DIR", self.path().join("run"))
             .env("GUESTMNT_APPLIANCE", self.path().join("appliance"))
             .env("LC_ALL", "C.UTF-8")
@@ -167,7 +175,11 @@ impl Stage {
     /// # Errors
     /// [`Error::File`].
     pub fn leftovers(&self) -> Result<Leftovers, Error> {
-        Ok(Leftovers { mounts: mounts_below(self.path())?, processes: processes_at(self.path())? })
+        Ok(Leftovers {
+            mounts: mounts_below(self.path())?,
+            processes: processes_at(self.path())?,
+            files: files_in(&self.path().join(TEMPORARY))?,
+        })
     }
 
     /// Cleans up, removes the folder, and says what had to be cleaned up.
@@ -195,7 +207,7 @@ impl Leftovers {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.mounts.is_empty() && self.processes.is_empty()
+        self.mounts.is_empty() && self.processes.is_empty() && self.files.is_empty()
     }
 }
 
@@ -208,6 +220,11 @@ fn clean(leftovers: &Leftovers) {
     for (pid, _) in &leftovers.processes {
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
+}
+
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
+    entries.map(|entry| Ok(entry.map_err(Error::file("list", folder))?.path())).collect()
 }
 
 /// Mountpoints below `folder`, in the order of mounting. Source: proc_pid_mountinfo(5).
