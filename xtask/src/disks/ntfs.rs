@@ -72,12 +72,16 @@ pub enum Edit<'a> {
 
 /// Mounts `$1` on `$2`, runs the edits, and ends when ntfs-3g has written everything: umount(8)
 /// does not wait for a server that is not on a block device.
+///
+/// `stat` makes the kernel ask for the root's owner. Until then it takes it for root's, whom the
+/// namespace of an ordinary user does not have, and refuses to write there.
 const MOUNT: &str = r#"
 set -e
 image=$1 mnt=$2
 ntfs-3g -o no_detach,big_writes,streams_interface=windows "$image" "$mnt" &
 server=$!
 until mountpoint -q "$mnt"; do kill -0 "$server"; sleep 0.02; done
+stat "$mnt" > /dev/null
 "#;
 const UNMOUNT: &str = r#"
 umount "$mnt"
