@@ -147,12 +147,14 @@ impl Volume {
     }
 }
 
-/// What to say where this user may not mount.
-fn not_here(tail: &[u8]) -> Error {
-    let last = tail.split(|&byte| byte == b'\n').next_back().unwrap_or_default();
+/// What to say where this user may not mount; `said` is why.
+fn not_here(said: &[u8]) -> Error {
+    let lines = said.split(|&byte| byte == b'\n').map(|line| format!("\n  | {}", Printable(line)));
     let me = std::env::current_exe().unwrap_or_else(|_| "cargo xtask".into());
     Error::unfit(
-        format!("this user cannot mount NTFS on this machine, to fill it: {}", Printable(last)),
+        lines.fold("this user cannot mount NTFS here, to fill it:".to_owned(), |text, line| {
+            text + &line
+        }),
         format!("run as root, then try again; what it makes is kept:\n{} disks", me.display()),
     )
 }
