@@ -66,7 +66,14 @@ impl Apt {
                 Error::Start { .. } => Error::unfit("there is no apt-get here", NO_APT),
                 other => other,
             })?;
-        let suites = Suites::parse(&String::from_utf8_lossy(&targets), &codename)?;
+        let mut targets = String::from_utf8_lossy(&targets).into_owned();
+        if targets.is_empty() {
+            // A machine whose package lists were never fetched, or were removed to save room.
+            let lists = format!("-oDir::State::Lists={}", folder.join("lists").display());
+            let uris = Tool::new("apt-get").args(["update", "--print-uris", &lists]).output()?;
+            targets = targets_of_uris(&String::from_utf8_lossy(&uris));
+        }
+        let suites = Suites::parse(&targets, &codename)?;
         let newer = (codename == NEEDS_BACKPORTS).then(|| format!("{codename}-backports"));
         let path = folder.join("sources/debian.list");
         fs::write(&path, suites.sources(newer.as_deref())).map_err(Error::file("write", &path))?;
@@ -190,6 +197,16 @@ fn codename() -> Result<String, Error> {
         .ok_or_else(|| Error::unfit(format!("{path} names no release"), NO_APT))
 }
 
+/// The lines that [`Suites::parse`] reads, from what `apt-get update --print-uris` prints:
+/// `'URI/dists/SUITE/InRelease' …` for each suite. Of the origin nothing is known.
+fn targets_of_uris(uris: &str) -> String {
+    let suites = uris.lines().filter_map(|line| {
+        let uri = line.strip_prefix('\'')?.split('\'').next()?;
+        uri.strip_suffix("/InRelease")?.split_once("/dists/")
+    });
+    suites.map(|(uri, suite)| format!("$(ORIGIN) {suite} main {uri}/\n")).collect()
+}
+
 /// The machine's own Debian suites: URI and suite of each, component main.
 struct Suites {
     base: String,
@@ -265,6 +282,18 @@ $(ORIGIN) bookworm main http://other.example/apt/
                 "mirror.example/debian/ bookworm-backports main",
             ]
         );
+    }
+
+    #[test]
+    fn without_package_lists_the_uris_tell_the_suites() {
+        let uris = "\
+'http://mirror.example/debian/dists/bookworm/InRelease' mirror_InRelease 0
+'http://mirror.example/debian-security/dists/bookworm-security/InRelease' security_InRelease 0
+'http://node.example/dists/nodistro/InRelease' node_InRelease 0
+'http://other.example/apt/dists/bookworm/InRelease' other_InRelease 0
+'http://mirror.example/debian/dists/bookworm/main/binary-amd64/Packages.xz' packages 0
+";
+        assert_eq!(targets_of_uris(uris), BEFORE_UPDATE);
     }
 
     #[test]
