@@ -17,14 +17,14 @@ fn contents(disk: &str, partition: u32) -> BTreeMap<String, Entry> {
     partitions.iter().find(|p| p.number == partition).unwrap().entries.clone()
 }
 
-/// The sha256 of every file of the demo's disks.
+/// The sha256 of every file of the demo's disks. Other things may lie in their folder.
 fn hashes() -> BTreeMap<PathBuf, Vec<u8>> {
     let folders = ["", "Win7", "Win7Test"].map(|name| disks().folder().join(name));
     folders
         .iter()
         .flat_map(|folder| fs::read_dir(folder).unwrap())
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_file())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "vmdk"))
         .map(|path| (path.clone(), Sha256::digest(fs::read(&path).unwrap()).to_vec()))
         .collect()
 }
@@ -32,6 +32,7 @@ fn hashes() -> BTreeMap<PathBuf, Vec<u8>> {
 #[test]
 fn every_file_of_the_newest_snapshot_is_there_and_the_images_are_unchanged() {
     let before = hashes();
+    assert_eq!(before.len(), 13, "{:?}", before.keys());
     let place = Workplace::new();
     let mnt3 = place.folder("mnt3");
     let disk = disks().path(NEWEST);
