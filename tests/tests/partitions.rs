@@ -23,14 +23,10 @@ fn all<const N: usize>(kinds: [Kind; N]) -> Option<[(PathBuf, Entries); N]> {
 /// What is seen where `inner` is mounted on the folder `at` of `outer`.
 fn nested(outer: &Entries, at: &str, inner: &Entries) -> Entries {
     let below = format!("{at}/");
-    let mut entries: Entries =
-        outer.iter().filter(|(name, _)| !name.starts_with(&below)).map(clone).collect();
+    let mut entries = outer.clone();
+    entries.retain(|name, _| !name.starts_with(&below));
     entries.extend(inner.iter().map(|(name, entry)| (format!("{below}{name}"), entry.clone())));
     entries
-}
-
-fn clone((name, entry): (&String, &Entry)) -> (String, Entry) {
-    (name.clone(), entry.clone())
 }
 
 /// Gives the folders that are mounted on the times of what is mounted there.

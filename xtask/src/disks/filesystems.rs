@@ -40,7 +40,7 @@ pub struct Keeps {
 }
 
 /// Names that a kind keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Names {
     /// ASCII, no spaces, 31 characters at most.
     Plain,
@@ -167,7 +167,8 @@ impl Kind {
             Self::Exfat => Keeps { times: Some(times(10_000_000, 1980, 2107)), ..no_links },
             Self::Iso9660RockRidge => Keeps { names: Names::TwoBytes, ..all },
             Self::Iso9660Joliet => Keeps { names: Names::TwoBytes, ..no_links },
-            // From 2028 on genisoimage writes a time zone a day away.
+            // From 2028 on genisoimage writes a time zone a day away, and symbolic links only into
+            // the ISO 9660 half of the image.
             Self::Udf => Keeps {
                 names: Names::TwoBytes,
                 times: Some(Times { last_year: 2027, ..Times::SECONDS }),

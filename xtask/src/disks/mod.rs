@@ -9,7 +9,9 @@
 //! manifest.json                        what is in the partitions of the newest two
 //! ```
 //!
-//! They are made once and kept under `target/disks`. Making them needs ntfs-3g in a mount
+//! Beside them, for the tests alone, an image of each kind of filesystem: see [`specimens`].
+//!
+//! They are made once and kept under `target/disks`. Making them takes ntfs-3g in a mount
 //! namespace: as root, or as a user who may make namespaces and open `/dev/fuse`.
 
 mod build;
