@@ -174,12 +174,10 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     if arguments.prepare {
         return prepare(arguments.accel, arguments.memsize)
             .map(|()| ExitCode::SUCCESS)
-            .map_err(|error| -> Box<dyn fmt::Display> { Box::new(error) });
+            .map_err(boxed);
     }
     let timings = Timings::start();
-    let boxed = |error: SessionError| -> Box<dyn fmt::Display> { Box::new(error) };
-    let mounts = in_order(arguments.mount, disks.len())
-        .map_err(|error| -> Box<dyn fmt::Display> { Box::new(error) })?;
+    let mounts = in_order(arguments.mount, disks.len()).map_err(boxed)?;
     let plan = Plan {
         disks,
         allow_paths: arguments.allow_path,
@@ -192,9 +190,8 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         timeout: Duration::from_secs(arguments.timeout),
     };
     let ready = arguments.fd.map(sys::take_inherited).transpose();
-    let ready = ready.map_err(|error| -> Box<dyn fmt::Display> {
-        Box::new(format!("--fd {}: {error}", arguments.fd.unwrap_or_default()))
-    })?;
+    let ready = ready
+        .map_err(|error| boxed(format!("--fd {}: {error}", arguments.fd.unwrap_or_default())))?;
     let foreground = arguments.no_fork || arguments.trace;
     let release = if foreground {
         None
@@ -237,6 +234,11 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         let _ = fs::remove_file(file);
     }
     waited.map_err(boxed).map(|()| ExitCode::SUCCESS)
+}
+
+/// An error of any of the steps: all that is done with it is to print it.
+fn boxed(error: impl fmt::Display + 'static) -> Box<dyn fmt::Display> {
+    Box::new(error)
 }
 
 /// Root is not needed; the first time that root calls, it is told so.

@@ -130,18 +130,6 @@ impl Nodes {
         self.read().get(&id).map_or(ROOT, |node| node.parent)
     }
 
-    /// The number of nodes besides the root.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.read().len()
-    }
-
-    /// Whether there is only the root.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     fn read(&self) -> RwLockReadGuard<'_, HashMap<NodeId, Node>> {
         self.table.read().expect("no code panics while it holds the table")
     }
@@ -240,9 +228,9 @@ mod tests {
         nodes.forget(a, 1);
         assert!(nodes.path(b).is_ok());
         nodes.forget(b, 1);
-        assert_eq!(nodes.len(), 2);
+        assert_eq!(nodes.read().len(), 2);
         nodes.forget(b, 1);
-        assert!(nodes.is_empty());
+        assert!(nodes.read().is_empty());
         assert_eq!(nodes.path(b), Err(Errno::ESTALE));
         nodes.forget(b, 9);
     }

@@ -24,8 +24,6 @@ pub struct Appliance {
 pub struct Manifest {
     /// [`guestmnt_protocol::VERSION`] of the daemon.
     pub protocol: u32,
-    /// The kernel's `uname -r`.
-    pub kernel: String,
 }
 
 /// Why there is no appliance.

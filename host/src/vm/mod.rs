@@ -254,12 +254,6 @@ impl Vm {
         self.pidfd.as_fd()
     }
 
-    /// QEMU's process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Asks QEMU to end, and returns when it is gone.
     pub fn quit(mut self) {
         self.qmp.quit();
