@@ -29,15 +29,6 @@ pub enum Found {
     Ambivalent,
 }
 
-/// What a search looks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// The types with these names.
-    Types(&'static [&'static CStr]),
-    /// Everything that libblkid knows.
-    Everything,
-}
-
 impl<'device> Probe<'device> {
     /// A probe of all of `device`, a block device or a file, open for reading.
     ///
@@ -54,28 +45,18 @@ impl<'device> Probe<'device> {
         if done == 0 { Ok(probe) } else { Err(Errno::EINVAL) }
     }
 
-    /// Looks for what `scope` says.
+    /// Looks for everything that libblkid knows.
     ///
     /// # Errors
     /// `EIO` where the device could not be read.
-    pub fn search(&mut self, scope: Scope) -> nix::Result<Found> {
+    pub fn search(&mut self) -> nix::Result<Found> {
         let raw = self.raw.as_ptr();
         let flags = SUBLKS_LABEL | SUBLKS_UUID | SUBLKS_TYPE | SUBLKS_USAGE;
-        // SAFETY: the probe is live; these calls only set what it looks for. The list of names ends
-        // in NULL and is read before the call returns.
+        // SAFETY: the probe is live; these calls only set what it looks for.
         unsafe {
             blkid_probe_enable_superblocks(raw, 1);
             blkid_probe_set_superblocks_flags(raw, flags);
-            match scope {
-                Scope::Types(names) => {
-                    let names = names.iter().map(|name| name.as_ptr());
-                    let mut list: Vec<_> = names.chain([std::ptr::null()]).collect();
-                    blkid_probe_filter_superblocks_type(raw, FLTR_ONLYIN, list.as_mut_ptr());
-                }
-                Scope::Everything => {
-                    blkid_probe_enable_partitions(raw, 1);
-                }
-            }
+            blkid_probe_enable_partitions(raw, 1);
         }
         // SAFETY: the probe is live and has its device.
         match unsafe { blkid_do_safeprobe(raw) } {
@@ -148,9 +129,6 @@ const SUBLKS_UUID: c_int = 1 << 3;
 const SUBLKS_TYPE: c_int = 1 << 5;
 const SUBLKS_USAGE: c_int = 1 << 7;
 
-/// A flag of `blkid_probe_filter_superblocks_type`.
-const FLTR_ONLYIN: c_int = 2;
-
 /// Makes a type that only libblkid knows the inside of.
 macro_rules! opaque {
     ($($name:ident),*) => {$(
@@ -171,11 +149,6 @@ unsafe extern "C" {
     fn blkid_probe_set_device(probe: *mut RawProbe, fd: c_int, offset: i64, size: i64) -> c_int;
     fn blkid_probe_enable_superblocks(probe: *mut RawProbe, enable: c_int) -> c_int;
     fn blkid_probe_set_superblocks_flags(probe: *mut RawProbe, flags: c_int) -> c_int;
-    fn blkid_probe_filter_superblocks_type(
-        probe: *mut RawProbe,
-        flag: c_int,
-        names: *mut *const c_char,
-    ) -> c_int;
     fn blkid_probe_enable_partitions(probe: *mut RawProbe, enable: c_int) -> c_int;
     fn blkid_do_safeprobe(probe: *mut RawProbe) -> c_int;
     fn blkid_probe_lookup_value(

@@ -1,9 +1,10 @@
-//! Disks and their partitions, as sysfs shows them. A disk is known by its LUN on the virtio SCSI
-//! controller; the letter that the kernel chose says in which order probing ended, and nothing
-//! else.
+//! Disks and their partitions, as sysfs shows them. A disk is known by its bay, or else by its LUN
+//! on the virtio SCSI controller; the letter that the kernel chose says in which order probing
+//! ended, and nothing else.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,9 +12,12 @@ use std::time::Duration;
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use virtio_drivers::transport::DeviceType;
 
+use guestmnt_protocol::bay;
 use guestmnt_protocol::device::DeviceName;
 
+use crate::failure::errno_of;
 use crate::kmsg;
+use crate::sys;
 use crate::uevent::Uevent;
 
 /// A disk or partition that can be opened.
@@ -30,7 +34,7 @@ pub struct Device {
 /// The disks that are ready: announced, with their partitions.
 #[derive(Default)]
 pub struct Disks {
-    /// The kernel's name, such as `sdb`, by LUN.
+    /// The kernel's name, such as `vda` or `sdb`, by the disk's number.
     ready: Mutex<BTreeMap<u8, String>>,
     changed: Condvar,
 }
@@ -38,30 +42,35 @@ pub struct Disks {
 impl Disks {
     /// Takes note of a disk that came or went.
     ///
-    /// That a disk was announced means that its partitions are there: `device_add_disk()` in
+    /// That a LUN was announced means that its partitions are there: `device_add_disk()` in
     /// block/genhd.c holds all events of a disk back until `disk_scan_partitions()` is through, and
     /// sends the disk's own first. Its node and its entry in sysfs appear before that scan; so
     /// neither says anything. Opening the node waits for a scan, but perhaps not for the last:
-    /// the kernel asks for one more after the disk can be opened.
+    /// the kernel asks for one more after the disk can be opened. A bay is announced when it is
+    /// filled, and nobody has looked for partitions then.
     pub fn note(&self, event: &Uevent) {
         if event.subsystem != "block" || event.device_type != "disk" {
             return;
         }
-        let Some((lun, kernel_name)) = scsi_disk(event.path) else { return };
-        match event.action {
-            "add" if is_on_virtio_scsi(event.path) => self.insert(lun, kernel_name),
-            "remove" => drop(self.lock().remove(&lun)),
+        let Some(Located { site, kernel_name }) = Located::at(event.path) else { return };
+        match (event.action, site) {
+            ("remove", Site::Bay(number) | Site::Lun(number)) => drop(self.lock().remove(&number)),
+            ("add", Site::Lun(number)) if is_on_virtio_scsi(event.path) => {
+                self.insert(number, kernel_name);
+            }
+            ("add", Site::Bay(number)) if is_filled(kernel_name) => self.fill(number, kernel_name),
+            ("change", Site::Bay(number)) if event.resized => self.fill(number, kernel_name),
             _ => {}
         }
     }
 
-    /// Waits until the disks with LUN 0 to `count - 1` are ready.
+    /// Waits until the disks with the numbers 0 to `count - 1` are ready.
     ///
     /// # Errors
     /// Those that are missing when `timeout` has passed.
     pub fn wait_for(&self, count: u8, timeout: Duration) -> Result<(), Vec<DeviceName>> {
         let missing = |ready: &BTreeMap<u8, String>| -> Vec<u8> {
-            (0..count).filter(|lun| !ready.contains_key(lun)).collect()
+            (0..count).filter(|number| !ready.contains_key(number)).collect()
         };
         let (ready, _) = self
             .changed
@@ -69,30 +78,66 @@ impl Disks {
             .unwrap_or_else(PoisonError::into_inner);
         match missing(&ready).as_slice() {
             [] => Ok(()),
-            luns => Err(luns.iter().map(|&lun| DeviceName::whole(lun)).collect()),
+            numbers => Err(numbers.iter().map(|&number| DeviceName::whole(number)).collect()),
         }
     }
 
-    /// The device called `name`, if there is one.
-    pub fn find(&self, name: DeviceName) -> Option<Device> {
+    /// The node of the device called `name`, if there is such a device.
+    pub fn find(&self, name: DeviceName) -> Option<PathBuf> {
         let kernel_name = self.lock().get(&name.disk)?.clone();
-        devices_of(name.disk, &kernel_name).into_iter().find(|device| device.name == name)
+        let node = Path::new("/dev").join(match name.partition {
+            0 => kernel_name,
+            partition => format!("{kernel_name}{partition}"),
+        });
+        node.exists().then_some(node)
     }
 
-    /// All disks by LUN, each followed by its partitions by number.
+    /// All disks by number, each followed by its partitions by theirs.
     pub fn list(&self) -> Vec<Device> {
         let ready = self.lock().clone();
-        ready.iter().flat_map(|(&lun, kernel_name)| devices_of(lun, kernel_name)).collect()
+        ready.iter().flat_map(|(&number, kernel_name)| devices_of(number, kernel_name)).collect()
     }
 
-    fn insert(&self, lun: u8, kernel_name: &str) {
-        self.lock().insert(lun, kernel_name.to_owned());
+    /// Notes that a bay holds a disk, after having its partitions looked for.
+    fn fill(&self, number: u8, kernel_name: &str) {
+        if self.lock().contains_key(&number) {
+            return;
+        }
+        let node = Path::new("/dev").join(kernel_name);
+        let scanned = File::open(&node)
+            .map_err(|error| errno_of(&error))
+            .and_then(|disk| sys::read_partition_table(disk.as_fd()));
+        if let Err(errno) = scanned {
+            // The disk as a whole may do for what is asked; if not, that says so.
+            kmsg::warn(format_args!("{}: no partitions: {}", node.display(), errno.desc()));
+        }
+        self.insert(number, kernel_name);
+    }
+
+    fn insert(&self, number: u8, kernel_name: &str) {
+        self.lock().insert(number, kernel_name.to_owned());
         self.changed.notify_all();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u8, String>> {
         // An insertion or removal is all or nothing.
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sets the queues of the bays up: requests go to the host in the order in which they are made,
+/// since the host has a scheduler of its own; nobody counts them; and files are read ahead in
+/// pieces as large as the host asks for.
+pub fn set_queues() {
+    const SETTINGS: [(&str, &str); 4] =
+        [("scheduler", "none"), ("wbt_lat_usec", "0"), ("iostats", "0"), ("read_ahead_kb", "1024")];
+    for bay in names_in(Path::new("/sys/block")).iter().filter(|name| name.starts_with("vd")) {
+        for (name, value) in SETTINGS {
+            let setting = Path::new("/sys/block").join(bay).join("queue").join(name);
+            if let Err(error) = fs::write(&setting, value) {
+                kmsg::warn(format_args!("{}: {error}", setting.display()));
+            }
+        }
     }
 }
 
@@ -110,24 +155,62 @@ pub fn announce_again() {
     }
 }
 
-/// LUN and kernel name of the disk with this path below `/sys`:
-/// `…/virtio2/host0/target0:0:0/0:0:0:7/block/sdh` is LUN 7, `sdh`. `None` for other devices, and
-/// for LUNs that no name on the wire has.
-fn scsi_disk(path: &str) -> Option<(u8, &str)> {
-    let mut parts = path.rsplit('/');
-    let kernel_name = parts.next()?;
-    if parts.next()? != "block" {
-        return None;
+/// Where a disk is, which says its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Site {
+    Bay(u8),
+    Lun(u8),
+}
+
+/// A disk as the path of its device tells.
+#[derive(Debug, PartialEq, Eq)]
+struct Located<'a> {
+    site: Site,
+    kernel_name: &'a str,
+}
+
+impl<'a> Located<'a> {
+    /// The disk with this path below `/sys`: `…/virtio2/host0/target0:0:0/0:0:0:7/block/sdh` is
+    /// LUN 7, `…/0000:00:11.0/virtio5/block/vdb` the bay in PCI slot 17. `None` for other devices,
+    /// and for numbers that no name on the wire has.
+    fn at(path: &'a str) -> Option<Self> {
+        let mut parts = path.rsplit('/');
+        let kernel_name = parts.next()?;
+        if parts.next()? != "block" {
+            return None;
+        }
+        let device = parts.next()?;
+        let site = if device.starts_with("virtio") {
+            Site::Bay(bay_in_slot(parts.next()?)?)
+        } else {
+            Site::Lun(lun(device)?)
+        };
+        Some(Self { site, kernel_name })
     }
-    // Host, channel, target, LUN.
-    let mut address = parts.next()?.split(':').map(str::parse);
+}
+
+/// The bay at a PCI address such as `0000:00:10.0`.
+fn bay_in_slot(address: &str) -> Option<u8> {
+    let slot = address.strip_prefix("0000:00:")?.strip_suffix(".0")?;
+    let number = u8::from_str_radix(slot, 16).ok()?.checked_sub(bay::FIRST_SLOT)?;
+    (number < bay::BAYS).then_some(number)
+}
+
+/// The LUN in a SCSI address: host, channel, target, LUN.
+fn lun(address: &str) -> Option<u8> {
+    let mut numbers = address.split(':').map(str::parse);
     let [Some(Ok(_host)), Some(Ok(0u16)), Some(Ok(0u16)), Some(Ok(lun)), None] =
-        std::array::from_fn(|_| address.next())
+        std::array::from_fn(|_| numbers.next())
     else {
         return None;
     };
-    let lun = u8::try_from(lun).ok().filter(|&lun| DeviceName::try_from((lun, 0)).is_ok())?;
-    Some((lun, kernel_name))
+    u8::try_from(lun).ok().filter(|&lun| DeviceName::try_from((lun, 0)).is_ok())
+}
+
+/// Whether there is a disk in a bay.
+fn is_filled(kernel_name: &str) -> bool {
+    let size = Path::new("/sys/block").join(kernel_name).join("size");
+    read_number::<u64>(&size).is_some_and(|sectors| sectors != bay::EMPTY_SECTORS)
 }
 
 /// Whether the device at this path is behind a virtio SCSI controller.
@@ -146,15 +229,15 @@ fn device_type(id: &str) -> Option<DeviceType> {
 }
 
 /// A disk and its partitions by number.
-fn devices_of(lun: u8, kernel_name: &str) -> Vec<Device> {
+fn devices_of(number: u8, kernel_name: &str) -> Vec<Device> {
     let disk = Path::new("/sys/block").join(kernel_name);
-    let mut devices: Vec<_> = device(lun, 0, &disk).into_iter().collect();
+    let mut devices: Vec<_> = device(number, 0, &disk).into_iter().collect();
     let mut partitions: Vec<_> = names_in(&disk)
         .into_iter()
         .filter(|name| name.starts_with(kernel_name))
         .filter_map(|name| {
             let partition = disk.join(name);
-            device(lun, read_number(&partition.join("partition"))?, &partition)
+            device(number, read_number(&partition.join("partition"))?, &partition)
         })
         .collect();
     partitions.sort_by_key(|device| device.name);
@@ -163,11 +246,11 @@ fn devices_of(lun: u8, kernel_name: &str) -> Vec<Device> {
 }
 
 /// The device with this directory in sysfs.
-fn device(lun: u8, partition: u16, directory: &Path) -> Option<Device> {
+fn device(number: u8, partition: u16, directory: &Path) -> Option<Device> {
     let sectors: u64 = read_number(&directory.join("size"))?;
     let sector_size = u64::try_from(SECTOR_SIZE).expect("512 fits");
     Some(Device {
-        name: DeviceName::try_from((lun, partition)).ok()?,
+        name: DeviceName::try_from((number, partition)).ok()?,
         node: Path::new("/dev").join(directory.file_name()?),
         // In sysfs sectors have 512 bytes whatever the disk's have.
         size: sectors.checked_mul(sector_size)?,
@@ -189,12 +272,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_is_known_by_its_lun() {
-        let below = "/devices/pci0000:00/0000:00:03.0/virtio2/host0/target0:0:0";
+    fn a_disk_is_known_by_its_bay_or_its_lun() {
+        let below = "/devices/pci0000:00";
         let table = [
-            ("0:0:0:0/block/sda", Some((0, "sda"))),
-            ("0:0:0:7/block/sdb", Some((7, "sdb"))),
-            ("3:0:0:254/block/sdiu", Some((254, "sdiu"))),
+            ("0000:00:10.0/virtio5/block/vda", Some((Site::Bay(0), "vda"))),
+            ("0000:00:11.0/virtio1/block/vdb", Some((Site::Bay(1), "vdb"))),
+            ("0000:00:0f.0/virtio1/block/vdc", None),
+            ("0000:00:1f.0/virtio1/block/vdc", None),
+            ("0000:01:10.0/virtio1/block/vdc", None),
+            ("0000:00:10.1/virtio1/block/vdc", None),
+            ("virtio2/host0/target0:0:0/0:0:0:0/block/sda", Some((Site::Lun(0), "sda"))),
+            ("virtio2/host0/target0:0:0/0:0:0:7/block/sdb", Some((Site::Lun(7), "sdb"))),
+            ("virtio2/host3/target3:0:0/3:0:0:254/block/sdiu", Some((Site::Lun(254), "sdiu"))),
             ("0:0:0:255/block/sdiv", None),
             ("0:0:0:256/block/sdiv", None),
             ("0:0:1:0/block/sda", None),
@@ -205,10 +294,11 @@ mod tests {
             ("0:0:0:0", None),
         ];
         for (path, expected) in table {
-            assert_eq!(scsi_disk(&format!("{below}/{path}")), expected, "{path}");
+            let expected = expected.map(|(site, kernel_name)| Located { site, kernel_name });
+            assert_eq!(Located::at(&format!("{below}/{path}")), expected, "{path}");
         }
-        assert_eq!(scsi_disk("/devices/virtual/block/loop0"), None);
-        assert_eq!(scsi_disk(""), None);
+        assert_eq!(Located::at("/devices/virtual/block/loop0"), None);
+        assert_eq!(Located::at(""), None);
     }
 
     #[test]

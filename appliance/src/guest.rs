@@ -57,7 +57,7 @@ impl Guest {
             Request::Hello => Ok(Answer::Hello { version: VERSION }),
             Request::Wake { unix_time_ns, entropy } => self.wake(*unix_time_ns, entropy),
             Request::Prepare => {
-                self.devices()?.modules.load_all();
+                self.devices()?.prepare();
                 Ok(Answer::Done)
             }
             Request::AwaitDisks { count } => {

@@ -9,7 +9,7 @@ use std::thread;
 
 use nix::mount::{MsFlags, mount};
 
-use crate::devices::announce_again;
+use crate::devices::{announce_again, set_queues};
 use crate::guest::Guest;
 use crate::kmsg;
 use crate::ports::Lanes;
@@ -30,8 +30,9 @@ const SETTINGS: [(&str, &str); 3] = [
     ("kernel/modprobe", "\n"),
 ];
 
-/// Modules of the disks' controller and of disks. They load before any disk is attached.
-const DISK_MODULES: [&str; 2] = ["virtio_scsi", "sd_mod"];
+/// Modules of the bays, of the SCSI controller and of its disks. They load before any disk is
+/// plugged in.
+const DISK_MODULES: [&str; 3] = ["virtio_blk", "virtio_scsi", "sd_mod"];
 
 /// Runs the guest.
 pub fn run() -> ! {
@@ -48,6 +49,7 @@ pub fn run() -> ! {
     let uevents = Uevents::open();
     let guest = Arc::new(Guest::vm());
     load_disk_modules(&guest);
+    set_queues();
     match uevents {
         Ok(uevents) => listen(uevents, &guest),
         Err(errno) => {

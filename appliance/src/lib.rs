@@ -25,6 +25,7 @@ mod payload;
 mod ports;
 mod resolve;
 pub mod serve;
+mod signatures;
 #[allow(unsafe_code)]
 mod sys;
 mod tree;

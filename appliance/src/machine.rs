@@ -1,13 +1,15 @@
 //! What only a guest in a virtual machine has: a clock and a random pool of its own, disks,
 //! modules, mounts.
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
@@ -16,6 +18,7 @@ use guestmnt_protocol::message::{Failure, MountRequest, Volume};
 
 use crate::devices::Disks;
 use crate::failure::{errno_of, explained};
+use crate::kmsg;
 use crate::modules::Modules;
 use crate::mounts::Mounts;
 use crate::sys;
@@ -25,6 +28,9 @@ use crate::volumes;
 /// a tenth of a second.
 const DISKS_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long the kernel is left alone before a template is saved. Under TCG it needs half of that.
+const SETTLING: Duration = Duration::from_millis(200);
+
 /// The virtual machine around the daemon.
 pub struct Machine {
     /// The disks that are there.
@@ -32,13 +38,33 @@ pub struct Machine {
     /// The kernel's modules.
     pub modules: Modules,
     mounts: Mutex<Mounts>,
+    /// `/dev/random`, once it was needed.
+    random: OnceLock<File>,
 }
 
 impl Machine {
     /// A machine that has its modules in the folder `modules`.
     #[must_use]
     pub fn new(modules: PathBuf) -> Self {
-        Self { disks: Disks::default(), modules: Modules::new(modules), mounts: Mutex::default() }
+        Self {
+            disks: Disks::default(),
+            modules: Modules::new(modules),
+            mounts: Mutex::default(),
+            random: OnceLock::new(),
+        }
+    }
+
+    /// Does what every mount would have to do otherwise, so that a template has it done.
+    pub fn prepare(&self) {
+        self.modules.load_all();
+        // The clock is read without the kernel, from a page that has to be mapped first.
+        let _ = SystemTime::now();
+        let _ = self.random();
+        if let Err(errno) = mlockall(MlockAllFlags::MCL_CURRENT) {
+            kmsg::warn(format_args!("cannot lock the daemon's memory: {}", errno.desc()));
+        }
+        // The kernel takes its time to free what loading modules took.
+        thread::sleep(SETTLING);
     }
 
     /// Sets the clock, and gives the random pool what the host's pool gave: a guest that was
@@ -50,11 +76,18 @@ impl Machine {
         let time = TimeSpec::from_duration(Duration::from_nanos(unix_time_ns));
         clock_settime(ClockId::CLOCK_REALTIME, time)
             .map_err(|errno| failed("set the guest's clock", errno))?;
-        let random = OpenOptions::new().write(true).open("/dev/random");
-        random
-            .map_err(|error| errno_of(&error))
+        self.random()
             .and_then(|random| sys::add_entropy(random.as_fd(), entropy))
             .map_err(|errno| failed("seed the guest's random pool", errno))
+    }
+
+    fn random(&self) -> nix::Result<&File> {
+        if let Some(random) = self.random.get() {
+            return Ok(random);
+        }
+        let random = File::options().write(true).open("/dev/random");
+        let random = random.map_err(|error| errno_of(&error))?;
+        Ok(self.random.get_or_init(|| random))
     }
 
     /// Waits for the disks with LUN 0 to `count - 1`, with their partitions.

@@ -12,16 +12,18 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::sync;
 
+use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DETAIL;
 use guestmnt_protocol::message::{Content, Failure, MountRequest};
 use guestmnt_protocol::path::{GuestPath, Printable};
 
-use crate::devices::{Device, Disks};
+use crate::devices::Disks;
 use crate::failure::{explained, plain};
 use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
 use crate::kmsg;
 use crate::modules::Modules;
 use crate::resolve;
+use crate::signatures;
 use crate::volumes;
 
 /// Where the filesystem of `/` is mounted.
@@ -50,26 +52,27 @@ impl Mounts {
         disks: &Disks,
         modules: &Modules,
     ) -> Result<(), Failure> {
-        let device =
+        let node =
             disks.find(request.device).ok_or_else(|| explained(Errno::ENODEV, "no such device"))?;
         let place = Place::find(&request.at, root)?;
-        let probed;
-        let kind = match &request.fstype {
-            Some(kind) => kind,
-            None => {
-                probed = filesystem_on(&device, disks)?;
-                &probed
-            }
+        let target = place.target();
+        let options = own_options(&request.options);
+        let mount_as = |kind: &str| {
+            let filesystem = Filesystem::named(kind);
+            let tried = Attempt { node: &node, target: &target, filesystem, options: &options };
+            load_modules(&tried, modules);
+            tried.run()
         };
-        let filesystem = Filesystem::named(kind);
-        let tried = Attempt {
-            node: &device.node,
-            target: &place.target(),
-            filesystem,
-            options: &own_options(&request.options),
-        };
-        load_modules(&tried, modules);
-        tried.run()?;
+        match (&request.fstype, signatures::usual_filesystem(&node)) {
+            (Some(kind), _) => mount_as(kind)?,
+            (None, guess) => match guess.map(mount_as) {
+                Some(Ok(())) => {}
+                failed => match (filesystem_on(request.device, &node, disks)?, failed) {
+                    (kind, Some(Err(failure))) if guess == Some(&kind) => return Err(failure),
+                    (kind, _) => mount_as(&kind)?,
+                },
+            },
+        }
         self.0.push(place.path);
         Ok(())
     }
@@ -155,12 +158,9 @@ impl Place {
     }
 }
 
-/// libblkid's name for the filesystem on `device`.
-fn filesystem_on(device: &Device, disks: &Disks) -> Result<String, Failure> {
-    if let Some(kind) = volumes::usual_filesystem(device) {
-        return Ok(kind);
-    }
-    let content = volumes::content_of(device, disks)
+/// libblkid's name for the filesystem on `device`, whose node is `node`.
+fn filesystem_on(device: DeviceName, node: &Path, disks: &Disks) -> Result<String, Failure> {
+    let content = volumes::content_of(device, node, disks)
         .map_err(|errno| explained(errno, format!("cannot be read: {}", errno.desc())))?;
     match content {
         Content::Filesystem(kind) => Ok(kind),

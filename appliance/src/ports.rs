@@ -17,6 +17,9 @@ use crate::serve::{LaneError, serve};
 const PORTS: &str = "/sys/class/virtio-ports";
 const LANE: &str = "guestmnt.lane.";
 
+/// Bytes of a worker's stack, all of which a template holds. Serving takes some 20 KiB.
+const LANE_STACK: usize = 256 << 10;
+
 /// The lanes that have a worker.
 pub struct Lanes {
     guest: Arc<Guest>,
@@ -51,6 +54,7 @@ impl Lanes {
         let guest = Arc::clone(&self.guest);
         thread::Builder::new()
             .name(format!("lane-{lane}"))
+            .stack_size(LANE_STACK)
             .spawn(move || serve_port(lane, &node, &guest))
             .map(drop)
     }

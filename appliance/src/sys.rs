@@ -60,6 +60,18 @@ pub fn finit_module(file: BorrowedFd) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// Has the kernel read a disk's partition table again. Its partitions are there when this returns.
+///
+/// # Errors
+/// As ioctl(2) with `BLKRRPART`: `EBUSY` while a partition is in use.
+pub fn read_partition_table(disk: BorrowedFd) -> nix::Result<()> {
+    /// `_IO(0x12, 95)`
+    const BLKRRPART: libc::c_ulong = 0x125f;
+    // SAFETY: this request has no argument.
+    let done = unsafe { libc::ioctl(disk.as_raw_fd(), BLKRRPART) };
+    Errno::result(done).map(drop)
+}
+
 /// Mixes `seed` into the random pool, counts all its bits as entropy, and reseeds the generator
 /// at once. `random` is `/dev/random`, open for writing.
 ///

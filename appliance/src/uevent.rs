@@ -50,6 +50,8 @@ pub struct Uevent<'a> {
     pub subsystem: &'a str,
     /// `disk` or `partition` in the subsystem `block`; empty in most others.
     pub device_type: &'a str,
+    /// Whether the device has another size than before.
+    pub resized: bool,
 }
 
 impl Uevents {
@@ -107,6 +109,7 @@ impl<'a> Uevent<'a> {
             match string.split_once('=') {
                 Some(("SUBSYSTEM", value)) => event.subsystem = value,
                 Some(("DEVTYPE", value)) => event.device_type = value,
+                Some(("RESIZE", value)) => event.resized = value == "1",
                 _ => {}
             }
         }
@@ -128,8 +131,16 @@ mod tests {
             path: "/devices/virtio0/host0/target0:0:0/0:0:0:0/block/sda",
             subsystem: "block",
             device_type: "disk",
+            resized: false,
         };
         assert_eq!(Uevent::parse(message), expected);
+    }
+
+    #[test]
+    fn a_new_size_is_told_from_other_changes() {
+        let change = "change@/devices/virtio1/block/vda\0SUBSYSTEM=block\0DEVTYPE=disk\0";
+        assert!(Uevent::parse(format!("{change}RESIZE=1\0").as_bytes()).resized);
+        assert!(!Uevent::parse(format!("{change}DISK_RO=1\0").as_bytes()).resized);
     }
 
     #[test]

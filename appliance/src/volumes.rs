@@ -1,6 +1,5 @@
 //! What disks and partitions hold, as libblkid tells.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -10,7 +9,7 @@ use guestmnt_protocol::message::{Content, Volume};
 
 use nix::errno::Errno;
 
-use crate::blkid::{Found, Probe, Scope};
+use crate::blkid::{Found, Probe};
 use crate::devices::{Device, Disks};
 use crate::failure::errno_of;
 
@@ -33,7 +32,7 @@ struct Probed {
 /// `EIO` or `EINVAL` where it cannot be read.
 fn probe(device: &File) -> nix::Result<Probed> {
     let mut probe = Probe::new(device.as_fd())?;
-    let found = probe.search(Scope::Everything)?;
+    let found = probe.search()?;
     let value = |name| probe.value(name).unwrap_or_default();
     let content = match found {
         // Two formats claim it, and mounting it by either could be wrong.
@@ -49,53 +48,17 @@ fn probe(device: &File) -> nix::Result<Probed> {
     Ok(Probed { content, label, uuid, extended })
 }
 
-/// What is on most devices, and what a filesystem could be a mere remnant below: enough to be sure
-/// of a filesystem that is found, and read from the device's first 128 KiB.
-const USUAL: &[&CStr] = &[
-    c"ntfs",
-    c"ext4",
-    c"ext3",
-    c"ext2",
-    c"xfs",
-    c"btrfs",
-    c"vfat",
-    c"exfat",
-    c"iso9660",
-    c"udf",
-    c"hfsplus",
-    c"squashfs",
-    c"erofs",
-    c"f2fs",
-    c"crypto_LUKS",
-    c"BitLocker",
-    c"LVM2_member",
-    c"swap",
-];
-
-/// The filesystem on `device` where it is one of the usual; `None` where there is something else,
-/// or several things, or nothing can be read, and [`content_of`] has to say what.
-///
-/// A search for everything reads a MiB in forty places, which under TCG takes as long as mounting.
-pub fn usual_filesystem(device: &Device) -> Option<String> {
-    let file = File::open(&device.node).ok()?;
-    let mut probe = Probe::new(file.as_fd()).ok()?;
-    let found = probe.search(Scope::Types(USUAL));
-    let is_filesystem = found == Ok(Found::Something)
-        && probe.value(c"USAGE").is_some_and(|usage| usage == "filesystem");
-    is_filesystem.then(|| probe.value(c"TYPE"))?
-}
-
-/// What `device` holds, one of `disks`.
+/// What `device` with the node `node` holds, one of `disks`.
 ///
 /// # Errors
 /// As open(2) and [`probe`].
-pub fn content_of(device: &Device, disks: &Disks) -> nix::Result<Content> {
-    let content = probe_node(&device.node)?.content;
+pub fn content_of(device: DeviceName, node: &Path, disks: &Disks) -> nix::Result<Content> {
+    let content = probe_node(node)?.content;
     // An extended partition begins with a table as a disk does. What it is stands in its disk's.
     let has_table = matches!(content, Content::Partitions(_));
-    if has_table && device.name.partition != 0 {
-        let disk = disks.find(DeviceName::whole(device.name.disk)).ok_or(Errno::ENODEV)?;
-        if probe_node(&disk.node)?.extended.contains(&device.name.partition) {
+    if has_table && device.partition != 0 {
+        let disk = disks.find(DeviceName::whole(device.disk)).ok_or(Errno::ENODEV)?;
+        if probe_node(&disk)?.extended.contains(&device.partition) {
             return Ok(Content::Extended);
         }
     }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attr;
+pub mod bay;
 pub mod device;
 pub mod frame;
 pub mod limits;

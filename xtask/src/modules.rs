@@ -47,7 +47,7 @@ const NAMES: &[&str] = &[
 ];
 
 /// Without these no disk is ever seen.
-const INDISPENSABLE: &[&str] = &["virtio_scsi", "sd_mod"];
+const INDISPENSABLE: &[&str] = &["virtio_blk", "virtio_scsi", "sd_mod"];
 
 /// Aliases that the kernel or the daemon asks for, by how they begin.
 const ALIASES: &[&str] = &["crypto-", "dm-", "fs-", "md-", "nls_"];

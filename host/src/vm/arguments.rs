@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use guestmnt_protocol::bay;
+
 use super::VmConfig;
 use super::accelerator::Accelerator;
 
@@ -14,7 +16,7 @@ use super::accelerator::Accelerator;
 /// that is thrown away. The initcalls are self-tests of cryptography that nobody uses here, the
 /// types of the kernel for BPF, and certificates: 0.45 s of a cold boot under TCG.
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable \
-    no_timer_check mitigations=off audit=0 selinux=0 apparmor=0 random.trust_cpu=on \
+    no_timer_check mitigations=off audit=0 lsm= psi=0 cgroup_disable=memory,io,cpu,cpuacct nowatchdog random.trust_cpu=on \
     pci=lastbus=0 cryptomgr.notests initcall_blacklist=crypto_kdf108_init,jent_mod_init,\
     btf_vmlinux_init,load_system_certificate_list";
 
@@ -43,9 +45,14 @@ pub enum Memory<'a> {
     },
 }
 
-/// The machine as a list of arguments.
+/// The machine as a list of arguments, with a block node for each bay.
 #[must_use]
-pub fn arguments(config: &VmConfig, channels: &Channels, memory: &Memory) -> Vec<OsString> {
+pub fn arguments(
+    config: &VmConfig,
+    channels: &Channels,
+    memory: &Memory,
+    bays: &[String],
+) -> Vec<OsString> {
     let cpu = match config.accelerator {
         Accelerator::Kvm => "host",
         Accelerator::Tcg => "max",
@@ -68,6 +75,14 @@ pub fn arguments(config: &VmConfig, channels: &Channels, memory: &Memory) -> Vec
         add(&["-chardev", &format!("socket,id=lane{n},fd={fd}")]);
         let port = format!("virtserialport,chardev=lane{n},name=guestmnt.lane.{n}");
         add(&["-device", &port]);
+    }
+    for (n, node) in (0..bay::BAYS).zip(bays) {
+        // QEMU's default pauses the whole VM on a full disk, which would hang the mount.
+        let device = format!(
+            "virtio-blk-pci,id=bay{n},addr={:#x},drive={node},werror=report,rerror=report",
+            bay::FIRST_SLOT + n
+        );
+        add(&["-device", &device]);
     }
     // What is restored has its kernel in memory; reading it from its file again costs 20 ms.
     if !matches!(memory, Memory::Template { .. }) {

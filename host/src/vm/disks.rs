@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use guestmnt_protocol::bay;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 
@@ -18,14 +19,34 @@ use super::overlay;
 use super::qmp::Command;
 use crate::image::{Disk, Format, Link, Source};
 
+/// Bytes of an empty bay.
+const EMPTY_BAY: u64 = bay::EMPTY_SECTORS * 512;
+
 /// The files of some disks, on their way to QEMU. Each disk gets a qcow2 overlay, which takes
 /// the guest's writes.
 #[derive(Default)]
 pub struct DiskFiles<'d> {
     files: Vec<Passed<'d>>,
     nodes: Vec<Value>,
-    /// The node that each disk shows.
-    tops: Vec<String>,
+    tops: Vec<Top>,
+}
+
+/// What the guest sees of a disk.
+struct Top {
+    /// The overlay's node.
+    node: String,
+    /// Bytes.
+    size: u64,
+    place: Place,
+}
+
+/// Where a disk is in the machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the bay that has its number.
+    Bay,
+    /// On the SCSI controller, the LUN that has its number.
+    Lun,
 }
 
 enum Passed<'d> {
@@ -63,11 +84,22 @@ impl<'d> DiskFiles<'d> {
             let overlay = overlay::create(overlay_folder, disk.size)
                 .map_err(|error| VmError::Overlay { folder: overlay_folder.to_owned(), error })?;
             let file = all.file(Passed::Owned(overlay.into()), Access::ReadWrite);
-            let top = format!("overlay{}", all.tops.len());
+            let number = all.tops.len();
+            let node = format!("overlay{number}");
             all.nodes.push(json!({
-                "node-name": top, "driver": "qcow2", "file": file, "backing": below,
+                "node-name": node, "driver": "qcow2", "file": file, "backing": below,
             }));
-            all.tops.push(top);
+            let fits = number < bay::BAYS.into() && disk.size != EMPTY_BAY;
+            let place = if fits { Place::Bay } else { Place::Lun };
+            all.tops.push(Top { node, size: disk.size, place });
+        }
+        for n in 0..usize::from(bay::BAYS) {
+            if all.in_bay(n).is_none() {
+                all.nodes.push(json!({
+                    "node-name": empty(n), "driver": "null-co", "size": EMPTY_BAY,
+                    "read-zeroes": true,
+                }));
+            }
         }
         Ok(all)
     }
@@ -91,18 +123,37 @@ impl<'d> DiskFiles<'d> {
         words
     }
 
-    /// The commands that attach the disks to the running machine, as LUNs 0, 1, ….
+    /// The node that each bay shows.
     #[must_use]
-    pub fn attachments(&self) -> Vec<Command<'static>> {
-        let devices = self.tops.iter().enumerate().map(|(lun, top)| {
+    pub fn bays(&self) -> Vec<String> {
+        let node = |n| self.in_bay(n).map_or_else(|| empty(n), |top| top.node.clone());
+        (0..bay::BAYS.into()).map(node).collect()
+    }
+
+    /// The commands that plug the disks without a bay into the running machine.
+    pub fn plugs(&self) -> impl Iterator<Item = Command<'static>> {
+        let plugged = (0..).zip(&self.tops).filter(|(_, top)| top.place == Place::Lun);
+        plugged.map(|(lun, Top { node, .. }): (usize, _)| {
             // QEMU's default pauses the whole VM on a full disk, which would hang the mount.
             let device = json!({
                 "driver": "scsi-hd", "id": format!("disk{lun}"), "bus": "scsi0.0", "lun": lun,
-                "drive": top, "werror": "report", "rerror": "report",
+                "drive": node, "werror": "report", "rerror": "report",
             });
             Command::new("device_add", device)
-        });
-        devices.collect()
+        })
+    }
+
+    /// The commands that have a guest learn what is in the bays that it saw empty. They set the
+    /// size that the disks have; what counts is that QEMU then tells the guest.
+    pub fn size_changes(&self) -> impl Iterator<Item = Command<'static>> {
+        let filled = self.tops.iter().filter(|top| top.place == Place::Bay);
+        filled.map(|Top { node, size, .. }| {
+            Command::new("block_resize", json!({ "node-name": node, "size": size }))
+        })
+    }
+
+    fn in_bay(&self, number: usize) -> Option<&Top> {
+        self.tops.get(number).filter(|top| top.place == Place::Bay)
     }
 
     /// Adds one link over the node `below`, and names its node.
@@ -146,6 +197,11 @@ impl<'d> DiskFiles<'d> {
         self.files.push(file);
         u32::try_from(self.files.len()).expect("a process has fewer descriptors")
     }
+}
+
+/// The node of an empty bay.
+fn empty(bay: usize) -> String {
+    format!("empty{bay}")
 }
 
 fn file_name(set: u32) -> String {

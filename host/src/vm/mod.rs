@@ -154,7 +154,7 @@ pub struct Vm {
 
 impl Vm {
     /// Starts QEMU with `disks`, each below an overlay in an unnamed file of `overlay_folder`, and
-    /// gives the lanes' host ends. The guest boots meanwhile. It does not see the disks before
+    /// gives the lanes' host ends. The guest boots meanwhile. It sees all disks after
     /// [`Vm::attach`].
     ///
     /// # Errors
@@ -202,7 +202,7 @@ impl Vm {
         };
         let disks = DiskFiles::of(disks, overlay_folder)?;
         inherited.extend(disks.descriptors());
-        let mut arguments = arguments::arguments(config, &channels, &memory);
+        let mut arguments = arguments::arguments(config, &channels, &memory, &disks.bays());
         arguments.extend(disks.arguments());
         debug!("{} {}", config.qemu.display(), shown(&arguments));
         let output = OwnedFd::from(qemu_messages);
@@ -224,7 +224,10 @@ impl Vm {
             }
         };
         let child = starting.child.take().expect("it was put there above");
-        let attachments = disks.attachments();
+        let attachments = match boot {
+            Boot::Cold | Boot::ToSave(_) => disks.plugs().collect(),
+            Boot::Restore(_) => disks.plugs().chain(disks.size_changes()).collect(),
+        };
         let vm = Self {
             child,
             pidfd,
@@ -236,7 +239,7 @@ impl Vm {
         Ok((vm, lanes))
     }
 
-    /// Attaches the disks to the running machine, as LUNs 0, 1, …, all at once.
+    /// Shows the disks to the running machine, all at once.
     ///
     /// # Errors
     /// [`VmError`] where QEMU refuses one.

@@ -15,6 +15,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use guestmnt_protocol::bay;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -57,7 +58,8 @@ impl TemplateKey {
         // Descriptors have other numbers each time; the state does not depend on them.
         let lanes = vec![0; config.lanes];
         let channels = Channels { qmp: 0, console: 0, lanes: &lanes };
-        for word in arguments::arguments(config, &channels, &Memory::Anonymous) {
+        let bays = vec![String::new(); bay::BAYS.into()];
+        for word in arguments::arguments(config, &channels, &Memory::Anonymous, &bays) {
             add(&word.to_string_lossy());
         }
         if config.accelerator == super::accelerator::Accelerator::Kvm {
