@@ -1,8 +1,10 @@
 //! Several filesystems in one VM: on partitions of several disks, nested into each other, listed.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use guestmnt_protocol::bay::EMPTY_SECTORS;
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{sha256, specimen};
 use guestmnt_tests::tree::assert_same;
@@ -126,4 +128,23 @@ Did you mean to mount one of these filesystems?
     assert_eq!(finished.status, Some(1), "{finished:?}");
     assert!(finished.stderr.ends_with(&expected), "{finished:?}");
     place.assert_clean(&["mnt"]);
+}
+
+/// The first disks are put into devices that the guest has seen empty. One that is just as
+/// large as nothing must be noticed all the same.
+#[test]
+fn a_disk_as_small_as_an_empty_bay_is_a_disk() {
+    let Some([(image, entries)]) = all([Kind::Ext4]) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let tiny = place.path().join("tiny");
+    fs::write(&tiny, vec![0; usize::try_from(EMPTY_SECTORS).unwrap() * 512]).unwrap();
+
+    for boot in [&[][..], &["--no-template"]] {
+        let disks = ["--format", "raw", "-a", text(&tiny), "-a", text(&image)];
+        let arguments = [boot, &disks, &["-m", "/dev/sdb", text(&mnt)]].concat();
+        place.mount(&arguments);
+        assert_same(&mnt, &entries);
+        place.unmount(&mnt);
+    }
 }
