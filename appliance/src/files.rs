@@ -3,21 +3,20 @@
 //!
 //! **Invariant:** nothing is opened but regular files, and nothing for writing.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::readlinkat;
 use nix::sys::statvfs::fstatvfs;
-use nix::sys::uio::pread;
-use nix::unistd::{Whence, lseek};
 
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::limits::MAX_LINK;
 use guestmnt_protocol::message::{Extent, StatFs};
 use guestmnt_protocol::path::GuestPath;
 
+use crate::contents::Contents;
 use crate::payload::Payload;
 use crate::resolve;
 use crate::tree::Tree;
@@ -61,22 +60,7 @@ impl Tree {
         offset: u64,
         destination: &mut [u8],
     ) -> nix::Result<usize> {
-        let start = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
-        let file = self.regular_file(path)?;
-        // The kernel refuses a range that passes 2^63, where it could give the part before.
-        let room = usize::try_from(i64::MAX - start).unwrap_or(usize::MAX);
-        let length = destination.len().min(room);
-        let mut filled = 0;
-        while filled < length {
-            let at = start + i64::try_from(filled).expect("filled is at most i64::MAX - start");
-            match pread(&file, &mut destination[filled..length], at) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(filled)
+        self.regular_file(path)?.read(offset, destination)
     }
 
     /// Where the next data or hole is at or behind byte `offset`.
@@ -84,14 +68,7 @@ impl Tree {
     /// # Errors
     /// `ENXIO` where there is none, and as [`resolve::open_regular`].
     pub fn seek(&self, path: &GuestPath, offset: u64, what: Extent) -> nix::Result<u64> {
-        let start = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
-        let whence = match what {
-            Extent::Data => Whence::SeekData,
-            Extent::Hole => Whence::SeekHole,
-        };
-        // This moves the descriptor's position under the feet of other lanes, which don't use it.
-        let found = lseek(self.regular_file(path)?, start, whence)?;
-        u64::try_from(found).map_err(|_| Errno::EIO)
+        self.regular_file(path)?.seek(offset, what)
     }
 
     /// Size and usage of the filesystem that `path` is on.
@@ -113,7 +90,7 @@ impl Tree {
         })
     }
 
-    fn regular_file(&self, path: &GuestPath) -> nix::Result<Arc<OwnedFd>> {
-        self.files.get_or_open(path, || resolve::open_regular(self.root(), path))
+    fn regular_file(&self, path: &GuestPath) -> nix::Result<Arc<Contents>> {
+        self.files.get_or_open(path, || resolve::open_regular(self.root(), path).map(Contents::of))
     }
 }

@@ -11,6 +11,7 @@ use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Failure, MountRequest, Outcome, Request};
 use guestmnt_protocol::path::GuestPath;
 
+use crate::bulk::Slot;
 use crate::failure;
 use crate::machine::Machine;
 use crate::mounts::SYSROOT;
@@ -46,6 +47,16 @@ impl Guest {
         Self { machine: Some(Machine::new(MODULES.into())), tree: RwLock::new(None) }
     }
 
+    /// A slot of bulk memory, if there is one with this number.
+    pub(crate) fn slot(&self, number: u8) -> Option<Slot<'_>> {
+        self.machine.as_ref()?.bulk.as_ref()?.slot(number)
+    }
+
+    fn slot_addresses(&self) -> Vec<u64> {
+        let bulk = self.machine.as_ref().and_then(|machine| machine.bulk.as_ref());
+        bulk.map_or_else(Vec::new, |bulk| bulk.addresses().to_vec())
+    }
+
     /// The machine around it.
     pub(crate) fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()
@@ -54,7 +65,7 @@ impl Guest {
     /// Carries out `request`. Where the answer is [`Answer::Payload`], the bytes are in `payload`.
     pub(crate) fn answer(&self, request: &Request, payload: &mut Payload) -> Outcome {
         match request {
-            Request::Hello => Ok(Answer::Hello { version: VERSION }),
+            Request::Hello => Ok(Answer::Hello { version: VERSION, slots: self.slot_addresses() }),
             Request::Wake { unix_time_ns, entropy } => self.wake(*unix_time_ns, entropy),
             Request::Prepare => {
                 self.devices()?.prepare();
@@ -128,7 +139,7 @@ impl Guest {
             .filter(|&size| size <= MAX_PAYLOAD)
             .ok_or_else(|| failure::plain(Errno::EINVAL))?;
         self.on_files(|tree| {
-            let count = tree.read(path, offset, payload.space(size))?;
+            let count = tree.read(path, offset, payload.bulk_space(size))?;
             payload.truncate(count);
             Ok(Answer::Payload)
         })

@@ -8,6 +8,8 @@
 
 #[allow(unsafe_code)]
 mod blkid;
+mod bulk;
+mod contents;
 mod devices;
 mod directories;
 mod failure;

@@ -16,6 +16,7 @@ use nix::time::{ClockId, clock_settime};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Failure, MountRequest, Volume};
 
+use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::failure::{errno_of, explained};
 use crate::kmsg;
@@ -37,6 +38,8 @@ pub struct Machine {
     pub disks: Disks,
     /// The kernel's modules.
     pub modules: Modules,
+    /// The memory that the host maps as well, if it gave the machine such memory.
+    pub bulk: Option<Bulk>,
     mounts: Mutex<Mounts>,
     /// `/dev/random`, once it was needed.
     random: OnceLock<File>,
@@ -46,7 +49,15 @@ impl Machine {
     /// A machine that has its modules in the folder `modules`.
     #[must_use]
     pub fn new(modules: PathBuf) -> Self {
+        let bulk = Bulk::take();
+        if let Err(errno) = &bulk {
+            // A machine without a second node has none by intention.
+            if *errno != Errno::ENOENT {
+                kmsg::warn(format_args!("no bulk memory: {}", errno.desc()));
+            }
+        }
         Self {
+            bulk: bulk.ok(),
             disks: Disks::default(),
             modules: Modules::new(modules),
             mounts: Mutex::default(),

@@ -24,6 +24,11 @@ pub fn serve(lane: impl AsFd, guest: &Guest) -> Result<(), LaneError> {
     let mut head = Vec::with_capacity(256);
     let mut payload = Payload::default();
     while let Some((header, body)) = lane.receive()? {
+        let offered = match header.place {
+            Place::Port => None,
+            Place::Slot(number) => guest.slot(number).map(|slot| (number, slot)),
+        };
+        payload.begin(offered);
         let mut outcome = match request(&header, body) {
             Ok(request) => carry_out(guest, &request, &mut payload),
             Err(errno) => Err(failure::plain(errno)),
@@ -32,14 +37,15 @@ pub fn serve(lane: impl AsFd, guest: &Guest) -> Result<(), LaneError> {
             payload.clear();
         }
         let seq = header.seq;
-        if frame::encode(&mut head, seq, &outcome, payload.len(), Place::Port).is_err() {
+        let (length, place) = (payload.len(), payload.place());
+        if frame::encode(&mut head, seq, &outcome, length, place).is_err() {
             // Only a listing of very many volumes can get here.
             outcome = Err(failure::explained(Errno::E2BIG, "the answer is too long to be sent"));
             payload.clear();
             frame::encode(&mut head, seq, &outcome, 0, Place::Port)
                 .expect("a failure with a short text fits a frame");
         }
-        lane.send(if payload.is_empty() { &head } else { payload.behind(&head) })?;
+        lane.send(payload.behind(&head))?;
     }
     Ok(())
 }

@@ -60,6 +60,59 @@ pub fn finit_module(file: BorrowedFd) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// Memory in huge pages of one NUMA node, present and zeroed.
+pub struct HugePages {
+    start: *mut libc::c_void,
+    length: usize,
+}
+
+impl HugePages {
+    /// Maps `length` bytes in huge pages of the node `node`.
+    ///
+    /// # Errors
+    /// As mmap(2), mbind(2) and mlock(2): `EINVAL` without such a node, `ENOMEM` or `EAGAIN` where
+    /// it has too few huge pages.
+    pub fn of_node(node: u32, length: usize) -> nix::Result<Self> {
+        /// From linux/mempolicy.h.
+        const MPOL_BIND: libc::c_ulong = 2;
+        const BITS: libc::c_ulong = libc::c_ulong::BITS as libc::c_ulong;
+        let nodes: libc::c_ulong = 1 << node;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let pages = Self { start, length };
+        // SAFETY: the range is the mapping just made, which nothing refers to yet; the kernel reads
+        // one word of node numbers.
+        let bound = unsafe {
+            libc::syscall(libc::SYS_mbind, start, length, MPOL_BIND, &raw const nodes, BITS, 0)
+        };
+        Errno::result(bound)?;
+        // SAFETY: as above.
+        Errno::result(unsafe { libc::mlock(start, length) })?;
+        Ok(pages)
+    }
+
+    /// The memory, for as long as the process lives.
+    pub fn keep(self) -> &'static mut [u8] {
+        let Self { start, length } = *std::mem::ManuallyDrop::new(self);
+        // SAFETY: the mapping is readable, writable, zeroed, `length` bytes long, locked, and never
+        // unmapped from here on; nothing else in this process refers to it. What the host does
+        // with the memory it does between requests.
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), length) }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own.
+        unsafe { libc::munmap(self.start, self.length) };
+    }
+}
+
 /// Has the kernel read a disk's partition table again. Its partitions are there when this returns.
 ///
 /// # Errors

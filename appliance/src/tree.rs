@@ -14,6 +14,7 @@ use nix::sys::stat::{FileStat, Mode};
 
 use guestmnt_protocol::attr::{Attr, Time};
 
+use crate::contents::Contents;
 use crate::directories::Directory;
 use crate::open_files::OpenFiles;
 use crate::resolve;
@@ -27,7 +28,7 @@ const DIRECTORIES_OPEN: usize = 32;
 pub struct Tree {
     root: OwnedFd,
     /// Regular files, open for reading.
-    pub(crate) files: OpenFiles<OwnedFd>,
+    pub(crate) files: OpenFiles<Contents>,
     /// Directories, each with its position.
     pub(crate) directories: OpenFiles<Directory>,
     volumes: VolumeNumbers,

@@ -1,10 +1,12 @@
 //! The system calls that no safe library offers. The only unsafe file of this crate.
 
+use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -102,6 +104,58 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: it is open, as was just seen, and our caller told us to use it; this is called
     // once for it, before anything else could have been given the number.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A file's bytes, shared with other processes that may change them at any time.
+pub struct SharedMap {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the mapping belongs to no thread; this process only reads it.
+unsafe impl Send for SharedMap {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMap {}
+
+impl SharedMap {
+    /// Maps the first `length` bytes of `file`, for reading. Nobody may be able to make the file
+    /// shorter: reading what is gone would kill this process.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn of(file: &File, length: usize) -> io::Result<Self> {
+        let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), length, access, flags, file.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).expect("the kernel maps nothing at 0");
+        Ok(Self { start, length })
+    }
+
+    /// `length` bytes at `offset`, to be handed to the kernel and not to be looked at: another
+    /// process may change them while they are lent.
+    ///
+    /// # Panics
+    /// Where they are not all within the map.
+    #[must_use]
+    pub fn lend(&self, offset: usize, length: usize) -> &[u8] {
+        assert!(offset.checked_add(length).is_some_and(|end| end <= self.length));
+        // SAFETY: the range is within the mapping, which lives as long as `self`. That others may
+        // write to it is why the callers only pass it on: no code of this process reads it, so
+        // none can be misled by bytes that change.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(offset), length) }
+    }
+}
+
+impl Drop for SharedMap {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `of`, and nothing that was lent outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
 }
 
 /// Forks. `Some(child's process id)` for the parent, `None` for the child.

@@ -5,15 +5,19 @@
 //! | 0..4 | sequence number, little-endian; an answer carries its request's |
 //! | 4..8 | length of the body |
 //! | 8..12 | length of the payload |
-//! | 12 | where the payload is: 0 behind the body, 1 in the lane's slot of bulk memory |
-//! | 13..16 | zero |
+//! | 12 | where the payload is: 0 behind the body, 1 in a slot of bulk memory |
+//! | 13 | the slot's number, or zero |
+//! | 14..16 | zero |
+//!
+//! In a request, the place is the one where the host would like the answer's payload to be. It
+//! may come behind the answer all the same.
 
 use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::limits::{MAX_BODY, MAX_PAYLOAD};
+use crate::limits::{MAX_BODY, MAX_PAYLOAD, SLOTS};
 
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 16;
@@ -23,8 +27,8 @@ pub const HEADER_LEN: usize = 16;
 pub enum Place {
     /// Behind the body, on the port.
     Port,
-    /// At the start of the lane's slot of bulk memory.
-    Slot,
+    /// At the start of this slot of bulk memory, below [`SLOTS`].
+    Slot(u8),
 }
 
 /// A frame's first bytes, checked.
@@ -76,9 +80,9 @@ impl Header {
         bytes[0..4].copy_from_slice(&self.seq.to_le_bytes());
         bytes[4..8].copy_from_slice(&len(self.body_len));
         bytes[8..12].copy_from_slice(&len(self.payload_len));
-        bytes[12] = match self.place {
-            Place::Port => 0,
-            Place::Slot => 1,
+        (bytes[12], bytes[13]) = match self.place {
+            Place::Port => (0, 0),
+            Place::Slot(number) => (1, number),
         };
         bytes
     }
@@ -96,7 +100,7 @@ impl Header {
         };
         let place = match bytes[12..] {
             [0, 0, 0, 0] => Place::Port,
-            [1, 0, 0, 0] => Place::Slot,
+            [1, number, 0, 0] if usize::from(number) < SLOTS => Place::Slot(number),
             _ => return Err(FrameError::Reserved),
         };
         Ok(Self {

@@ -115,6 +115,9 @@ pub enum Answer {
     Hello {
         /// Its [`crate::VERSION`].
         version: u32,
+        /// Where in the guest's memory each slot of bulk memory begins, in bytes; empty where the
+        /// guest has none.
+        slots: Vec<u64>,
     },
     /// Clock and random pool are set.
     Awake {

@@ -5,7 +5,7 @@
 use guestmnt_protocol::attr::{Attr, Time};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
-use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD};
+use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD, SLOTS};
 use guestmnt_protocol::message::{
     Answer, Content, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
 };
@@ -100,7 +100,10 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
     };
     vec![
         (Ok(Answer::Done), vec![0, 0]),
-        (Ok(Answer::Hello { version: 1 }), vec![0, 1, 1]),
+        (
+            Ok(Answer::Hello { version: 1, slots: vec![0x4000, 300] }),
+            vec![0, 1, 1, 2, 0x80, 0x80, 1, 0xac, 2],
+        ),
         (
             Ok(Answer::Awake { unix_time_ns: 1_000_000_000, random: [9; 16] }),
             [vec![0, 2, 0x80, 0x94, 0xeb, 0xdc, 3], vec![9; 16]].concat(),
@@ -124,10 +127,10 @@ where
 {
     for (message, body) in cases {
         let mut bytes = Vec::new();
-        frame::encode(&mut bytes, 0x0102_0304, &message, 5, Place::Slot).expect("it fits");
+        frame::encode(&mut bytes, 0x0102_0304, &message, 5, Place::Slot(9)).expect("it fits");
         let mut expected = vec![4, 3, 2, 1];
         expected.extend(u32::try_from(body.len()).expect("short").to_le_bytes());
-        expected.extend([5, 0, 0, 0, 1, 0, 0, 0]);
+        expected.extend([5, 0, 0, 0, 1, 9, 0, 0]);
         expected.extend(&body);
         assert_eq!(bytes, expected, "{message:?}");
         assert_eq!(frame::decode_body::<M>(&body), Ok(message));
@@ -180,11 +183,27 @@ fn paths_that_climb_are_no_requests() {
 fn headers_out_of_bounds_are_refused() {
     let good = Header { seq: 1, body_len: MAX_BODY, payload_len: MAX_PAYLOAD, place: Place::Port };
     assert_eq!(Header::decode(&good.encode()), Ok(good));
-    let table = [(4, FrameError::TooLong), (8, FrameError::TooLong), (12, FrameError::Reserved)];
+    let table = [
+        (4, FrameError::TooLong),
+        (8, FrameError::TooLong),
+        (12, FrameError::Reserved),
+    ];
     for (at, error) in table {
         let mut bytes = good.encode();
         bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(Header::decode(&bytes), Err(error));
+    }
+}
+
+#[test]
+fn slots_that_there_cannot_be_are_refused() {
+    let last = u8::try_from(SLOTS - 1).unwrap();
+    let good = Header { seq: 1, body_len: 2, payload_len: 3, place: Place::Slot(last) };
+    assert_eq!(Header::decode(&good.encode()), Ok(good));
+    for (at, value) in [(13, last + 1), (12, 0), (12, 2), (14, 1), (15, 1)] {
+        let mut bytes = good.encode();
+        bytes[at] = value;
+        assert_eq!(Header::decode(&bytes), Err(FrameError::Reserved), "byte {at} is {value}");
     }
 }
 

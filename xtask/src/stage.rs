@@ -284,12 +284,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(processes_at(folder.path()).unwrap(), []);
         let file = File::create(folder.path().join("held")).unwrap();
-        let mut child = Command::new("sleep").arg("60").stdin(file).spawn().unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", "echo; read line"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        // Its command line is there once it says something.
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
 
         let found = processes_at(folder.path()).unwrap();
 
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(found, [(i32::try_from(child.id()).unwrap(), "sleep 60".to_owned())]);
+        let words = "sh -c echo; read line".to_owned();
+        assert_eq!(found, [(i32::try_from(child.id()).unwrap(), words)]);
     }
 }

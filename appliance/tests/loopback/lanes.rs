@@ -23,7 +23,7 @@ fn header(seq: u32, body_len: usize, payload_len: usize) -> [u8; HEADER_LEN] {
 #[test]
 fn hello_says_the_version() {
     let (outcome, payload) = client().ask(&Request::Hello);
-    assert_eq!(outcome, Ok(Answer::Hello { version: VERSION }));
+    assert_eq!(outcome, Ok(Answer::Hello { version: VERSION, slots: Vec::new() }));
     assert!(payload.is_empty());
 }
 

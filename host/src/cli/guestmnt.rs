@@ -70,6 +70,10 @@ struct Arguments {
     #[arg(long)]
     no_template: bool,
 
+    /// Let contents of files come by the requests' channel, slower than through shared memory.
+    #[arg(long)]
+    no_bulk_memory: bool,
+
     /// Make the template now, and mount nothing
     #[arg(long, conflicts_with_all = ["add", "mount", "no_template"])]
     prepare: bool,
@@ -186,6 +190,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         fuse_options: FuseOptions::merged(&arguments.option),
         accelerator: arguments.accel,
         use_template: !arguments.no_template,
+        bulk: !arguments.no_bulk_memory,
         memory_mib: arguments.memsize,
         timeout: Duration::from_secs(arguments.timeout),
     };

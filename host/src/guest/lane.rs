@@ -36,6 +36,15 @@ impl fmt::Display for LaneError {
 
 impl std::error::Error for LaneError {}
 
+/// What came with an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// These bytes, by the port.
+    Port(&'a [u8]),
+    /// So many bytes, in the slot that was offered.
+    Slot(usize),
+}
+
 /// The host's end of a lane, with its buffers. They grow to the largest message once and are
 /// used again.
 pub struct Lane {
@@ -75,17 +84,37 @@ impl Lane {
         payload_limit: usize,
         timeout: Duration,
     ) -> Result<(Outcome, &[u8]), LaneError> {
+        match self.call_with_slot(request, payload_limit, None, timeout)? {
+            (outcome, Payload::Port(bytes)) => Ok((outcome, bytes)),
+            (_, Payload::Slot(_)) => unreachable!("no slot was offered"),
+        }
+    }
+
+    /// As [`Lane::call`], with a slot where the guest may put the payload.
+    ///
+    /// # Errors
+    /// As [`Lane::call`]. After [`LaneError::Late`] the guest may still write to the slot.
+    pub fn call_with_slot(
+        &mut self,
+        request: &Request,
+        payload_limit: usize,
+        slot: Option<u8>,
+        timeout: Duration,
+    ) -> Result<(Outcome, Payload<'_>), LaneError> {
         if self.broken {
             return Err(LaneError::Dead);
         }
         let seq = self.next_seq;
         self.next_seq = self.next_seq.wrapping_add(1);
-        frame::encode(&mut self.outgoing, seq, request, 0, Place::Port)
+        let offered = slot.map_or(Place::Port, Place::Slot);
+        frame::encode(&mut self.outgoing, seq, request, 0, offered)
             .map_err(|_| LaneError::Malformed("a request longer than the protocol allows"))?;
         let deadline = Instant::now() + timeout;
-        let result = self.send(deadline).and_then(|()| self.receive(seq, payload_limit, deadline));
+        let expected = Expected { seq, payload_limit, slot };
+        let result = self.send(deadline).and_then(|()| self.receive(&expected, deadline));
         match result {
-            Ok(outcome) => Ok((outcome, &self.payload)),
+            Ok((outcome, None)) => Ok((outcome, Payload::Port(&self.payload))),
+            Ok((outcome, Some(length))) => Ok((outcome, Payload::Slot(length))),
             Err(error) => {
                 self.broken |= !matches!(error, LaneError::Late);
                 Err(error)
@@ -102,12 +131,12 @@ impl Lane {
         })
     }
 
+    /// The outcome, and the payload's length where it is in the slot.
     fn receive(
         &mut self,
-        seq: u32,
-        payload_limit: usize,
+        expected: &Expected,
         deadline: Instant,
-    ) -> Result<Outcome, LaneError> {
+    ) -> Result<(Outcome, Option<usize>), LaneError> {
         let mut header = [0; HEADER_LEN];
         loop {
             if let Err(error) = self.read_exact_from_start(&mut header, deadline) {
@@ -118,19 +147,23 @@ impl Lane {
             }
             let header = Header::decode(&header)
                 .map_err(|_| LaneError::Malformed("a header out of bounds"))?;
-            if header.place != Place::Port {
-                return Err(LaneError::Malformed("a payload in a slot that there is not"));
-            }
             debug_assert!(header.body_len <= MAX_BODY && header.payload_len <= MAX_PAYLOAD);
-            let stale = header.seq != seq;
+            let stale = header.seq != expected.seq;
             if stale && self.owed == 0 {
                 return Err(LaneError::Malformed("an answer to no request"));
             }
-            if !stale && header.payload_len > payload_limit {
+            if !stale && header.payload_len > expected.payload_limit {
                 return Err(LaneError::Malformed("more data than was asked for"));
             }
+            let by_port = match header.place {
+                Place::Port => header.payload_len,
+                Place::Slot(number) if stale || expected.slot == Some(number) => 0,
+                Place::Slot(_) => {
+                    return Err(LaneError::Malformed("a payload in a slot that was not offered"));
+                }
+            };
             self.body.resize(header.body_len, 0);
-            self.payload.resize(header.payload_len, 0);
+            self.payload.resize(by_port, 0);
             read_rest(&mut self.stream, &mut self.body, deadline)?;
             read_rest(&mut self.stream, &mut self.payload, deadline)?;
             if stale {
@@ -142,7 +175,8 @@ impl Lane {
             if header.payload_len > 0 && !matches!(outcome, Ok(Answer::Payload)) {
                 return Err(LaneError::Malformed("a payload that was not announced"));
             }
-            return Ok(outcome);
+            let in_slot = matches!(header.place, Place::Slot(_)).then_some(header.payload_len);
+            return Ok((outcome, in_slot));
         }
     }
 
@@ -163,6 +197,13 @@ impl Lane {
         };
         read_rest(&mut self.stream, &mut buffer[first..], deadline)
     }
+}
+
+/// What the answer to a request has to be like.
+struct Expected {
+    seq: u32,
+    payload_limit: usize,
+    slot: Option<u8>,
 }
 
 /// Fills `buffer` with what belongs to a frame that has begun. A frame that stops in its middle
@@ -253,6 +294,24 @@ mod tests {
         let (_, payload) = lane.call(&Request::Hello, 5, SECOND).unwrap();
         assert_eq!(payload, b"bytes");
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_payload_may_be_in_the_slot_that_was_offered_and_in_no_other() {
+        let in_slot = |number| {
+            let mut bytes = Vec::new();
+            let outcome: Outcome = Ok(Answer::Payload);
+            frame::encode(&mut bytes, 1, &outcome, 5, Place::Slot(number)).unwrap();
+            bytes
+        };
+        let (mut lane, _peer) = lane_with(&in_slot(3));
+        let (_, payload) = lane.call_with_slot(&Request::Hello, 5, Some(3), SECOND).unwrap();
+        assert_eq!(payload, Payload::Slot(5));
+        for (offered, limit) in [(Some(4), 5), (None, 5), (Some(3), 4)] {
+            let (mut lane, _peer) = lane_with(&in_slot(3));
+            let error = lane.call_with_slot(&Request::Hello, limit, offered, SECOND).unwrap_err();
+            assert!(matches!(error, LaneError::Malformed(_)), "{offered:?}: {error}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! **Invariant:** nothing here names FUSE or QEMU. A guest is what answers on some sockets.
 
+pub mod bulk;
 mod error;
 pub mod lane;
 
@@ -10,7 +11,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Time};
@@ -20,9 +21,10 @@ use guestmnt_protocol::path::GuestPath;
 use log::{debug, info, warn};
 use nix::errno::Errno;
 
+use self::bulk::{Bulk, SharedMemory, Slot};
 pub use self::error::GuestError;
 use self::error::errno_of;
-use self::lane::Lane;
+use self::lane::{Lane, LaneError, Payload};
 
 /// Bytes of one directory page: some hundred entries.
 const DIRECTORY_PAGE: u32 = 64 * 1024;
@@ -30,9 +32,36 @@ const DIRECTORY_PAGE: u32 = 64 * 1024;
 /// How long a launch step may take, mounting among them: a journal may have to be replayed.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// A part of a file's contents, kept as it came.
+pub enum Piece {
+    /// So many bytes, in a slot.
+    Slot(Slot, usize),
+    /// These.
+    Bytes(Box<[u8]>),
+}
+
+impl Piece {
+    /// The bytes, to be passed on and not to be looked at.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Slot(slot, length) => slot.lend(*length),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// A part of a file's contents where it arrived.
+enum Contents<'a> {
+    Slot(Slot, usize),
+    Port(&'a [u8]),
+}
+
 /// A guest that said hello.
 pub struct Guest {
     lanes: Box<[Mutex<Lane>]>,
+    /// Where contents of files come, unless there is none: then they come by the lanes.
+    bulk: Option<Arc<Bulk>>,
     timeout: Duration,
     requests: AtomicU64,
     refused_answers: AtomicU64,
@@ -40,25 +69,28 @@ pub struct Guest {
 
 impl Guest {
     /// Says hello, and waits for the answer until `deadline` has passed. One answer speaks for
-    /// all lanes, which the same daemon serves. Requests on files may take `timeout` each.
+    /// all lanes, which the same daemon serves. Requests on files may take `timeout` each. Bulk
+    /// memory is in `memory`, if there is some and the guest says where.
     ///
     /// # Errors
     /// [`GuestError`], for a daemon of another version among others.
     pub fn connect(
         sockets: Vec<UnixStream>,
+        memory: Option<&SharedMemory>,
         deadline: Duration,
         timeout: Duration,
     ) -> Result<Self, GuestError> {
         let mut lanes: Vec<Lane> = sockets.into_iter().map(Lane::over).collect();
         let first = lanes.first_mut().expect("there is at least one lane");
-        match first.call(&Request::Hello, 0, deadline)?.0 {
-            Ok(Answer::Hello { version: guestmnt_protocol::VERSION }) => {}
-            Ok(Answer::Hello { version }) => return Err(GuestError::OtherVersion(version)),
+        let slots = match first.call(&Request::Hello, 0, deadline)?.0 {
+            Ok(Answer::Hello { version: guestmnt_protocol::VERSION, slots }) => slots,
+            Ok(Answer::Hello { version, .. }) => return Err(GuestError::OtherVersion(version)),
             Ok(_) => return Err(GuestError::Unexpected),
             Err(failure) => return Err(GuestError::Failed(failure)),
-        }
+        };
         Ok(Self {
             lanes: lanes.into_iter().map(Mutex::new).collect(),
+            bulk: memory.and_then(|memory| slots_in(memory, &slots)),
             timeout,
             requests: AtomicU64::new(0),
             refused_answers: AtomicU64::new(0),
@@ -193,7 +225,8 @@ impl Guest {
     }
 
     /// Reads up to `size` bytes at byte `offset` and hands them to `take` where they lie,
-    /// without a copy. Fewer come only at the file's end.
+    /// without a copy; `take` passes them on and does not look at them. Fewer come only at the
+    /// file's end.
     ///
     /// # Errors
     /// The guest's error, or `EIO`.
@@ -204,12 +237,59 @@ impl Guest {
         size: u32,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Errno> {
+        let slot = self.bulk.as_ref().and_then(Bulk::take);
+        self.read_into(slot, path, offset, size, |payload| match payload {
+            Contents::Slot(slot, length) => take(slot.lend(length)),
+            Contents::Port(bytes) => take(bytes),
+        })
+    }
+
+    /// Reads up to `size` bytes at byte `offset`, to be kept. Fewer come only at the file's end.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn read_piece(&self, path: GuestPath, offset: u64, size: u32) -> Result<Piece, Errno> {
+        let slot = self.bulk.as_ref().and_then(Bulk::take);
+        self.read_into(slot, path, offset, size, |contents| match contents {
+            Contents::Slot(slot, length) => Piece::Slot(slot, length),
+            Contents::Port(bytes) => Piece::Bytes(bytes.into()),
+        })
+    }
+
+    fn read_into<T>(
+        &self,
+        slot: Option<Slot>,
+        path: GuestPath,
+        offset: u64,
+        size: u32,
+        take: impl FnOnce(Contents<'_>) -> T,
+    ) -> Result<T, Errno> {
         let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
         let request = Request::Read { path, offset, size };
-        self.call(&request, size as usize, |answer, payload| match answer {
-            Answer::Payload => Some(take(payload)),
-            _ => None,
-        })
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let mut lane = self.lane();
+        let number = slot.as_ref().map(Slot::number);
+        let called = lane.call_with_slot(&request, size as usize, number, self.timeout);
+        match (called, slot) {
+            (Ok((Ok(Answer::Payload), Payload::Slot(length))), Some(slot)) => {
+                // The bytes are not in the lane: others can use it while they are passed on.
+                drop(lane);
+                Ok(take(Contents::Slot(slot, length)))
+            }
+            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => Ok(take(Contents::Port(bytes))),
+            (Ok((Ok(_), _)), _) => {
+                self.refuse(&"an answer out of bounds");
+                Err(Errno::EIO)
+            }
+            (Ok((Err(failure), _)), _) => Err(errno_of(failure.errno)),
+            (Err(error), slot) => {
+                self.refuse(&error);
+                if let (LaneError::Late, Some(slot)) = (error, slot) {
+                    slot.abandon();
+                }
+                Err(Errno::EIO)
+            }
+        }
     }
 
     /// Where the next data or hole begins, from byte `offset` on.
@@ -303,6 +383,16 @@ impl Guest {
             self.lanes[own % count].lock().unwrap_or_else(PoisonError::into_inner)
         })
     }
+}
+
+/// The slots that the guest says to have. Where that cannot be, contents come by the lanes.
+fn slots_in(memory: &SharedMemory, addresses: &[u64]) -> Option<Arc<Bulk>> {
+    match Bulk::new(memory, addresses) {
+        Ok(Some(bulk)) => return Some(Arc::new(bulk)),
+        Ok(None) => info!("no bulk memory: the guest has no good slots"),
+        Err(error) => info!("no bulk memory: {error}"),
+    }
+    None
 }
 
 fn unix_time_ns() -> u64 {

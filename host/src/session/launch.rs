@@ -23,7 +23,7 @@ use crate::image::{Disk, ImageError, OpenOptions};
 use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
 use crate::vm::appliance::{Appliance, ApplianceError};
 use crate::vm::template::{Template, TemplateKey};
-use crate::vm::{Boot, Vm, VmConfig, VmError, find_qemu};
+use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk, find_qemu};
 
 /// Requests that can be in flight.
 const LANES: usize = 8;
@@ -143,6 +143,7 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
             appliance: &appliance,
             accelerator,
             memory_mib: plan.memory_mib,
+            bulk: plan.bulk && plan.memory_mib <= bulk::MAX_MEMORY_MIB,
             lanes: LANES,
         };
         let started = start(&config, plan, &disks, cache.as_deref(), timings);
@@ -171,8 +172,14 @@ pub fn prepare(choice: AcceleratorChoice, memory_mib: u32) -> Result<(), LaunchE
     let cache = cache_folder().ok_or(LaunchError::NoTemplate)?;
     let verdict = Verdict::of(&qemu, Some(&cache));
     for accelerator in verdict.candidates(choice) {
-        let config =
-            VmConfig { qemu: &qemu, appliance: &appliance, accelerator, memory_mib, lanes: LANES };
+        let config = VmConfig {
+            qemu: &qemu,
+            appliance: &appliance,
+            accelerator,
+            memory_mib,
+            bulk: memory_mib <= bulk::MAX_MEMORY_MIB,
+            lanes: LANES,
+        };
         let made = template(&config, Some(&cache));
         if accelerator == Accelerator::Kvm && choice == AcceleratorChoice::Auto {
             verdict.remember(made.is_ok());
@@ -285,7 +292,7 @@ fn boot(
     timings: &Timings,
 ) -> Result<Launched, LaunchError> {
     let entropy = entropy().map_err(LaunchError::Entropy)?;
-    let (mut vm, sockets) = Vm::start(config, boot, disks, &env::temp_dir())?;
+    let Started { mut vm, lanes, memory } = Vm::start(config, boot, disks, &env::temp_dir())?;
     timings.done("QEMU up");
     if let Boot::Restore(template) = boot {
         vm.restore(template)?;
@@ -299,7 +306,7 @@ fn boot(
     // The guest answers while QEMU opens the disks.
     let (attached, greeted) = thread::scope(|scope| {
         let greeting = scope.spawn(|| {
-            Guest::connect(sockets, deadline, plan.timeout).and_then(|guest| {
+            Guest::connect(lanes, memory.as_ref(), deadline, plan.timeout).and_then(|guest| {
                 guest.wake(entropy)?;
                 timings.done("daemon awake");
                 Ok(guest)

@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::guest::{Guest, GuestError};
 use crate::vm::template::{Template, TemplateError, TemplateKey};
-use crate::vm::{Boot, Vm, VmConfig, VmError};
+use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk};
 
 /// A template that was not used for so long is removed when another one is made.
 const EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -136,11 +136,11 @@ impl Templates {
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&self.folder)
             .map_err(failed)?;
-        let (vm, sockets) =
-            Vm::start(config, &Boot::ToSave(unfinished.path()), &[], unfinished.path())
-                .map_err(MakeError::Vm)?;
+        let boot = Boot::ToSave(unfinished.path());
+        let Started { vm, lanes, memory } =
+            Vm::start(config, &boot, &[], unfinished.path()).map_err(MakeError::Vm)?;
         let deadline = config.accelerator.hello_deadline();
-        let prepared = Guest::connect(sockets, deadline, deadline)
+        let prepared = Guest::connect(lanes, memory.as_ref(), deadline, deadline)
             .and_then(|guest| guest.prepare().map(|()| guest));
         // The lanes stay open until the VM is saved, so that it does not see them close.
         let _guest = match prepared {
@@ -148,6 +148,9 @@ impl Templates {
             Err(error) => return Err(MakeError::Guest(error, vm.last_words())),
         };
         vm.save(unfinished.path(), key).map_err(MakeError::Vm)?;
+        if let Some(memory) = memory {
+            bulk::forget_zeros(&memory.file).map_err(failed)?;
+        }
         fs::rename(unfinished.keep(), self.folder.join(key.to_string())).map_err(failed)?;
         info!("the template was made in {} ms", started.elapsed().as_millis());
         self.find(key).map_err(|error| failed(io::Error::other(error.to_string())))

@@ -3,20 +3,21 @@
 //! **Invariant:** no name of an image is ever on it; disks arrive as descriptors.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::Path;
 
 use guestmnt_protocol::bay;
 
-use super::VmConfig;
 use super::accelerator::Accelerator;
+use super::{VmConfig, bulk};
 
 /// The guest's kernel parameters. The console is quiet because the serial port is slow under
 /// TCG; what is printed there matters. Audit, mitigations and the like only cost time in a VM
 /// that is thrown away. The initcalls are self-tests of cryptography that nobody uses here, the
 /// types of the kernel for BPF, and certificates: 0.45 s of a cold boot under TCG.
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable \
-    no_timer_check mitigations=off audit=0 lsm= psi=0 cgroup_disable=memory,io,cpu,cpuacct nowatchdog random.trust_cpu=on \
+    no_timer_check mitigations=off audit=0 lsm= numa_balancing=disable psi=0 cgroup_disable=memory,io,cpu,cpuacct nowatchdog random.trust_cpu=on \
     pci=lastbus=0 cryptomgr.notests initcall_blacklist=crypto_kdf108_init,jent_mod_init,\
     btf_vmlinux_init,load_system_certificate_list";
 
@@ -45,12 +46,14 @@ pub enum Memory<'a> {
     },
 }
 
-/// The machine as a list of arguments, with a block node for each bay.
+/// The machine as a list of arguments, with bulk memory in a file that is to be inherited, and with
+/// a block node for each bay.
 #[must_use]
 pub fn arguments(
     config: &VmConfig,
     channels: &Channels,
     memory: &Memory,
+    bulk: Option<&File>,
     bays: &[String],
 ) -> Vec<OsString> {
     let cpu = match config.accelerator {
@@ -61,10 +64,17 @@ pub fn arguments(
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-machine", "pc,usb=off,hpet=off,vmport=off,smbus=off,graphics=off,memory-backend=ram"]);
+    let machine = "pc,usb=off,hpet=off,vmport=off,smbus=off,graphics=off";
+    match bulk {
+        None => add(&["-machine", &format!("{machine},memory-backend=ram")]),
+        Some(_) => {
+            add(&["-machine", machine]);
+            add(&["-numa", "node,nodeid=0,memdev=ram,cpus=0", "-numa", "node,nodeid=1,memdev=bulk"]);
+        }
+    }
     add(&["-accel", config.accelerator.name(), "-cpu", cpu]);
-    let size = format!("{}M", config.memory_mib);
-    add(&["-smp", "1", "-m", &size]);
+    let bulk_mib = bulk.map_or(0, |_| u32::try_from(bulk::SIZE >> 20).expect("it is small"));
+    add(&["-smp", "1", "-m", &format!("{}M", config.memory_mib + bulk_mib)]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", channels.qmp)]);
     add(&["-mon", "chardev=qmp,mode=control"]);
     add(&["-chardev", &format!("socket,id=console,fd={}", channels.console)]);
@@ -90,7 +100,15 @@ pub fn arguments(
         list.extend(["-kernel".into(), config.appliance.kernel.clone().into()]);
         list.extend(["-initrd".into(), config.appliance.initramfs.clone().into()]);
     }
-    list.extend(self::memory(&size, memory));
+    list.extend(self::memory(&format!("{}M", config.memory_mib), memory));
+    if let Some(file) = bulk {
+        // A path to what QEMU inherits, so there is no comma in it.
+        let path = bulk::inherited_path(file);
+        let size = bulk::SIZE;
+        let object =
+            format!("memory-backend-file,id=bulk,size={size},share=on,mem-path={path}");
+        list.extend(["-object".into(), object.into()]);
+    }
     list
 }
 

@@ -5,6 +5,7 @@
 pub mod accelerator;
 pub mod appliance;
 mod arguments;
+pub mod bulk;
 mod disks;
 mod overlay;
 pub mod qmp;
@@ -14,6 +15,7 @@ pub mod template;
 
 use std::env;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -30,6 +32,7 @@ use self::disks::DiskFiles;
 use self::qmp::{Qmp, QmpError};
 use self::tail::Tail;
 use self::template::Template;
+use crate::guest::bulk::SharedMemory;
 use crate::image::Disk;
 use crate::sys;
 
@@ -51,6 +54,8 @@ pub struct VmConfig<'a> {
     pub accelerator: Accelerator,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
+    /// Whether it has bulk memory, beside that.
+    pub bulk: bool,
     /// The number of lanes, 1 to [`guestmnt_protocol::limits::MAX_LANES`].
     pub lanes: usize,
 }
@@ -63,6 +68,36 @@ pub enum Boot<'a> {
     ToSave(&'a Path),
     /// It goes on where a template was saved, once [`Vm::restore`] was called.
     Restore(&'a Template),
+}
+
+impl Boot<'_> {
+    /// The file with the memory of the guest's second node.
+    fn bulk_memory(&self) -> io::Result<File> {
+        match self {
+            Self::Cold => bulk::new_memory(),
+            Self::ToSave(folder) => {
+                let file = File::options()
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .open(folder.join(template::BULK))?;
+                file.set_len(bulk::SIZE)?;
+                Ok(file)
+            }
+            Self::Restore(Template { bulk: Some(saved), .. }) => bulk::memory_with(saved),
+            Self::Restore(_) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+/// A VM that was started, and what leads into its guest.
+pub struct Started {
+    /// The VM.
+    pub vm: Vm,
+    /// The lanes' host ends, in order.
+    pub lanes: Vec<UnixStream>,
+    /// The memory that is shared with the guest, if the machine has some.
+    pub memory: Option<SharedMemory>,
 }
 
 /// Why there is no VM.
@@ -85,6 +120,8 @@ pub enum VmError {
     },
     /// A template could not be written.
     Save(PathBuf, io::Error),
+    /// There is no memory to be shared with the guest.
+    Bulk(io::Error),
     /// A rewritten descriptor could not be kept in memory.
     Descriptor(io::Error),
 }
@@ -112,6 +149,10 @@ impl fmt::Display for VmError {
             Self::Save(folder, error) => {
                 write!(f, "cannot save the template in {}: {error}", folder.display())
             }
+            Self::Bulk(error) => write!(
+                f,
+                "cannot have memory in common with the guest: {error}\n  hint: --no-bulk-memory does without"
+            ),
             Self::Descriptor(error) => write!(f, "cannot pass a descriptor to QEMU: {error}"),
         }
     }
@@ -154,7 +195,7 @@ pub struct Vm {
 
 impl Vm {
     /// Starts QEMU with `disks`, each below an overlay in an unnamed file of `overlay_folder`, and
-    /// gives the lanes' host ends. The guest boots meanwhile. It sees all disks after
+    /// gives what leads into the guest. It boots meanwhile. It sees all disks after
     /// [`Vm::attach`].
     ///
     /// # Errors
@@ -164,7 +205,7 @@ impl Vm {
         boot: &Boot,
         disks: &[Disk],
         overlay_folder: &Path,
-    ) -> Result<(Self, Vec<UnixStream>), VmError> {
+    ) -> Result<Started, VmError> {
         let start = |error| VmError::Start(config.qemu.to_owned(), error);
         let (qmp, qemu_qmp) = UnixStream::pair().map_err(start)?;
         let (console, qemu_console) = UnixStream::pair().map_err(start)?;
@@ -200,9 +241,14 @@ impl Vm {
                 }
             }
         };
+        let bulk = config.bulk.then(|| boot.bulk_memory()).transpose().map_err(VmError::Bulk)?;
+        inherited.extend(bulk.as_ref().map(AsFd::as_fd));
         let disks = DiskFiles::of(disks, overlay_folder)?;
         inherited.extend(disks.descriptors());
-        let mut arguments = arguments::arguments(config, &channels, &memory, &disks.bays());
+        let mut arguments = {
+            let bays = disks.bays();
+            arguments::arguments(config, &channels, &memory, bulk.as_ref(), &bays)
+        };
         arguments.extend(disks.arguments());
         debug!("{} {}", config.qemu.display(), shown(&arguments));
         let output = OwnedFd::from(qemu_messages);
@@ -236,7 +282,9 @@ impl Vm {
             console: Some(console),
             messages: Some(messages),
         };
-        Ok((vm, lanes))
+        let address = u64::from(config.memory_mib) << 20;
+        let memory = bulk.map(|file| SharedMemory { file, address, length: bulk::SIZE });
+        Ok(Started { vm, lanes, memory })
     }
 
     /// Shows the disks to the running machine, all at once.

@@ -4,6 +4,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `ram` | the guest's memory |
+//! | `bulk` | its second node's, without the slots; missing where the machine has none |
 //! | `state` | the devices' state, QEMU's migration stream without the memory |
 //! | `template.json` | written last: what made it, and the lengths of the others |
 //!
@@ -19,16 +20,17 @@ use guestmnt_protocol::bay;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::VmConfig;
 use super::arguments::{self, Channels, Memory};
+use super::{VmConfig, bulk};
 
 /// Raised when what is saved, or how, changes without a change of QEMU's arguments.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// Longest stream of devices' state; it has some 200 KiB.
 const MAX_STATE: u64 = 64 << 20;
 
 pub(super) const RAM: &str = "ram";
+pub(super) const BULK: &str = "bulk";
 pub(super) const STATE: &str = "state";
 const RECORD: &str = "template.json";
 
@@ -59,9 +61,10 @@ impl TemplateKey {
         let lanes = vec![0; config.lanes];
         let channels = Channels { qmp: 0, console: 0, lanes: &lanes };
         let bays = vec![String::new(); bay::BAYS.into()];
-        for word in arguments::arguments(config, &channels, &Memory::Anonymous, &bays) {
+        for word in arguments::arguments(config, &channels, &Memory::Anonymous, None, &bays) {
             add(&word.to_string_lossy());
         }
+        add(if config.bulk { "bulk" } else { "" });
         if config.accelerator == super::accelerator::Accelerator::Kvm {
             add(&processor()?);
         }
@@ -89,6 +92,8 @@ pub(super) struct Record {
     pub key: String,
     pub qemu_version: (u32, u32),
     pub ram_len: u64,
+    /// 0 where there is none.
+    pub bulk_len: u64,
     pub state_len: u64,
     pub state_sha256: String,
 }
@@ -101,11 +106,13 @@ impl Record {
             key: key.0.clone(),
             qemu_version,
             ram_len: fs::metadata(folder.join(RAM))?.len(),
+            bulk_len: fs::metadata(folder.join(BULK)).map_or(0, |stat| stat.len()),
             state_len: state.len() as u64,
             state_sha256: sha256(&state),
         };
         // After a power failure there shall be a whole template or none.
-        for name in [RAM, STATE] {
+        let bulk = (record.bulk_len > 0).then_some(BULK);
+        for name in [RAM, STATE].into_iter().chain(bulk) {
             File::open(folder.join(name))?.sync_all()?;
         }
         let text = serde_json::to_vec_pretty(&record)?;
@@ -140,6 +147,7 @@ impl std::error::Error for TemplateError {}
 #[derive(Debug)]
 pub struct Template {
     pub(super) ram: File,
+    pub(super) bulk: Option<File>,
     pub(super) state: Vec<u8>,
     pub(super) qemu_version: (u32, u32),
 }
@@ -173,6 +181,11 @@ impl Template {
             Ok(file)
         };
         let ram = open(RAM, record.ram_len)?;
+        let bulk = match record.bulk_len {
+            0 => None,
+            bulk::SIZE => Some(open(BULK, bulk::SIZE)?),
+            other => return Err(damaged(format!("{BULK} has {other} bytes"))),
+        };
         let mut state = Vec::new();
         open(STATE, record.state_len)?
             .take(MAX_STATE)
@@ -181,7 +194,7 @@ impl Template {
         if sha256(&state) != record.state_sha256 {
             return Err(damaged(format!("{STATE} has other bytes than were written")));
         }
-        Ok(Self { ram, state, qemu_version: record.qemu_version })
+        Ok(Self { ram, bulk, state, qemu_version: record.qemu_version })
     }
 }
 
@@ -200,6 +213,7 @@ mod tests {
     fn made() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(RAM), [7; 4096]).unwrap();
+        File::create(folder.path().join(BULK)).unwrap().set_len(bulk::SIZE).unwrap();
         fs::write(folder.path().join(STATE), "devices").unwrap();
         Record::write(folder.path(), &key("k"), (10, 0)).unwrap();
         folder
@@ -225,10 +239,14 @@ mod tests {
     #[test]
     fn damage_is_noticed() {
         type Damage = fn(&Path);
-        let table: [(&str, Damage); 6] = [
+        let table: [(&str, Damage); 8] = [
             ("memory cut short", |f| {
                 File::options().write(true).open(f.join(RAM)).unwrap().set_len(4095).unwrap()
             }),
+            ("bulk memory cut short", |f| {
+                File::options().write(true).open(f.join(BULK)).unwrap().set_len(4095).unwrap()
+            }),
+            ("bulk memory missing", |f| fs::remove_file(f.join(BULK)).unwrap()),
             ("memory missing", |f| fs::remove_file(f.join(RAM)).unwrap()),
             ("state cut short", |f| fs::write(f.join(STATE), "device").unwrap()),
             ("state changed", |f| fs::write(f.join(STATE), "devicez").unwrap()),

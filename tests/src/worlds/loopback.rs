@@ -45,7 +45,7 @@ pub fn guest_over(folder: &Path) -> Guest {
         host
     });
     let second = Duration::from_secs(1);
-    Guest::connect(sockets.collect(), second, 10 * second).expect("the daemon says hello")
+    Guest::connect(sockets.collect(), None, second, 10 * second).expect("the daemon says hello")
 }
 
 /// A folder shown through FUSE. What must be seen is what is in the folder.

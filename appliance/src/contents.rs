@@ -1,0 +1,129 @@
+//! What a regular file holds, read through the page cache of the guest, or past it: a large piece
+//! goes from the disk to where it is wanted without a copy by guest instructions, which are dear
+//! in an emulated machine.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::uio::pread;
+use nix::unistd::{Whence, lseek};
+
+use guestmnt_protocol::message::Extent;
+
+use crate::resolve;
+
+/// Reads from this size on go past the page cache. Below, many small reads of neighbours, the
+/// cache's own read-ahead is worth more than the copy costs.
+const DIRECT_MIN: usize = 64 << 10;
+
+/// What offsets, lengths and addresses are multiples of, for every filesystem and disk.
+const ALIGNMENT: usize = 4096;
+
+/// An open regular file.
+pub struct Contents {
+    cached: OwnedFd,
+    /// The same file for reading past the cache, opened when that is first wanted. `None` where
+    /// its filesystem cannot do that.
+    direct: OnceLock<Option<OwnedFd>>,
+}
+
+impl Contents {
+    /// Those of `file`, open for reading.
+    #[must_use]
+    pub fn of(file: OwnedFd) -> Self {
+        Self { cached: file, direct: OnceLock::new() }
+    }
+
+    /// Fills `destination` from byte `offset`. Returns how many bytes there were; fewer than it
+    /// holds only at the file's end.
+    ///
+    /// # Errors
+    /// As pread(2); `EINVAL` for an offset beyond 2^63.
+    pub fn read(&self, offset: u64, destination: &mut [u8]) -> nix::Result<usize> {
+        let start = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        // The kernel refuses a range that passes 2^63, where it could give the part before.
+        let room = usize::try_from(i64::MAX - start).unwrap_or(usize::MAX);
+        let length = destination.len().min(room);
+        let mut filled = self.read_directly(start, &mut destination[..length]);
+        while filled < length {
+            let at = start + i64::try_from(filled).expect("filled is at most i64::MAX - start");
+            match pread(&self.cached, &mut destination[filled..length], at) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Fills the start of `destination` past the cache, as far as that goes. Where it fails, the
+    /// way through the cache will fail for the same reason, or read what this could not.
+    fn read_directly(&self, start: i64, destination: &mut [u8]) -> usize {
+        let whole = destination.len() / ALIGNMENT * ALIGNMENT;
+        let aligned = start.cast_unsigned().is_multiple_of(ALIGNMENT as u64)
+            && destination.as_ptr().addr().is_multiple_of(ALIGNMENT);
+        if whole < DIRECT_MIN || !aligned {
+            return 0;
+        }
+        let Some(file) = self.direct.get_or_init(|| self.open_direct()) else { return 0 };
+        pread(file, &mut destination[..whole], start).unwrap_or(0)
+    }
+
+    fn open_direct(&self) -> Option<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECT | OFlag::O_CLOEXEC;
+        let path = resolve::proc_path(self.cached.as_fd());
+        open(path.as_str(), flags, Mode::empty()).ok()
+    }
+
+    /// Where the next data or hole is at or behind byte `offset`.
+    ///
+    /// # Errors
+    /// `ENXIO` where there is none; `EINVAL` for an offset beyond 2^63.
+    pub fn seek(&self, offset: u64, what: Extent) -> nix::Result<u64> {
+        let start = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let whence = match what {
+            Extent::Data => Whence::SeekData,
+            Extent::Hole => Whence::SeekHole,
+        };
+        // This moves the descriptor's position under the feet of other lanes, which don't use it.
+        let found = lseek(&self.cached, start, whence)?;
+        u64::try_from(found).map_err(|_| Errno::EIO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::*;
+
+    /// Memory that begins at a page, and some bytes more.
+    fn aligned(length: usize) -> (Vec<u8>, std::ops::Range<usize>) {
+        let memory = vec![0; length + ALIGNMENT];
+        let start = memory.as_ptr().align_offset(ALIGNMENT);
+        (memory, start..start + length)
+    }
+
+    #[test]
+    fn every_offset_and_length_gives_the_same_bytes_on_both_ways() {
+        let length = 300_000;
+        let bytes: Vec<u8> = (0..length).map(|n: u32| (n / 7 % 251) as u8).collect();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&bytes).unwrap();
+        let contents = Contents::of(File::open(file.path()).unwrap().into());
+        let sizes = [1, 4096, DIRECT_MIN - 1, DIRECT_MIN, DIRECT_MIN + 100, 1 << 20];
+        for offset in [0usize, 1, 4096, 65_536, 299_008, 299_999, 300_000, 400_000] {
+            for size in sizes {
+                let (mut memory, range) = aligned(size);
+                let count = contents.read(offset as u64, &mut memory[range.clone()]).unwrap();
+                let expected = &bytes[offset.min(bytes.len())..(offset + size).min(bytes.len())];
+                assert!(memory[range][..count] == *expected, "{size} bytes at {offset}");
+            }
+        }
+    }
+}
