@@ -9,6 +9,7 @@
 mod directory;
 pub mod nodes;
 mod operations;
+mod read_ahead;
 pub mod view;
 
 use std::ffi::OsStr;
@@ -123,7 +124,7 @@ impl Filesystem for GuestFs {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.operations.nodes.forget(NodeId(ino.0), nlookup);
+        self.operations.forget(NodeId(ino.0), nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -232,7 +233,7 @@ impl Filesystem for GuestFs {
                     };
                     let full = add(&attr, &valid, next, OsStr::from_bytes(entry.name.as_bytes()));
                     if full {
-                        self.operations.nodes.forget(NodeId(attr.ino.0), 1);
+                        self.operations.forget(NodeId(attr.ino.0), 1);
                     }
                     !full
                 }

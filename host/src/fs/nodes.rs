@@ -86,8 +86,10 @@ impl Nodes {
         Ok(id)
     }
 
-    /// Takes back `count` look-ups of a node. Nodes that nobody needs any more are dropped.
-    pub fn forget(&self, id: NodeId, count: u64) {
+    /// Takes back `count` look-ups of a node. Nodes that nobody needs any more are dropped; these
+    /// are they.
+    pub fn forget(&self, id: NodeId, count: u64) -> Vec<NodeId> {
+        let mut dropped = Vec::new();
         let mut table = self.write();
         if let Some(node) = table.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(count);
@@ -99,11 +101,13 @@ impl Nodes {
         {
             let parent = node.parent;
             table.remove(&id);
+            dropped.push(id);
             if let Some(node) = table.get_mut(&parent) {
                 node.children -= 1;
             }
             id = parent;
         }
+        dropped
     }
 
     /// The path of a node from the mounted root.
@@ -229,7 +233,7 @@ mod tests {
         assert!(nodes.path(b).is_ok());
         nodes.forget(b, 1);
         assert_eq!(nodes.read().len(), 2);
-        nodes.forget(b, 1);
+        assert_eq!(nodes.forget(b, 1), [b, a]);
         assert!(nodes.read().is_empty());
         assert_eq!(nodes.path(b), Err(Errno::ESTALE));
         nodes.forget(b, 9);

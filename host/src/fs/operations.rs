@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::directory::{Directory, Line};
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
+use super::read_ahead::ReadAhead;
 use super::view::View;
 use crate::guest::Guest;
 
@@ -37,6 +38,7 @@ pub struct Operations {
     /// The nodes that the kernel knows.
     pub nodes: Nodes,
     guest: Arc<Guest>,
+    read_ahead: ReadAhead,
     view: View,
     directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
     next_handle: AtomicU64,
@@ -47,6 +49,7 @@ impl Operations {
     pub fn new(guest: Arc<Guest>, view: View) -> Self {
         Self {
             nodes: Nodes::new(),
+            read_ahead: ReadAhead::of(Arc::clone(&guest)),
             guest,
             view,
             directories: Mutex::default(),
@@ -105,7 +108,14 @@ impl Operations {
         size: u32,
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
-        self.guest.read(self.nodes.path(id)?, offset, size, take)
+        self.read_ahead.read(id, || self.nodes.path(id), offset, size, take)
+    }
+
+    /// Takes back `count` look-ups of a node.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        for gone in self.nodes.forget(id, count) {
+            self.read_ahead.forget(gone);
+        }
     }
 
     /// A handle for reading a directory.

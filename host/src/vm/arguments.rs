@@ -17,7 +17,7 @@ use super::{VmConfig, bulk};
 /// that is thrown away. The initcalls are self-tests of cryptography that nobody uses here, the
 /// types of the kernel for BPF, and certificates: 0.45 s of a cold boot under TCG.
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable \
-    no_timer_check mitigations=off audit=0 lsm= numa_balancing=disable psi=0 cgroup_disable=memory,io,cpu,cpuacct nowatchdog random.trust_cpu=on \
+    no_timer_check mitigations=off audit=0 lsm= numa_balancing=disable hashdist=0 psi=0 cgroup_disable=memory,io,cpu,cpuacct nowatchdog random.trust_cpu=on \
     pci=lastbus=0 cryptomgr.notests initcall_blacklist=crypto_kdf108_init,jent_mod_init,\
     btf_vmlinux_init,load_system_certificate_list";
 
