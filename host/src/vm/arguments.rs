@@ -86,10 +86,13 @@ pub fn arguments(
         let port = format!("virtserialport,chardev=lane{n},name=guestmnt.lane.{n}");
         add(&["-device", &port]);
     }
+    // A thread of their own: in the main one each request would take the lock that the guest's
+    // processor needs, and wake up for every socket there is.
+    add(&["-object", "iothread,id=disks,poll-max-ns=32000"]);
     for (n, node) in (0..bay::BAYS).zip(bays) {
         // QEMU's default pauses the whole VM on a full disk, which would hang the mount.
         let device = format!(
-            "virtio-blk-pci,id=bay{n},addr={:#x},drive={node},werror=report,rerror=report",
+            "virtio-blk-pci,id=bay{n},addr={:#x},iothread=disks,drive={node},werror=report,rerror=report",
             bay::FIRST_SLOT + n
         );
         add(&["-device", &device]);
