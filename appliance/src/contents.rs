@@ -2,7 +2,7 @@
 //! goes from the disk to where it is wanted without a copy by guest instructions, which are dear
 //! in an emulated machine.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
@@ -77,6 +77,12 @@ impl Contents {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECT | OFlag::O_CLOEXEC;
         let path = resolve::proc_path(self.cached.as_fd());
         open(path.as_str(), flags, Mode::empty()).ok()
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.cached.as_fd()
     }
 
     /// Where the next data or hole is at or behind byte `offset`.

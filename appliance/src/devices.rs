@@ -92,6 +92,26 @@ impl Disks {
         node.exists().then_some(node)
     }
 
+    /// Where on its disk the device called `name` begins, in bytes.
+    pub fn start(&self, name: DeviceName) -> Option<u64> {
+        if name.partition == 0 {
+            return Some(0);
+        }
+        let kernel_name = self.lock().get(&name.disk)?.clone();
+        let partition = format!("{kernel_name}/{kernel_name}{}/start", name.partition);
+        let sectors: u64 = read_number(&Path::new("/sys/block").join(partition))?;
+        sectors.checked_mul(u64::try_from(SECTOR_SIZE).expect("512 fits"))
+    }
+
+    /// Whether anything was written to the disk with this number, or may have been.
+    pub fn written(&self, number: u8) -> bool {
+        let Some(kernel_name) = self.lock().get(&number).cloned() else { return true };
+        let stat = fs::read_to_string(Path::new("/sys/block").join(kernel_name).join("stat"));
+        // Reads, merged, sectors, time, writes: Documentation/block/stat.rst.
+        let writes = stat.ok().and_then(|stat| stat.split_whitespace().nth(4)?.parse::<u64>().ok());
+        writes != Some(0)
+    }
+
     /// All disks by number, each followed by its partitions by theirs.
     pub fn list(&self) -> Vec<Device> {
         let ready = self.lock().clone();
@@ -126,11 +146,11 @@ impl Disks {
 }
 
 /// Sets the queues of the bays up: requests go to the host in the order in which they are made,
-/// since the host has a scheduler of its own; nobody counts them; and files are read ahead in
-/// pieces as large as the host asks for.
+/// since the host has a scheduler of its own, and files are read ahead in pieces as large as the
+/// host asks for.
 pub fn set_queues() {
-    const SETTINGS: [(&str, &str); 4] =
-        [("scheduler", "none"), ("wbt_lat_usec", "0"), ("iostats", "0"), ("read_ahead_kb", "1024")];
+    const SETTINGS: [(&str, &str); 3] =
+        [("scheduler", "none"), ("wbt_lat_usec", "0"), ("read_ahead_kb", "1024")];
     for bay in names_in(Path::new("/sys/block")).iter().filter(|name| name.starts_with("vd")) {
         for (name, value) in SETTINGS {
             let setting = Path::new("/sys/block").join(bay).join("queue").join(name);

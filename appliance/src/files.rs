@@ -90,7 +90,11 @@ impl Tree {
         })
     }
 
-    fn regular_file(&self, path: &GuestPath) -> nix::Result<Arc<Contents>> {
+    /// The open file at `path`.
+    ///
+    /// # Errors
+    /// As [`resolve::open_regular`].
+    pub(crate) fn regular_file(&self, path: &GuestPath) -> nix::Result<Arc<Contents>> {
         self.files.get_or_open(path, || resolve::open_regular(self.root(), path).map(Contents::of))
     }
 }

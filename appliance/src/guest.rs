@@ -99,6 +99,12 @@ impl Guest {
                 self.on_files(|tree| tree.get_xattr(path, name, payload).map(|()| Answer::Payload))
             }
             Request::StatFs(path) => self.on_files(|tree| tree.stat_fs(path).map(Answer::StatFs)),
+            Request::Layout { path, from } => self.on_files(|tree| {
+                // A guest over a folder has no disks that the host could read.
+                let machine = self.machine.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+                let file = tree.regular_file(path)?;
+                machine.layout(file.file(), *from).map(Answer::Layout)
+            }),
         }
     }
 

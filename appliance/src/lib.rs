@@ -19,6 +19,7 @@ pub mod guest;
 pub mod init;
 mod kmsg;
 mod lane;
+mod layouts;
 mod machine;
 mod modules;
 mod mounts;

@@ -10,16 +10,18 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use guestmnt_protocol::device::DeviceName;
-use guestmnt_protocol::message::{Failure, MountRequest, Volume};
+use guestmnt_protocol::message::{Failure, Layout, MountRequest, Volume};
 
 use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::failure::{errno_of, explained};
 use crate::kmsg;
+use crate::layouts;
 use crate::modules::Modules;
 use crate::mounts::Mounts;
 use crate::sys;
@@ -126,6 +128,18 @@ impl Machine {
     /// As [`Mounts::mount`].
     pub fn mount(&self, request: &MountRequest, root: Option<BorrowedFd>) -> Result<(), Failure> {
         self.mounts().mount(request, root, &self.disks, &self.modules)
+    }
+
+    /// Where on its disk the bytes of an open file are, from byte `from` on.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where only the guest can read them, else as [`layouts::layout`].
+    pub fn layout(&self, file: BorrowedFd, from: u64) -> nix::Result<Layout> {
+        let place = self.mounts().place(fstat(file)?.st_dev, &self.disks).ok_or(Errno::EOPNOTSUPP)?;
+        if self.disks.written(place.disk) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        layouts::layout(file, from, place)
     }
 
     /// Unmounts everything.

@@ -3,6 +3,7 @@
 //! The block device itself is writable, since it is an overlay: so a journal is replayed although
 //! the mount is read-only, and the image stays as it is.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::stat;
 use nix::unistd::sync;
 
 use guestmnt_protocol::device::DeviceName;
@@ -21,6 +23,7 @@ use crate::devices::Disks;
 use crate::failure::{explained, plain};
 use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
 use crate::kmsg;
+use crate::layouts;
 use crate::modules::Modules;
 use crate::resolve;
 use crate::signatures;
@@ -35,7 +38,15 @@ const FLAGS: MsFlags =
 
 /// What is mounted, in the order in which it was.
 #[derive(Default)]
-pub struct Mounts(Vec<PathBuf>);
+pub struct Mounts(Vec<Mounted>);
+
+struct Mounted {
+    path: PathBuf,
+    device: DeviceName,
+    node: PathBuf,
+    /// Where the device is, by its number in `st_dev`, once that was asked for.
+    place: OnceCell<Option<(u64, layouts::Place)>>,
+}
 
 impl Mounts {
     /// Mounts a filesystem: on [`SYSROOT`] for `/`, else on a directory of what is mounted
@@ -73,8 +84,22 @@ impl Mounts {
                 },
             },
         }
-        self.0.push(place.path);
+        let (path, device) = (place.path, request.device);
+        self.0.push(Mounted { path, device, node, place: OnceCell::new() });
         Ok(())
+    }
+
+    /// Where the filesystem is whose files have the device number `st_dev`. `None` where that is not
+    /// the number of a device that was mounted: Btrfs has numbers of its own.
+    pub fn place(&self, st_dev: u64, disks: &Disks) -> Option<layouts::Place> {
+        self.0.iter().find_map(|mounted| {
+            let (number, place) = (*mounted.place.get_or_init(|| {
+                let start = disks.start(mounted.device)?;
+                let number = stat(&mounted.node).ok()?.st_rdev;
+                Some((number, layouts::Place { disk: mounted.device.disk, start }))
+            }))?;
+            (number == st_dev).then_some(place)
+        })
     }
 
     /// Writes everything back and unmounts all, the last one first. Nothing below [`SYSROOT`] may
@@ -86,13 +111,14 @@ impl Mounts {
         sync();
         let mut outcome = Ok(());
         let mut left = Vec::new();
-        while let Some(path) = self.0.pop() {
-            if let Err(errno) = unmount(&path) {
-                let below = path.strip_prefix(SYSROOT).unwrap_or(&path);
+        while let Some(mounted) = self.0.pop() {
+            let path = &mounted.path;
+            if let Err(errno) = unmount(path) {
+                let below = path.strip_prefix(SYSROOT).unwrap_or(path);
                 let shown = Printable(below.as_os_str().as_encoded_bytes()).to_string();
                 let detail = format!("cannot unmount /{shown} in the guest: {}", errno.desc());
                 outcome = outcome.and(Err(explained(errno, detail)));
-                left.push(path);
+                left.push(mounted);
             }
         }
         left.reverse();

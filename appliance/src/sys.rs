@@ -113,6 +113,62 @@ impl Drop for HugePages {
     }
 }
 
+/// `struct fiemap_extent` of linux/fiemap.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FiemapExtent {
+    /// Its first byte's place in the file.
+    pub logical: u64,
+    /// Its first byte's place on the device.
+    pub physical: u64,
+    /// Bytes.
+    pub length: u64,
+    reserved64: [u64; 2],
+    /// `FIEMAP_EXTENT_…`
+    pub flags: u32,
+    reserved: [u32; 3],
+}
+
+/// Fills `extents` with those of a file from byte `from` on. Returns how many there are, at most as
+/// many as there is room for.
+///
+/// # Errors
+/// As ioctl(2) with `FS_IOC_FIEMAP`: `EOPNOTSUPP` where the filesystem does not tell.
+pub fn fiemap<const N: usize>(
+    file: BorrowedFd,
+    from: u64,
+    extents: &mut [FiemapExtent; N],
+) -> nix::Result<usize> {
+    /// `struct fiemap`, with room behind it.
+    #[repr(C)]
+    struct Fiemap<const N: usize> {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped: u32,
+        count: u32,
+        reserved: u32,
+        extents: [FiemapExtent; N],
+    }
+    /// `_IOWR('f', 11, struct fiemap)`
+    const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+    let mut map = Box::new(Fiemap {
+        start: from,
+        length: u64::MAX - from,
+        flags: 0,
+        mapped: 0,
+        count: u32::try_from(N).map_err(|_| Errno::EINVAL)?,
+        reserved: 0,
+        extents: *extents,
+    });
+    // SAFETY: the kernel reads the head and writes at most `count` extents behind it, for which there
+    // is room.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut *map) };
+    Errno::result(done)?;
+    *extents = map.extents;
+    Ok(N.min(map.mapped as usize))
+}
+
 /// Has the kernel read a disk's partition table again. Its partitions are there when this returns.
 ///
 /// # Errors

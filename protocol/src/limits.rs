@@ -10,6 +10,9 @@ pub const MAX_PAYLOAD: usize = 1024 * 1024;
 /// Slots of bulk memory, each of [`MAX_PAYLOAD`] bytes.
 pub const SLOTS: usize = 16;
 
+/// Runs of one [`crate::message::Layout`].
+pub const MAX_RUNS: usize = 256;
+
 /// Bytes of one name in a directory. NTFS names have up to 255 UTF-16 units, hence up to 765
 /// bytes here; the kernel's FUSE accepts 1024 (`FUSE_NAME_MAX` in fs/fuse/fuse_i.h).
 pub const MAX_NAME: usize = 1024;

@@ -82,6 +82,14 @@ pub enum Request {
     },
     /// Size and usage of the filesystem that a file is on. Answer: [`Answer::StatFs`].
     StatFs(GuestPath),
+    /// Where on its disk a regular file's bytes are. Answer: [`Answer::Layout`], or `EOPNOTSUPP`
+    /// where only the guest can read them.
+    Layout {
+        /// The file.
+        path: GuestPath,
+        /// The first byte of interest.
+        from: u64,
+    },
 }
 
 /// What is mounted where.
@@ -136,6 +144,32 @@ pub enum Answer {
     Offset(u64),
     /// Size and usage of a filesystem.
     StatFs(StatFs),
+    /// Where a file's bytes are.
+    Layout(Layout),
+}
+
+/// Where on its disk a file's bytes are: in the runs, and zeros between them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// The disk's number.
+    pub disk: u8,
+    /// Bytes of the file.
+    pub size: u64,
+    /// The byte of the file up to which this layout goes; another one begins there.
+    pub end: u64,
+    /// In the file's order, at most [`crate::limits::MAX_RUNS`].
+    pub runs: Vec<Run>,
+}
+
+/// Bytes of a file that are stored one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The first one's place in the file.
+    pub at: u64,
+    /// How many they are; some may be beyond the file's end.
+    pub length: u64,
+    /// The first one's place on the disk.
+    pub stored: u64,
 }
 
 /// A disk or partition and what libblkid found on it.

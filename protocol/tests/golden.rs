@@ -57,6 +57,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             b"\x0d\x01f\x06user.x".to_vec(),
         ),
         (Request::StatFs(path("/")), vec![14, 0]),
+        (Request::Layout { path: path("/f"), from: 300 }, vec![15, 1, b'f', 0xac, 2]),
     ]
 }
 
