@@ -70,6 +70,10 @@ struct Arguments {
     #[arg(long)]
     no_template: bool,
 
+    /// Have the guest read all files, those as well that lie open in the image
+    #[arg(long)]
+    through_guest: bool,
+
     /// Let contents of files come by the requests' channel, slower than through shared memory.
     #[arg(long)]
     no_bulk_memory: bool,
@@ -190,6 +194,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         fuse_options: FuseOptions::merged(&arguments.option),
         accelerator: arguments.accel,
         use_template: !arguments.no_template,
+        through_guest: arguments.through_guest,
         bulk: !arguments.no_bulk_memory,
         memory_mib: arguments.memsize,
         timeout: Duration::from_secs(arguments.timeout),

@@ -7,6 +7,7 @@
 //! here knows that the guest is a VM.
 
 mod directory;
+mod layouts;
 pub mod nodes;
 mod operations;
 mod read_ahead;
@@ -31,6 +32,7 @@ use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
 use self::operations::{Found, Noted, Operations};
 use self::view::View;
+use crate::disk::DiskReader;
 use crate::guest::Guest;
 
 /// For ever, as far as the kernel's clock can say it: a hundred years.
@@ -51,10 +53,11 @@ pub struct GuestFs {
 }
 
 impl GuestFs {
-    /// The files of `guest`, shown as `view` says.
+    /// The files of `guest`, shown as `view` says. Those of `disks` that this process can read need
+    /// not go through the guest.
     #[must_use]
-    pub fn new(guest: Arc<Guest>, view: View) -> Self {
-        Self { operations: Operations::new(guest, view) }
+    pub fn new(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>, view: View) -> Self {
+        Self { operations: Operations::new(guest, disks, view) }
     }
 
     /// Says for `-x` what was asked and how it ended.

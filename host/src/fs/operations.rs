@@ -1,6 +1,7 @@
 //! What each request of the kernel means: nodes become paths, the guest is asked, its files
 //! become nodes. Testable without a mount.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,10 +13,17 @@ use guestmnt_protocol::path::{EntryName, PathError};
 use nix::errno::Errno;
 
 use super::directory::{Directory, Line};
+use super::layouts::Layouts;
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
 use super::read_ahead::ReadAhead;
 use super::view::View;
+use crate::disk::DiskReader;
 use crate::guest::Guest;
+
+thread_local! {
+    /// What a thread reads into. It grows to the largest request and is used again.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What a look-up found.
 pub enum Found {
@@ -38,6 +46,7 @@ pub struct Operations {
     /// The nodes that the kernel knows.
     pub nodes: Nodes,
     guest: Arc<Guest>,
+    layouts: Layouts,
     read_ahead: ReadAhead,
     view: View,
     directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
@@ -45,10 +54,11 @@ pub struct Operations {
 }
 
 impl Operations {
-    /// The files of `guest`, shown as `view` says.
-    pub fn new(guest: Arc<Guest>, view: View) -> Self {
+    /// The files of `guest` on `disks`, shown as `view` says.
+    pub fn new(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>, view: View) -> Self {
         Self {
             nodes: Nodes::new(),
+            layouts: Layouts::of(Arc::clone(&guest), disks),
             read_ahead: ReadAhead::of(Arc::clone(&guest)),
             guest,
             view,
@@ -108,13 +118,21 @@ impl Operations {
         size: u32,
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
-        self.read_ahead.read(id, || self.nodes.path(id), offset, size, take)
+        let path = || self.nodes.path(id);
+        BUFFER.with_borrow_mut(|buffer| {
+            if self.layouts.read(id, path, offset, size, buffer) {
+                take(buffer);
+                return Ok(());
+            }
+            self.read_ahead.read(id, path, offset, size, take)
+        })
     }
 
     /// Takes back `count` look-ups of a node.
     pub fn forget(&self, id: NodeId, count: u64) {
         for gone in self.nodes.forget(id, count) {
             self.read_ahead.forget(gone);
+            self.layouts.forget(gone);
         }
     }
 

@@ -15,8 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Time};
-use guestmnt_protocol::limits::{MAX_LINK, MAX_PAYLOAD, MAX_XATTR};
-use guestmnt_protocol::message::{Answer, Extent, MountRequest, Outcome, Request, StatFs, Volume};
+use guestmnt_protocol::limits::{MAX_LINK, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
+use guestmnt_protocol::message::{
+    Answer, Extent, Layout, MountRequest, Outcome, Request, Run, StatFs, Volume,
+};
 use guestmnt_protocol::path::GuestPath;
 use log::{debug, info, warn};
 use nix::errno::Errno;
@@ -303,6 +305,18 @@ impl Guest {
         })
     }
 
+    /// Where on its disk a file's bytes are, from byte `from` on: runs in the file's order that do
+    /// not overlap. Whether they are within the disk is not checked here.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where only the guest can read them, the guest's error, or `EIO`.
+    pub fn layout(&self, path: GuestPath, from: u64) -> Result<Layout, Errno> {
+        self.call(&Request::Layout { path, from }, 0, |answer, _| match answer {
+            Answer::Layout(layout) if is_layout(&layout) => Some(layout),
+            _ => None,
+        })
+    }
+
     /// The names of a file's extended attributes, each with a NUL behind it.
     ///
     /// # Errors
@@ -419,6 +433,20 @@ fn sane(attr: Attr) -> Option<Attr> {
     good.then_some(attr)
 }
 
+/// Whether a layout's runs are in order, and its numbers can be reckoned with.
+fn is_layout(layout: &Layout) -> bool {
+    let fits = |run: &Run| {
+        run.length > 0
+            && [run.at, run.stored].iter().all(|start| {
+                start.checked_add(run.length).is_some_and(|end| i64::try_from(end).is_ok())
+            })
+    };
+    i64::try_from(layout.size).is_ok()
+        && layout.runs.len() <= MAX_RUNS
+        && layout.runs.iter().all(fits)
+        && layout.runs.is_sorted_by(|one, next| one.at + one.length <= next.at)
+}
+
 fn is_time(time: &Time) -> bool {
     time.nanos < 1_000_000_000 && time.secs.unsigned_abs() < 1 << 60
 }
@@ -426,6 +454,27 @@ fn is_time(time: &Time) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layouts_that_cannot_be_reckoned_with_are_refused() {
+        let run = |at, length, stored| Run { at, length, stored };
+        let layout = |runs: &[Run]| Layout { disk: 0, size: 9, end: 9, runs: runs.to_vec() };
+        assert!(is_layout(&layout(&[])));
+        assert!(is_layout(&layout(&[run(0, 4, 100), run(4, 4, 0), run(9, 1, 50)])));
+        let max = u64::MAX >> 1;
+        let table: [&[Run]; 6] = [
+            &[run(0, 0, 0)],
+            &[run(0, 4, 0), run(3, 4, 8)],
+            &[run(4, 4, 0), run(0, 4, 8)],
+            &[run(max, 1, 0)],
+            &[run(0, 1, u64::MAX)],
+            &[run(0, 1, 0); MAX_RUNS + 1],
+        ];
+        for runs in table {
+            assert!(!is_layout(&layout(runs)), "{runs:?}");
+        }
+        assert!(!is_layout(&Layout { size: u64::MAX, ..layout(&[]) }));
+    }
 
     #[test]
     fn attributes_that_the_kernel_would_choke_on_are_refused() {

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use super::plan::{MountSpec, Plan};
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
+use crate::disk::DiskReader;
 use crate::guest::{Guest, GuestError};
 use crate::image::{Disk, ImageError, OpenOptions};
 use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
@@ -37,6 +38,8 @@ pub struct Launched {
     pub guest: Guest,
     /// The VM that it runs in.
     pub vm: Vm,
+    /// The disks that this process can read as well, by number.
+    pub disks: Vec<Option<DiskReader>>,
 }
 
 /// Why there is none.
@@ -151,7 +154,10 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
             verdict.remember(started.is_ok());
         }
         match started {
-            Ok(launched) => return mount_all(launched, plan, timings),
+            Ok(mut launched) => {
+                launched.disks = readers(plan, &disks);
+                return mount_all(launched, plan, timings);
+            }
             Err(error) if candidates.peek().is_none() => return Err(error),
             Err(error) => {
                 info!("{accelerator}: {error}");
@@ -283,6 +289,21 @@ fn open_disks(plan: &Plan) -> Result<Vec<Disk>, LaunchError> {
     Ok(disks)
 }
 
+/// Readers of those disks that this process can read as well, where the user does not want all to
+/// go through the guest.
+fn readers(plan: &Plan, disks: &[Disk]) -> Vec<Option<DiskReader>> {
+    if plan.through_guest {
+        return Vec::new();
+    }
+    let reader = |disk: &Disk| {
+        DiskReader::of(disk).unwrap_or_else(|error| {
+            info!("{} is read by QEMU alone: {error}", disk.path.display());
+            None
+        })
+    };
+    disks.iter().map(reader).collect()
+}
+
 /// A VM whose daemon has said hello and sees the disks.
 fn boot(
     config: &VmConfig,
@@ -326,7 +347,7 @@ fn boot(
         Ok(()) => timings.done("disks visible"),
         Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
     }
-    Ok(Launched { guest, vm })
+    Ok(Launched { guest, vm, disks: Vec::new() })
 }
 
 fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
@@ -341,7 +362,7 @@ fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launc
 
 /// Says why `spec` could not be mounted, and what could be.
 fn explain(error: GuestError, spec: &MountSpec, launched: Launched) -> LaunchError {
-    let Launched { guest, vm } = launched;
+    let Launched { guest, vm, .. } = launched;
     let GuestError::Failed(failure) = &error else {
         return LaunchError::Guest(error, vm.last_words());
     };

@@ -81,9 +81,9 @@ impl Session {
     /// [`SessionError`]; nothing is mounted and nothing runs then.
     pub fn start(plan: &Plan, timings: &Timings, watcher: Watcher) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
-        let Launched { guest, vm } = launch::launch(plan, timings)?;
+        let Launched { guest, vm, disks } = launch::launch(plan, timings)?;
         let guest = Arc::new(guest);
-        let serving = Serving::start(Arc::clone(&guest), &mountpoint, &plan.fuse_options)?;
+        let serving = Serving::start(Arc::clone(&guest), disks, &mountpoint, &plan.fuse_options)?;
         timings.done("FUSE ready");
         Ok(Self { serving, guest, vm, _watcher: watcher })
     }

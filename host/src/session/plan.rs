@@ -32,6 +32,8 @@ pub struct Plan {
     pub use_template: bool,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
+    /// Whether the guest reads all files, those as well that this process could read.
+    pub through_guest: bool,
     /// Whether contents of files come through memory that is shared with the guest.
     pub bulk: bool,
     /// How long one request on a file may take.

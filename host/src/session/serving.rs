@@ -13,6 +13,7 @@ use nix::sys::signal::SigSet;
 use super::SessionError;
 use super::fuse_options::FuseOptions;
 use super::mountpoint::{FuseMount, Mountpoint};
+use crate::disk::DiskReader;
 use crate::fs::GuestFs;
 use crate::guest::Guest;
 
@@ -23,12 +24,14 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Mounts. When this returns, the folder answers.
+    /// Mounts. When this returns, the folder answers. Files on those of `disks` that can be read
+    /// here need not go through the guest.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is mounted then.
     pub fn start(
         guest: Arc<Guest>,
+        disks: Vec<Option<DiskReader>>,
         mountpoint: &Mountpoint,
         options: &FuseOptions,
     ) -> Result<Self, SessionError> {
@@ -36,7 +39,7 @@ impl Serving {
         let mut config = fuser::Config::default();
         config.acl = options.others.acl();
         config.n_threads = Some(guest.lanes());
-        let fs = GuestFs::new(guest, options.view);
+        let fs = GuestFs::new(guest, disks, options.view);
         let fuse = FuseSession::from_fd(fs, device, config.acl, config)
             .map_err(|error| SessionError::Io("open a FUSE session", error))?;
         let ended = run(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))?;

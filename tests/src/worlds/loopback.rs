@@ -63,7 +63,7 @@ impl Mounted {
         let options: FuseOptions = options.parse().expect("the options are known");
         let checked = Mountpoint::check(mountpoint.path()).expect("it can be mounted on");
         let serving =
-            Serving::start(Arc::clone(&guest), &checked, &options).expect("it can be mounted");
+            Serving::start(Arc::clone(&guest), Vec::new(), &checked, &options).expect("it can be mounted");
         Self { _serving: serving, guest, source: source.to_owned(), mountpoint }
     }
 }

@@ -1,0 +1,237 @@
+//! Reading files where they are on their disk, past the VM.
+//!
+//! The guest says where a file's bytes are; this process has the images open. So a file of which
+//! more than one piece is asked for is read here, at the speed of the host, and the guest only
+//! computes what takes a filesystem to compute.
+//!
+//! A layout is believed once it was seen to be right: what it gives for one request must be what
+//! the guest gives. A hostile guest can point anywhere on its disks; those are bytes of the same
+//! image, which it could have sent itself.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use guestmnt_protocol::limits::MAX_PAYLOAD;
+use guestmnt_protocol::message::Layout;
+use guestmnt_protocol::path::GuestPath;
+use log::{debug, warn};
+use nix::errno::Errno;
+
+use super::nodes::NodeId;
+use crate::disk::DiskReader;
+use crate::guest::Guest;
+
+/// Files of which something is kept: the latest.
+const MAX_FILES: usize = 256;
+
+/// Runs kept of all files, 24 bytes each. A file in more pieces is read by the guest.
+const MAX_RUNS_KEPT: usize = 1 << 18;
+
+/// The disks of a guest, and where its files are on them.
+pub struct Layouts {
+    guest: Arc<Guest>,
+    disks: Vec<Option<DiskReader>>,
+    /// The latest last.
+    files: Mutex<Vec<(NodeId, Known)>>,
+    reads: AtomicU64,
+}
+
+/// What is known of a file.
+#[derive(Clone)]
+enum Known {
+    /// It was read once.
+    ReadOnce,
+    /// The guest has to read it.
+    Guest,
+    /// Where it is, as far as it was asked for.
+    Here(Arc<Layout>),
+}
+
+impl Layouts {
+    /// Of the files of `guest`, whose disks are `disks`: `None` for those that cannot be read
+    /// here.
+    #[must_use]
+    pub fn of(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>) -> Self {
+        Self { guest, disks, files: Mutex::default(), reads: AtomicU64::new(0) }
+    }
+
+    /// Reads that went past the VM so far.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Replaces `buffer` by up to `size` bytes at `offset` of the file `node`, fewer only at its
+    /// end. False where the guest has to read them; `buffer` holds nothing of use then.
+    pub fn read(
+        &self,
+        node: NodeId,
+        path: impl Fn() -> Result<GuestPath, Errno>,
+        offset: u64,
+        size: u32,
+        buffer: &mut Vec<u8>,
+    ) -> bool {
+        if self.disks.iter().all(Option::is_none) {
+            return false;
+        }
+        let size = (size as usize).min(MAX_PAYLOAD);
+        let end = offset.saturating_add(size as u64);
+        let layout = match self.known(node) {
+            Known::Guest => return false,
+            Known::Here(layout) if end.min(layout.size) <= layout.end => layout,
+            Known::Here(layout) => match self.extended(&layout, &path, end) {
+                Some(layout) => self.note(node, layout),
+                None => return self.leave_to_guest(node),
+            },
+            Known::ReadOnce => match self.tried(&path, offset, size) {
+                Some(layout) => self.note(node, layout),
+                None => return self.leave_to_guest(node),
+            },
+        };
+        if let Err(error) = self.fill(&layout, offset, size, buffer) {
+            warn!("an image cannot be read past the VM: {error}");
+            return self.leave_to_guest(node);
+        }
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Forgets a node, whose number may be given to another file.
+    pub fn forget(&self, node: NodeId) {
+        self.files().retain(|(known, _)| *known != node);
+    }
+
+    /// What is known of a file that is being read. The first time it is left to the guest: most
+    /// files are small, and read at once.
+    fn known(&self, node: NodeId) -> Known {
+        let mut files = self.files();
+        if let Some(index) = files.iter().position(|(known, _)| *known == node) {
+            let entry = files.remove(index);
+            let known = entry.1.clone();
+            files.push(entry);
+            return known;
+        }
+        if files.len() == MAX_FILES {
+            files.remove(0);
+        }
+        files.push((node, Known::ReadOnce));
+        Known::Guest
+    }
+
+    /// The layout of a file up to `end` at least, if it is right for the `size` bytes at `offset`.
+    fn tried(
+        &self,
+        path: &impl Fn() -> Result<GuestPath, Errno>,
+        offset: u64,
+        size: usize,
+    ) -> Option<Layout> {
+        let layout = self.guest.layout(path().ok()?, 0).ok()?;
+        let end = offset.saturating_add(size as u64);
+        let layout = self.extended(&layout, path, end)?;
+        let mut here = Vec::new();
+        self.fill(&layout, offset, size, &mut here).ok()?;
+        let asked = u32::try_from(size).expect("a payload's length fits");
+        // A copy: what is looked at must not change meanwhile.
+        let theirs = self.guest.read(path().ok()?, offset, asked, <[u8]>::to_vec).ok()?;
+        if here != theirs {
+            debug!("a layout that does not give what the guest gives");
+            return None;
+        }
+        Some(layout)
+    }
+
+    /// `layout` and what follows it, up to byte `end` of the file.
+    fn extended(
+        &self,
+        layout: &Layout,
+        path: &impl Fn() -> Result<GuestPath, Errno>,
+        end: u64,
+    ) -> Option<Layout> {
+        let mut whole = layout.clone();
+        while whole.end < end.min(whole.size) {
+            let next = self.guest.layout(path().ok()?, whole.end).ok()?;
+            let follows = next.disk == whole.disk
+                && next.size == whole.size
+                && next.end > whole.end
+                && whole.runs.len() + next.runs.len() <= MAX_RUNS_KEPT / 4;
+            if !follows {
+                return None;
+            }
+            let covered = whole.runs.last().map_or(0, |run| run.at + run.length);
+            whole.runs.extend(next.runs.into_iter().filter(|run| run.at >= covered));
+            whole.end = next.end;
+        }
+        Some(whole)
+    }
+
+    /// Replaces `buffer` by what is at `offset` of a file, at most `size` bytes.
+    fn fill(
+        &self,
+        layout: &Layout,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let disk = self.disks.get(usize::from(layout.disk)).and_then(Option::as_ref);
+        let disk = disk.ok_or(io::ErrorKind::Unsupported)?;
+        let left = layout.size.saturating_sub(offset);
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(size);
+        buffer.resize(length, 0);
+        let end = offset + length as u64;
+        let first = layout.runs.partition_point(|run| run.at + run.length <= offset);
+        let mut at = offset;
+        let mut rest = buffer.as_mut_slice();
+        for run in layout.runs[first..].iter().take_while(|run| run.at < end) {
+            let (hole, behind) = rest.split_at_mut(distance(at, run.at));
+            hole.fill(0);
+            at = at.max(run.at);
+            let (part, behind) = behind.split_at_mut(distance(at, end.min(run.at + run.length)));
+            disk.read(part, run.stored + (at - run.at))?;
+            at += part.len() as u64;
+            rest = behind;
+        }
+        rest.fill(0);
+        Ok(())
+    }
+
+    fn leave_to_guest(&self, node: NodeId) -> bool {
+        self.set(node, Known::Guest);
+        false
+    }
+
+    fn note(&self, node: NodeId, layout: Layout) -> Arc<Layout> {
+        let layout = Arc::new(layout);
+        self.set(node, Known::Here(Arc::clone(&layout)));
+        layout
+    }
+
+    /// Notes what is known of a file, and forgets the oldest files where it is too much.
+    fn set(&self, node: NodeId, known: Known) {
+        let mut files = self.files();
+        files.retain(|(other, _)| *other != node);
+        files.push((node, known));
+        let mut runs: usize = files.iter().map(|(_, known)| known.runs()).sum();
+        while runs > MAX_RUNS_KEPT {
+            runs -= files.remove(0).1.runs();
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, Vec<(NodeId, Known)>> {
+        self.files.lock().expect("nothing panics while it holds the layouts")
+    }
+}
+
+impl Known {
+    fn runs(&self) -> usize {
+        match self {
+            Self::Here(layout) => layout.runs.len(),
+            Self::ReadOnce | Self::Guest => 0,
+        }
+    }
+}
+
+/// Bytes from `from` to `to`; none where that is before. They are within one request.
+fn distance(from: u64, to: u64) -> usize {
+    usize::try_from(to.saturating_sub(from)).expect("a part of one request")
+}
