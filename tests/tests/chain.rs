@@ -3,9 +3,11 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, id};
 
+use guestmnt::disk::DiskReader;
 use guestmnt::image::{Disk, Format, Link, MAX_LINKS, OpenOptions, Problem, Source};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -105,7 +107,30 @@ fn assert_reads_as_qemu_does(path: &Path, format: Format) -> Disk {
         "file": { "driver": "file", "filename": text(path) },
     });
     assert_same(&format!("json:{whole}"), &Blockdev::new(&disk).name());
+    assert_read_here_as_qemu_does(&disk, &format!("json:{whole}"));
     disk
+}
+
+/// What this process reads of `disk` by itself, if it can, is what QEMU finds at `whole`: in pieces
+/// of odd sizes, and whole.
+fn assert_read_here_as_qemu_does(disk: &Disk, whole: &str) {
+    let Some(reader) = DiskReader::of(disk).unwrap() else { return };
+    let read = NamedTempFile::new().unwrap();
+    read.as_file().set_len(disk.size).unwrap();
+    let mut buffer = vec![0xaa; 3 * 65_536 + 512];
+    let mut at = 0;
+    while at < disk.size {
+        let length = usize::try_from(disk.size - at).unwrap_or(usize::MAX).min(buffer.len());
+        reader.read(&mut buffer[..length], at).unwrap();
+        if buffer[..length].iter().any(|&byte| byte != 0) {
+            read.as_file().write_all_at(&buffer[..length], at).unwrap();
+        }
+        at += length as u64;
+    }
+    let raw = json!({ "driver": "raw", "file": { "driver": "file", "filename": text(read.path()) } });
+    assert_same(whole, &format!("json:{raw}"));
+    assert!(reader.read(&mut [0; 512], disk.size).is_err());
+    assert!(reader.read(&mut [0; 513], disk.size - 512).is_err());
 }
 
 fn assert_same(a: &str, b: &str) {
