@@ -84,8 +84,11 @@ mod tests {
 
     #[test]
     fn runs_are_on_the_disk_and_holes_are_between_them() {
-        let extents =
-            [extent(0, 8192, 4096, 0), extent(8192, 4096, 4096, UNWRITTEN), extent(12288, 0, 4096, 1)];
+        let extents = [
+            extent(0, 8192, 4096, 0),
+            extent(8192, 4096, 4096, UNWRITTEN),
+            extent(12288, 0, 4096, 1),
+        ];
         let layout = runs(&extents, 0, 14000, PLACE).unwrap();
         let expected = [
             Run { at: 0, length: 4096, stored: (1 << 20) + 8192 },

@@ -135,7 +135,8 @@ impl Machine {
     /// # Errors
     /// `EOPNOTSUPP` where only the guest can read them, else as [`layouts::layout`].
     pub fn layout(&self, file: BorrowedFd, from: u64) -> nix::Result<Layout> {
-        let place = self.mounts().place(fstat(file)?.st_dev, &self.disks).ok_or(Errno::EOPNOTSUPP)?;
+        let place =
+            self.mounts().place(fstat(file)?.st_dev, &self.disks).ok_or(Errno::EOPNOTSUPP)?;
         if self.disks.written(place.disk) {
             return Err(Errno::EOPNOTSUPP);
         }

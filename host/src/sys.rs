@@ -126,9 +126,8 @@ impl SharedMap {
     pub fn of(file: &File, length: usize) -> io::Result<Self> {
         let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED);
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, access, flags, file.as_raw_fd(), 0)
-        };
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, file.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -184,11 +184,7 @@ fn paths_that_climb_are_no_requests() {
 fn headers_out_of_bounds_are_refused() {
     let good = Header { seq: 1, body_len: MAX_BODY, payload_len: MAX_PAYLOAD, place: Place::Port };
     assert_eq!(Header::decode(&good.encode()), Ok(good));
-    let table = [
-        (4, FrameError::TooLong),
-        (8, FrameError::TooLong),
-        (12, FrameError::Reserved),
-    ];
+    let table = [(4, FrameError::TooLong), (8, FrameError::TooLong), (12, FrameError::Reserved)];
     for (at, error) in table {
         let mut bytes = good.encode();
         bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -127,7 +127,8 @@ fn assert_read_here_as_qemu_does(disk: &Disk, whole: &str) {
         }
         at += length as u64;
     }
-    let raw = json!({ "driver": "raw", "file": { "driver": "file", "filename": text(read.path()) } });
+    let raw =
+        json!({ "driver": "raw", "file": { "driver": "file", "filename": text(read.path()) } });
     assert_same(whole, &format!("json:{raw}"));
     assert!(reader.read(&mut [0; 512], disk.size).is_err());
     assert!(reader.read(&mut [0; 513], disk.size - 512).is_err());

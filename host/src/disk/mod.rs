@@ -82,7 +82,8 @@ impl DiskReader {
             return Ok(());
         };
         while !buffer.is_empty() {
-            let index = segments.partition_point(|segment| segment.start + segment.length <= offset);
+            let index =
+                segments.partition_point(|segment| segment.start + segment.length <= offset);
             // A parent may be smaller than its child.
             let Some(segment) = segments.get(index) else {
                 buffer.fill(0);
@@ -167,6 +168,3 @@ fn segments(link: &Link) -> io::Result<Option<Vec<Segment>>> {
         _ => Ok(None),
     }
 }
-
-
-

@@ -66,7 +66,8 @@ impl SparseExtent {
         if !header.starts_with(MAGIC) || marked || header[77..79] != [0, 0] {
             return Ok(None);
         }
-        let bytes = |sectors: u64| sectors.checked_mul(SECTOR_SIZE).ok_or(io::ErrorKind::InvalidData);
+        let bytes =
+            |sectors: u64| sectors.checked_mul(SECTOR_SIZE).ok_or(io::ErrorKind::InvalidData);
         let (capacity, grain) = (bytes(long(12))?, bytes(long(20))?);
         let table_entries = u64::from(word(44));
         if !grain.is_power_of_two() || !(1..=512).contains(&table_entries) {

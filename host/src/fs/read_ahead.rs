@@ -277,9 +277,8 @@ impl State {
                 run.ended = true;
             }
         }
-        let is_it = |ahead: &Ahead| {
-            ahead.node == node && ahead.start == start && ahead.piece.is_none()
-        };
+        let is_it =
+            |ahead: &Ahead| ahead.node == node && ahead.start == start && ahead.piece.is_none();
         let Some(index) = self.pieces.iter().position(is_it) else { return };
         match piece {
             Some(piece) if length > 0 => {

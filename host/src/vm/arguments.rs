@@ -76,7 +76,12 @@ pub fn arguments(
         None => add(&["-machine", &format!("{machine},memory-backend=ram")]),
         Some(_) => {
             add(&["-machine", machine]);
-            add(&["-numa", "node,nodeid=0,memdev=ram,cpus=0", "-numa", "node,nodeid=1,memdev=bulk"]);
+            add(&[
+                "-numa",
+                "node,nodeid=0,memdev=ram,cpus=0",
+                "-numa",
+                "node,nodeid=1,memdev=bulk",
+            ]);
         }
     }
     add(&["-accel", config.accelerator.name(), "-cpu", cpu]);
@@ -115,8 +120,7 @@ pub fn arguments(
         // A path to what QEMU inherits, so there is no comma in it.
         let path = bulk::inherited_path(file);
         let size = bulk::SIZE;
-        let object =
-            format!("memory-backend-file,id=bulk,size={size},share=on,mem-path={path}");
+        let object = format!("memory-backend-file,id=bulk,size={size},share=on,mem-path={path}");
         list.extend(["-object".into(), object.into()]);
     }
     list

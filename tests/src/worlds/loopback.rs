@@ -62,8 +62,8 @@ impl Mounted {
         let mountpoint = tempfile::tempdir().expect("a folder is to be had");
         let options: FuseOptions = options.parse().expect("the options are known");
         let checked = Mountpoint::check(mountpoint.path()).expect("it can be mounted on");
-        let serving =
-            Serving::start(Arc::clone(&guest), Vec::new(), &checked, &options).expect("it can be mounted");
+        let serving = Serving::start(Arc::clone(&guest), Vec::new(), &checked, &options)
+            .expect("it can be mounted");
         Self { _serving: serving, guest, source: source.to_owned(), mountpoint }
     }
 }
