@@ -1,8 +1,10 @@
 //! What the end-to-end tests share: the worlds that one test body runs in, the bodies, the built
 //! programs as a user runs them, and what is expected in a mount.
 
+pub mod images;
 pub mod operations;
 pub mod program;
+pub mod showing;
 pub mod specimens;
 pub mod tree;
 pub mod worlds;

@@ -2,6 +2,7 @@
 //! Source: Virtual Disk Format 5.0, "ESX Server Sparse Extents".
 
 use super::error::Problem;
+use super::extent::ExtentSize;
 use super::fields::le32;
 use super::file::ImageFile;
 
@@ -14,11 +15,11 @@ const TABLE_ENTRIES: u64 = 4096;
 /// Sectors of the largest grain that QEMU takes.
 const MAX_GRAIN: u32 = 0x20_0000;
 
-/// Reads the header of `file`; returns the extent's sectors.
+/// Reads the header of `file`.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn capacity(file: &ImageFile) -> Result<u64, Problem> {
+pub fn size(file: &ImageFile) -> Result<ExtentSize, Problem> {
     let header: [u8; 512] = file.header(0, "sparse header")?;
     if !header.starts_with(&MAGIC) {
         return Err(Problem::damaged("it has no sparse header"));
@@ -39,5 +40,5 @@ pub fn capacity(file: &ImageFile) -> Result<u64, Problem> {
         return Err(Problem::damaged("its grain directory does not cover its sectors"));
     }
     file.check_inside(directory * 512, entries * 4, "grain directory")?;
-    Ok(sectors)
+    Ok(ExtentSize { sectors, grain_sectors: grain.into() })
 }

@@ -45,7 +45,7 @@ fn extents_outside_of_the_folder_need_permission() {
     let (outside, other) = (Folder::new(), Folder::new());
     let secret = outside.write("secret", [0; 512]);
     outside.write("s001.vmdk", sparse(1, None));
-    folder.write("vm/sub/inner", [0; 512]);
+    folder.write("vm/.hidden/key", [0; 512]);
     folder.write("beside", [0; 512]);
     fs::hard_link(folder.write("orig", [0; 512]), folder.path.join("vm/hard")).unwrap();
     symlink(&secret, folder.path.join("vm/link")).unwrap();
@@ -56,7 +56,7 @@ fn extents_outside_of_the_folder_need_permission() {
         (absolute.as_str(), "OutsideFolder", &outside.path),
         (&sparse_absolute, "OutsideFolder", &outside.path),
         ("RW 1 FLAT \"../beside\" 0", "OutsideFolder", &folder.path),
-        ("RW 1 FLAT \"sub/inner\" 0", "OutsideFolder", &folder.path),
+        ("RW 1 FLAT \".hidden/key\" 0", "OutsideFolder", &folder.path),
         ("RW 1 FLAT \"link\" 0", "OutsideFolder", &outside.path),
         ("RW 1 FLAT \"dir/secret\" 0", "OutsideFolder", &outside.path),
         ("RW 1 FLAT \"hard\" 0", "HardLinked", &folder.path),
@@ -67,6 +67,17 @@ fn extents_outside_of_the_folder_need_permission() {
         assert!(folder.open_allowing("vm/a.vmdk", allow).is_ok(), "{line}");
         let elsewhere = fault(folder.open_allowing("vm/a.vmdk", other.path.as_path()));
         assert!(elsewhere.contains(problem), "{line}");
+    }
+}
+
+#[test]
+fn extents_may_be_below_the_folder() {
+    let folder = Folder::new();
+    folder.write("disks/sub/flat", [0; 512]);
+    symlink("disks", folder.path.join("link")).unwrap();
+    for name in ["disks/sub/flat", "link/sub/flat", "./disks/../disks/sub/flat"] {
+        folder.write("a.vmdk", base(1, &format!("RW 1 FLAT \"{name}\" 0")));
+        assert_eq!(folder.open("a.vmdk").unwrap().size, 512, "{name}");
     }
 }
 
@@ -83,8 +94,8 @@ fn a_descriptor_behind_a_link_has_its_extents_beside_itself() {
 fn extents_that_are_no_fitting_files_are_refused() {
     let folder = Folder::new();
     folder.write("flat", [0; 1024]);
-    folder.write("sparse", sparse(100, None));
-    folder.write("stream", with_footer(sparse(100, None)));
+    folder.write("sparse", sparse(128, None));
+    folder.write("stream", with_footer(sparse(128, None)));
     mkfifo(&folder.path.join("fifo"), Mode::S_IRWXU).unwrap();
     let far = u64::MAX / 512;
     let table = [
@@ -101,14 +112,14 @@ fn extents_that_are_no_fitting_files_are_refused() {
         ("RW 2 FLAT \"flat\" 0\nRW 1 FLAT \"flat\" 1".to_owned(), "Overlap"),
         ("RW 1 FLAT \"flat\" 1\nRW 2 FLAT \"flat\" 0".to_owned(), "Overlap"),
         ("RW 1 FLAT \"flat\" 0\nRW 1 FLAT \"./flat\" 0".to_owned(), "Overlap"),
-        ("RW 100 SPARSE \"sparse\"\nRW 100 SPARSE \"sparse\"".to_owned(), "Overlap"),
-        ("RW 100 SPARSE \"sparse\"\nRW 1 FLAT \"sparse\" 0".to_owned(), "Overlap"),
-        ("RW 1 FLAT \"sparse\" 0\nRW 100 SPARSE \"sparse\"".to_owned(), "Overlap"),
-        ("RW 99 SPARSE \"sparse\"".to_owned(), "ExtentSize"),
+        ("RW 128 SPARSE \"sparse\"\nRW 128 SPARSE \"sparse\"".to_owned(), "Overlap"),
+        ("RW 128 SPARSE \"sparse\"\nRW 1 FLAT \"sparse\" 0".to_owned(), "Overlap"),
+        ("RW 1 FLAT \"sparse\" 0\nRW 128 SPARSE \"sparse\"".to_owned(), "Overlap"),
+        ("RW 127 SPARSE \"sparse\"".to_owned(), "ExtentSize"),
         ("RW 2 SPARSE \"flat\"".to_owned(), "Damaged"),
         ("RW 2 SESPARSE \"flat\"".to_owned(), "Damaged"),
-        ("RW 100 SPARSE \"stream\"".to_owned(), "Unsupported"),
-        ("RW 100 SESPARSE \"sparse\"".to_owned(), "Damaged"),
+        ("RW 128 SPARSE \"stream\"".to_owned(), "Unsupported"),
+        ("RW 128 SESPARSE \"sparse\"".to_owned(), "Damaged"),
     ];
     for (lines, problem) in table {
         folder.write("a.vmdk", base(1, &lines));
@@ -204,13 +215,13 @@ fn chains_end_at_the_limit() {
 #[test]
 fn an_extent_in_the_place_of_a_disk_names_its_descriptor() {
     let folder = Folder::new();
-    folder.write("a-s001.vmdk", sparse(10, None));
-    folder.write("a-delta.vmdk", cowd(10));
-    folder.write("a-sesparse.vmdk", sesparse(10));
+    folder.write("a-s001.vmdk", sparse(128, None));
+    folder.write("a-delta.vmdk", cowd(128));
+    folder.write("a-sesparse.vmdk", sesparse(128));
     folder.write("a-flat.vmdk", [0; 5120]);
     folder.write("big.vmdk", [0; 100_000]);
-    let lines = "RW 10 SPARSE \"a-s001.vmdk\"\nRW 10 VMFSSPARSE \"a-delta.vmdk\"\n\
-                 RW 10 SESPARSE \"a-sesparse.vmdk\"\nRW 10 FLAT \"a-flat.vmdk\" 0";
+    let lines = "RW 128 SPARSE \"a-s001.vmdk\"\nRW 128 VMFSSPARSE \"a-delta.vmdk\"\n\
+                 RW 128 SESPARSE \"a-sesparse.vmdk\"\nRW 10 FLAT \"a-flat.vmdk\" 0";
     folder.write("a.vmdk", base(1, lines));
     folder.open("a.vmdk").unwrap();
     for name in ["a-s001.vmdk", "a-delta.vmdk", "a-sesparse.vmdk", "a-flat.vmdk"] {
@@ -223,7 +234,7 @@ fn an_extent_in_the_place_of_a_disk_names_its_descriptor() {
             )
         );
     }
-    folder.write("lone-s001.vmdk", sparse(10, None));
+    folder.write("lone-s001.vmdk", sparse(128, None));
     assert!(matches!(
         folder.open("lone-s001.vmdk").unwrap_err().problem(),
         Problem::IsExtent(None)
@@ -276,7 +287,7 @@ fn messages_name_both_files_and_what_to_do() {
         ),
         (
             "e.vmdk",
-            "its extent /etc/passwd: it is outside of the descriptor's folder, at /etc/passwd\n  \
+            "its extent /etc/passwd: it is outside of the image's folder, or hidden in it, at /etc/passwd\n  \
              hint: if it belongs to the disk, --allow-path /etc lets it be read",
         ),
         ("f.vmdk", "line 5 has \"vmfsRDM\": a physical device of another machine, not a file"),

@@ -118,7 +118,7 @@ pub enum Problem {
         /// By the descriptor.
         line_sectors: u64,
     },
-    /// An extent elsewhere.
+    /// A file that [`super::reach::Reach`] does not let an image name.
     OutsideFolder {
         /// Where it really is.
         real: PathBuf,
@@ -302,7 +302,7 @@ impl fmt::Display for Problem {
                 write!(f, "its header says {header_sectors} sectors, the descriptor {line_sectors}")
             }
             Self::OutsideFolder { real } => {
-                write!(f, "it is outside of the descriptor's folder, at {}", show(real))
+                write!(f, "it is outside of the image's folder, or hidden in it, at {}", show(real))
             }
             Self::HardLinked { nlink } => {
                 write!(f, "it is also known by {} other names (hard links)", nlink - 1)

@@ -1,10 +1,4 @@
-//! Opens what a descriptor names, and decides whether it may be opened.
-//!
-//! **The folder rule.** A flat extent shows the bytes of any file as a disk, so a descriptor
-//! from elsewhere could fetch the user's own files. Extents must therefore really lie in the
-//! descriptor's folder: directly in it, symbolic links resolved. A flat extent there must
-//! have no other name either, since a hard link brings a file from elsewhere into the
-//! folder. Files that the user allows by name or folder are free of both rules.
+//! Opens what a descriptor names, where [`Reach`] lets it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,8 +6,9 @@ use std::path::PathBuf;
 
 use super::descriptor::{Descriptor, Extent, Storage};
 use super::error::Problem;
-use super::file::{FileId, ImageFile, LocatedFile};
+use super::file::{FileId, ImageFile};
 use super::name::FileName;
+use super::reach::Reach;
 use super::sparse::{self, SparseHeader};
 use super::{SECTOR_SIZE, cowd, sesparse, zeros};
 
@@ -27,15 +22,25 @@ pub fn open_all(
     home: &ImageFile,
     allowed: &[PathBuf],
 ) -> Result<Vec<File>, Problem> {
-    let mut opener = Opener { home, allowed, used: HashMap::new() };
+    let reach = Reach { folder: home.folder(), allowed };
+    let mut opener = Opener { reach, used: HashMap::new() };
     opener.used.insert(home.id, Use::Whole);
-    descriptor.extents.iter().map(|extent| opener.open(extent)).collect()
+    let last = descriptor.extents.len() - 1;
+    let place = |i| if i == last { Place::Last } else { Place::Before };
+    let extents = descriptor.extents.iter().enumerate();
+    extents.map(|(i, extent)| opener.open(extent, place(i))).collect()
 }
 
 struct Opener<'a> {
-    home: &'a ImageFile,
-    allowed: &'a [PathBuf],
+    reach: Reach<'a>,
     used: HashMap<FileId, Use>,
+}
+
+/// Whether other extents follow one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Before,
+    Last,
 }
 
 /// What earlier extents use of a file.
@@ -46,7 +51,7 @@ enum Use {
 }
 
 impl Opener<'_> {
-    fn open(&mut self, extent: &Extent) -> Result<File, Problem> {
+    fn open(&mut self, extent: &Extent, place: Place) -> Result<File, Problem> {
         let (name, opened) = match &extent.storage {
             Storage::Zero => {
                 // In bounds: extents are at most MAX_DISK_SIZE.
@@ -56,21 +61,17 @@ impl Opener<'_> {
                 (name, self.open_flat(name, *first_sector, extent.sectors))
             }
             Storage::Sparse(name) => {
-                (name, self.open_sparse(name, extent.sectors, sparse_capacity))
+                (name, self.open_sparse(name, extent.sectors, place, sparse_size))
             }
             Storage::SeSparse(name) => {
-                (name, self.open_sparse(name, extent.sectors, sesparse::capacity))
+                (name, self.open_sparse(name, extent.sectors, place, sesparse::size))
             }
         };
         opened.map_err(|problem| Problem::Extent { name: name.clone(), problem: Box::new(problem) })
     }
 
     fn open_flat(&mut self, name: &FileName, first: u64, sectors: u64) -> Result<File, Problem> {
-        let (located, permission) = self.locate(name)?;
-        if located.nlink > 1 && permission == Permission::Folder {
-            return Err(Problem::HardLinked { nlink: located.nlink });
-        }
-        let file = located.open()?;
+        let file = self.reach.locate_plain(name.as_path())?.open()?;
         let start = first.saturating_mul(SECTOR_SIZE);
         let len = sectors * SECTOR_SIZE;
         file.check_inside(start, len, "sectors that the descriptor counts")?;
@@ -82,30 +83,28 @@ impl Opener<'_> {
         &mut self,
         name: &FileName,
         sectors: u64,
-        capacity: impl Fn(&ImageFile) -> Result<u64, Problem>,
+        place: Place,
+        size: impl Fn(&ImageFile) -> Result<ExtentSize, Problem>,
     ) -> Result<File, Problem> {
-        let file = self.locate(name)?.0.open()?;
-        let header_sectors = capacity(&file)?;
+        let file = self.reach.locate(name.as_path())?.open()?;
+        let ExtentSize { sectors: header_sectors, grain_sectors } = size(&file)?;
         // QEMU goes by the header, so all later extents would slide.
         if header_sectors != sectors {
             return Err(Problem::ExtentSize { header_sectors, line_sectors: sectors });
         }
+        // A request that begins in the last grain is QEMU's to the grain's end, whatever the
+        // extent's is: what belongs to the next extent would be read from here.
+        if place == Place::Before && !sectors.is_multiple_of(grain_sectors) {
+            return Err(Problem::Unsupported {
+                what: format!(
+                    "its {sectors} sectors are no multiple of its grains of {grain_sectors} and others follow it"
+                ),
+                hint: "convert the disk with VMware's own tools",
+            });
+        }
         match self.used.insert(file.id, Use::Whole) {
             None => Ok(file.into_file()),
             Some(_) => Err(Problem::Overlap),
-        }
-    }
-
-    /// Finds the file that the descriptor calls `name`, where the folder rule lets it be
-    /// opened. What is refused here was never readable.
-    fn locate(&self, name: &FileName) -> Result<(LocatedFile, Permission), Problem> {
-        let file = LocatedFile::at(&self.home.folder().join(name.as_path()))?;
-        if self.allowed.iter().any(|path| file.real.starts_with(path)) {
-            Ok((file, Permission::User))
-        } else if file.folder() == self.home.folder() {
-            Ok((file, Permission::Folder))
-        } else {
-            Err(Problem::OutsideFolder { real: file.real })
         }
     }
 
@@ -124,19 +123,19 @@ impl Opener<'_> {
     }
 }
 
-/// Why a file may be opened.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Permission {
-    /// It is in the descriptor's folder.
-    Folder,
-    /// The user said so.
-    User,
+/// What the header of a sparse extent says of its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtentSize {
+    /// Sectors of the extent.
+    pub sectors: u64,
+    /// Sectors that are stored, or not, as one. Never 0.
+    pub grain_sectors: u64,
 }
 
-/// The sectors of an extent with a `KDMV` or `COWD` header; either stands for both types.
-fn sparse_capacity(file: &ImageFile) -> Result<u64, Problem> {
+/// The size of an extent with a `KDMV` or `COWD` header; either stands for both types.
+fn sparse_size(file: &ImageFile) -> Result<ExtentSize, Problem> {
     if !file.start(sparse::MAGIC.len())?.starts_with(&sparse::MAGIC) {
-        return cowd::capacity(file);
+        return cowd::size(file);
     }
     let header = SparseHeader::read(file)?;
     if header.has_footer {
@@ -147,5 +146,5 @@ fn sparse_capacity(file: &ImageFile) -> Result<u64, Problem> {
             hint: "convert the disk with VMware's own tools",
         });
     }
-    Ok(header.capacity)
+    Ok(header.size)
 }

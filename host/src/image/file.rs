@@ -46,11 +46,6 @@ impl LocatedFile {
         Ok(Self { handle, path: path.to_owned(), real, nlink: meta.nlink() })
     }
 
-    /// The folder it is really in.
-    pub fn folder(&self) -> &Path {
-        self.real.parent().unwrap_or(Path::new("/"))
-    }
-
     /// Opens it for reading. It is the very file that was found, whatever its path means now.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ mod lock;
 mod name;
 mod owner;
 mod qcow2;
+mod reach;
 mod sesparse;
 mod sparse;
 mod vdi;

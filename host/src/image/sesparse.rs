@@ -2,6 +2,7 @@
 //! what is required here is what QEMU's driver requires.
 
 use super::error::Problem;
+use super::extent::ExtentSize;
 use super::fields::le64;
 use super::file::ImageFile;
 use super::{MAX_DISK_SIZE, SECTOR_SIZE};
@@ -17,11 +18,11 @@ const TABLE_SECTORS: u64 = 64;
 /// Sectors that one grain table maps.
 const TABLE_COVERS: u64 = TABLE_SECTORS * SECTOR_SIZE / 8 * GRAIN_SECTORS;
 
-/// Reads the headers of `file`; returns the extent's sectors.
+/// Reads the headers of `file`.
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn capacity(file: &ImageFile) -> Result<u64, Problem> {
+pub fn size(file: &ImageFile) -> Result<ExtentSize, Problem> {
     let header: [u8; 512] = file.header(0, "seSparse header")?;
     if !header.starts_with(&MAGIC) {
         return Err(Problem::damaged("it has no seSparse header"));
@@ -56,5 +57,5 @@ pub fn capacity(file: &ImageFile) -> Result<u64, Problem> {
             hint: "open and close it once on the ESXi server, or copy it with vmkfstools",
         });
     }
-    Ok(capacity)
+    Ok(ExtentSize { sectors: capacity, grain_sectors: GRAIN_SECTORS })
 }

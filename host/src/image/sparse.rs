@@ -5,6 +5,7 @@
 //! Extent Header".
 
 use super::error::Problem;
+use super::extent::ExtentSize;
 use super::fields::{le16, le32, le64};
 use super::file::ImageFile;
 use super::{MAX_DISK_SIZE, SECTOR_SIZE};
@@ -31,8 +32,8 @@ const MAX_DIRECTORY_ENTRIES: u64 = 32 << 20;
 /// A sparse extent's header, checked against its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SparseHeader {
-    /// Sectors of the extent.
-    pub capacity: u64,
+    /// Its sectors and grains.
+    pub size: ExtentSize,
     /// Sectors from the second one on that hold a descriptor; 0 where there is none.
     pub descriptor_sectors: u64,
     /// Whether the grain directory is found by the footer.
@@ -55,7 +56,7 @@ impl SparseHeader {
             _ => return Err(Problem::damaged("its descriptor is not in the second sector")),
         };
         let has_footer = le64(&header, 56) == AT_END;
-        let capacity = if has_footer {
+        let size = if has_footer {
             // With capacity 0, QEMU takes the whole disk from the embedded descriptor and
             // opens what that names, and it looks at this header's capacity, not the footer's.
             check_capacity(le64(&header, 12))?;
@@ -63,7 +64,7 @@ impl SparseHeader {
         } else {
             check_tables(file, &header)?
         };
-        Ok(Self { capacity, descriptor_sectors, has_footer })
+        Ok(Self { size, descriptor_sectors, has_footer })
     }
 }
 
@@ -113,8 +114,8 @@ fn check_capacity(capacity: u64) -> Result<u64, Problem> {
     }
 }
 
-/// Checks grains and their directory and returns the capacity.
-fn check_tables(file: &ImageFile, header: &[u8; HEADER_LEN]) -> Result<u64, Problem> {
+/// Checks grains and their directory.
+fn check_tables(file: &ImageFile, header: &[u8; HEADER_LEN]) -> Result<ExtentSize, Problem> {
     let capacity = check_capacity(le64(header, 12))?;
     let grain = le64(header, 20);
     if !grain.is_power_of_two() || grain > MAX_GRAIN {
@@ -136,7 +137,7 @@ fn check_tables(file: &ImageFile, header: &[u8; HEADER_LEN]) -> Result<u64, Prob
         return Err(Problem::Truncated { what: "first grain", len: file.len });
     }
     match le16(header, 77) {
-        0 | 1 => Ok(capacity),
+        0 | 1 => Ok(ExtentSize { sectors: capacity, grain_sectors: grain }),
         algorithm => Err(Problem::Unsupported {
             what: format!("its grains are compressed in way {algorithm}"),
             hint: "convert the disk with VMware's own tools",

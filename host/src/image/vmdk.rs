@@ -82,6 +82,10 @@ fn read_embedded(file: &ImageFile) -> Result<Descriptor, Problem> {
     let text = file.bytes(SECTOR_SIZE, len, "descriptor")?;
     // What lies behind the first zero byte is left from longer descriptors.
     let text = text.split(|&b| b == 0).next().unwrap_or_default();
+    if text.is_empty() {
+        // QEMU's extents have the place for one.
+        return Err(Problem::IsExtent(owner::descriptor_naming(file)));
+    }
     let descriptor = Descriptor::parse(text)?;
     if !descriptor.create_type.is_embedded() {
         return Err(Problem::damaged(format!(
@@ -92,11 +96,11 @@ fn read_embedded(file: &ImageFile) -> Result<Descriptor, Problem> {
     match descriptor.extents.as_slice() {
         // The name is not looked at: it is this file, which may have been renamed since.
         [extent] if matches!(extent.storage, Storage::Sparse(_)) => {
-            if extent.sectors == header.capacity {
+            if extent.sectors == header.size.sectors {
                 Ok(descriptor)
             } else {
                 Err(Problem::ExtentSize {
-                    header_sectors: header.capacity,
+                    header_sectors: header.size.sectors,
                     line_sectors: extent.sectors,
                 })
             }

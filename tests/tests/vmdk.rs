@@ -1,0 +1,162 @@
+//! VMDKs of every shape through a real VM: each holds the same filesystem, and shows it.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use guestmnt_tests::images::{Stream, cowd, descriptor, sesparse, shares, snapshot, stream};
+use guestmnt_tests::program::{Workplace, text};
+use guestmnt_tests::showing::Showing;
+use xtask::disks::filesystems::Kind;
+use xtask::disks::mkfs;
+
+#[test]
+fn what_qemu_img_makes_is_shown() {
+    let Some(showing) = Showing::new() else { return };
+    for subformat in [
+        "monolithicSparse",
+        "monolithicFlat",
+        "twoGbMaxExtentSparse",
+        "twoGbMaxExtentFlat",
+        "streamOptimized",
+    ] {
+        let name = format!("{subformat}.vmdk");
+        showing.convert("vmdk", &format!("subformat={subformat}"), &name);
+        showing.assert_shown(&["-a", &name]);
+    }
+}
+
+#[test]
+fn streams_as_vmware_writes_them_are_shown() {
+    let Some(showing) = Showing::new() else { return };
+    let path = showing.place.path().join("stream.vmdk");
+    fs::write(path, stream(&showing.bytes(), Stream::Marked)).unwrap();
+    showing.assert_shown(&["-a", "stream.vmdk"]);
+}
+
+#[test]
+fn streams_without_markers_are_shown() {
+    let place = Workplace::new();
+    let (tree, mnt) = (place.folder("tree"), place.folder("mnt"));
+    fs::write(tree.join("hello"), "hello").unwrap();
+    mkfs::make(Kind::Ext4, &tree, &place.path().join("image")).unwrap();
+    let disk = fs::read(place.path().join("image")).unwrap();
+    fs::write(place.path().join("stream.vmdk"), stream(&disk, Stream::Bare)).unwrap();
+    place.mount(&["-a", "stream.vmdk", "-m", "/dev/sda", text(&mnt)]);
+    assert_eq!(fs::read(mnt.join("hello")).unwrap(), b"hello");
+    place.unmount(&mnt);
+}
+
+#[test]
+fn disks_of_an_esx_server_are_shown() {
+    let Some(showing) = Showing::new() else { return };
+    let disk = showing.bytes();
+    let write = |name: &str, bytes: &[u8]| fs::write(showing.place.path().join(name), bytes);
+    let sectors = disk.len() / 512;
+    write("flat", &disk).unwrap();
+    write("delta", &cowd(&disk)).unwrap();
+    write("se", &sesparse(&disk)).unwrap();
+    for (create_type, line) in [
+        ("vmfs", format!("RW {sectors} VMFS \"flat\"")),
+        ("vmfsSparse", format!("RW {sectors} VMFSSPARSE \"delta\"")),
+        ("seSparse", format!("RW {sectors} SESPARSE \"se\"")),
+    ] {
+        write("disk.vmdk", descriptor(create_type, &line).as_bytes()).unwrap();
+        showing.assert_shown(&["-a", "disk.vmdk"]);
+    }
+}
+
+#[test]
+fn disks_of_sixty_extents_in_a_subfolder_are_shown() {
+    let Some(showing) = Showing::new() else { return };
+    let disk = showing.bytes();
+    let parts = showing.place.folder("parts");
+    let mut lines = String::new();
+    for (i, range) in shares(disk.len(), 60).into_iter().enumerate() {
+        let piece = &disk[range];
+        let sectors = piece.len() / 512;
+        let (line, bytes) = match i % 3 {
+            _ if piece.iter().all(|&byte| byte == 0) => {
+                let _ = writeln!(lines, "RW {sectors} ZERO");
+                continue;
+            }
+            0 => (format!("RW {sectors} FLAT \"parts/{i}\" 0"), piece.to_vec()),
+            1 => (format!("RW {sectors} FLAT \"parts/{i}\" 1"), [&[7; 512], piece].concat()),
+            _ => (format!("RW {sectors} VMFSSPARSE \"parts/{i}\""), cowd(piece)),
+        };
+        let _ = writeln!(lines, "{line}");
+        fs::write(parts.join(i.to_string()), bytes).unwrap();
+    }
+    assert!(lines.contains("ZERO"), "an empty filesystem has empty parts");
+    let text = descriptor("twoGbMaxExtentFlat", &lines);
+    fs::write(showing.place.path().join("disk.vmdk"), text).unwrap();
+    showing.assert_shown(&["-a", "disk.vmdk"]);
+}
+
+/// 32 links in three folders, each with a share of the disk, each finding its parent by another
+/// kind of hint.
+#[test]
+fn the_longest_chain_over_several_folders_is_shown() {
+    const LINKS: usize = 32;
+    const ELSEWHERE: usize = 20;
+    let Some(showing) = Showing::new() else { return };
+    let disk = showing.bytes();
+    let folders = ["base", "vm", "vm/later"].map(|name| showing.place.folder(name));
+    let folder = |i: usize| &folders[i.min(LINKS - 1) / 11];
+    for (i, range) in shares(disk.len(), LINKS).into_iter().enumerate() {
+        let mut only = vec![0; disk.len()];
+        only[range.clone()].copy_from_slice(&disk[range]);
+        let extent = format!("{i}-delta.vmdk");
+        fs::write(folder(i).join(&extent), cowd(&only)).unwrap();
+        let line = format!("RW {} VMFSSPARSE \"{extent}\"", disk.len() / 512);
+        let text = match i.checked_sub(1) {
+            None => descriptor("vmfsSparse", &line),
+            Some(parent) => {
+                let path = folder(parent).join(format!("{parent}.vmdk"));
+                let name = format!("{parent}.vmdk");
+                let hint = match (folder(parent) == folder(i), i % 4) {
+                    (true, 0) => name,
+                    (true, 1) => format!("C:\\Virtual Machines\\vm\\{name}"),
+                    (true, 2) => format!("/vmfs/volumes/4ab/vm/{name}"),
+                    (false, _) if i < ELSEWHERE => format!("..\\base\\{name}"),
+                    (false, _) => format!("../{name}"),
+                    (true, _) => text(&path).to_owned(),
+                };
+                snapshot("vmfsSparse", &hint, &line)
+            }
+        };
+        fs::write(folder(i).join(format!("{i}.vmdk")), text).unwrap();
+    }
+    showing.assert_shown(&["-a", "vm/later/31.vmdk"]);
+}
+
+#[test]
+fn an_extent_that_ends_within_a_grain_is_refused_where_others_follow() {
+    let Some(showing) = Showing::new() else { return };
+    let disk = showing.bytes();
+    let (first, second) = disk.split_at(1004 * 512);
+    fs::write(showing.place.path().join("first"), cowd(first)).unwrap();
+    fs::write(showing.place.path().join("second"), cowd(second)).unwrap();
+    let lines = |a: &str, b: &str| {
+        let line = |name: &str, len: usize| format!("RW {} VMFSSPARSE \"{name}\"", len / 512);
+        format!("{}\n{}", line(a, first.len()), line(b, second.len()))
+    };
+    let text = descriptor("vmfsSparse", &lines("first", "second"));
+    fs::write(showing.place.path().join("disk.vmdk"), text).unwrap();
+    let words = ["its extent first", "1004 sectors are no multiple of its grains of 8"];
+    showing.assert_refused(&["-a", "disk.vmdk"], &words);
+}
+
+#[test]
+fn a_lock_is_a_warning_and_an_extent_names_its_descriptor() {
+    let Some(showing) = Showing::new() else { return };
+    showing.convert("vmdk", "subformat=twoGbMaxExtentSparse", "disk.vmdk");
+    fs::create_dir(showing.place.path().join("disk.vmdk.lck")).unwrap();
+    let said = showing.assert_shown(&["-a", "disk.vmdk"]).stderr;
+    assert!(said.contains("disk.vmdk.lck says that a virtual machine uses the disk"), "{said}");
+
+    let words = ["disk-s001.vmdk: it holds only an extent", "hint: open disk.vmdk instead"];
+    showing.assert_refused(&["-a", "disk-s001.vmdk"], &words);
+    showing.convert("vmdk", "subformat=monolithicFlat", "other.vmdk");
+    let words = ["other-flat.vmdk: it holds only an extent", "hint: open other.vmdk instead"];
+    showing.assert_refused(&["-a", "other-flat.vmdk"], &words);
+}
