@@ -1,6 +1,6 @@
 //! `createType`: how a VMDK is stored.
 
-use super::error::LineProblem;
+use super::line_problem::LineProblem;
 
 /// The kinds of VMDK that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,8 @@
 use std::fmt;
 
 use super::create_type::CreateType;
-use super::error::{LineProblem, Problem};
+use super::error::Problem;
+use super::line_problem::LineProblem;
 use super::name::FileName;
 use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, SECTOR_SIZE};
 

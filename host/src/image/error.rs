@@ -10,7 +10,8 @@ use nix::errno::Errno;
 
 use super::descriptor::Cid;
 use super::format::Format;
-use super::name::{FileName, NameError};
+use super::line_problem::LineProblem;
+use super::name::FileName;
 use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, MAX_LINKS};
 
 /// A disk that cannot be opened: the file at fault and what is wrong with it.
@@ -165,36 +166,6 @@ pub enum Problem {
     TooDeep,
 }
 
-/// What is wrong with a line of a descriptor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LineProblem {
-    /// Neither comment nor setting nor extent.
-    Unknown,
-    /// A zero byte.
-    Nul,
-    /// A setting that was there before.
-    Repeated(&'static str),
-    /// A setting whose value is not of its kind.
-    BadValue(&'static str),
-    /// A descriptor of a later version.
-    Version,
-    /// A `createType` that stands for a physical device; its name.
-    Device(String),
-    /// A `createType` that is not known; its name.
-    CreateType(String),
-    /// An extent line that ends too early or goes on too long.
-    Form,
-    /// An extent of no or too many sectors.
-    Sectors,
-    /// An extent's type that is not known; its name.
-    ExtentType(String),
-    /// An extent that nobody may read.
-    NoAccess,
-    /// A name that cannot be that of a file.
-    Name(NameError),
-}
-
 impl From<io::Error> for Problem {
     fn from(e: io::Error) -> Self {
         Self::Io(e)
@@ -210,57 +181,6 @@ impl Problem {
     /// Whether a file was not there.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self, Self::Io(e) if e.kind() == io::ErrorKind::NotFound)
-    }
-
-    /// What the user can do, where that is not plain from the problem.
-    fn hint(&self) -> Option<String> {
-        let text = match self {
-            Self::UnknownFormat => "--format raw reads it as plain sectors",
-            Self::NotInFormat(_) => "without --format, the format is told from the first bytes",
-            Self::Archive => "unpack it with tar -xf and open the disk that comes out",
-            Self::IsExtent(Some(path)) => return Some(format!("open {} instead", show(path))),
-            Self::IsExtent(None) => {
-                "open the descriptor, a small text file NAME.vmdk; none here names this file"
-            }
-            Self::Truncated { .. } | Self::Empty => {
-                "compare its size with the original's; it may have been copied in part"
-            }
-            Self::Damaged(_) | Self::ExtentSize { .. } => "compare it with the original",
-            Self::TextModeCopy => "copy it again in binary mode",
-            Self::Unsupported { hint, .. } => hint,
-            Self::Extent { problem, .. } if problem.is_missing() => {
-                "copy it from where the disk came from; all extents are needed"
-            }
-            Self::Parent { problem, .. } | Self::Extent { problem, .. } => return problem.hint(),
-            Self::OutsideFolder { real } => {
-                let folder = real.parent().unwrap_or(real);
-                return Some(format!(
-                    "if it belongs to the disk, --allow-path {} lets it be read",
-                    show(folder)
-                ));
-            }
-            Self::HardLinked { .. } => {
-                "if it belongs to the disk, --allow-path with its folder lets it be read"
-            }
-            Self::ParentMissing(_) => "put the parent beside this file, under its own name",
-            Self::CidMismatch { .. } => {
-                "the base was changed after the snapshot was taken; look for an unchanged copy of it"
-            }
-            Self::ParentLarger { .. } => {
-                "the parent was enlarged after the snapshot was taken; look for an unchanged copy of it"
-            }
-            Self::Io(e) => match e.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    "it must be readable to the user who runs this program"
-                }
-                _ if e.raw_os_error() == Some(libc::EMFILE) => {
-                    "the disk has more extents than files may be open; raise `ulimit -n`"
-                }
-                _ => return None,
-            },
-            _ => return None,
-        };
-        Some(text.to_owned())
     }
 }
 
@@ -333,36 +253,12 @@ impl fmt::Display for Problem {
     }
 }
 
-impl fmt::Display for LineProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let quoted = |text: &str| Printable(text.as_bytes()).to_string();
-        match self {
-            Self::Unknown => f.write_str("is neither a setting nor an extent"),
-            Self::Nul => f.write_str("has a zero byte"),
-            Self::Repeated(key) => write!(f, "says {key} again"),
-            Self::BadValue(key) => write!(f, "gives {key} no valid value"),
-            Self::Version => f.write_str("names a version that is not known"),
-            Self::Device(name) => write!(
-                f,
-                "has \"{}\": a physical device of another machine, not a file",
-                quoted(name)
-            ),
-            Self::CreateType(name) => write!(f, "has unknown createType \"{}\"", quoted(name)),
-            Self::Form => f.write_str("is not a whole extent: ACCESS SECTORS TYPE \"NAME\" OFFSET"),
-            Self::Sectors => f.write_str("has an extent of no valid size"),
-            Self::ExtentType(name) => write!(f, "has unknown extent type {}", quoted(name)),
-            Self::NoAccess => f.write_str("has an extent with NOACCESS: its data is not there"),
-            Self::Name(e) => write!(f, "{e}"),
-        }
-    }
-}
-
 /// The bytes of a path, which need not be UTF-8.
 pub fn path_bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
 }
 
 /// A path as it may go to a terminal.
-fn show(path: &Path) -> impl fmt::Display {
+pub fn show(path: &Path) -> impl fmt::Display {
     Printable(path_bytes(path))
 }

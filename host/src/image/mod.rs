@@ -25,6 +25,8 @@ mod extent;
 mod fields;
 mod file;
 mod format;
+mod hint;
+mod line_problem;
 mod lock;
 mod name;
 mod owner;
@@ -43,8 +45,9 @@ use std::path::{Path, PathBuf};
 
 pub use create_type::CreateType;
 pub use descriptor::{Access, Cid, Descriptor, Extent, ParentLink, Storage};
-pub use error::{ImageError, LineProblem, Problem};
+pub use error::{ImageError, Problem};
 pub use format::{Format, FormatError};
+pub use line_problem::LineProblem;
 pub use name::{FileName, NameError};
 
 /// Bytes of a sector, the unit of VMDK's numbers.

@@ -1,0 +1,58 @@
+//! What the user can do about a problem.
+
+use std::io;
+
+use super::error::{Problem, show};
+
+impl Problem {
+    /// What the user can do, where that is not plain from the problem.
+    pub(super) fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::UnknownFormat => "--format raw reads it as plain sectors",
+            Self::NotInFormat(_) => "without --format, the format is told from the first bytes",
+            Self::Archive => "unpack it with tar -xf and open the disk that comes out",
+            Self::IsExtent(Some(path)) => return Some(format!("open {} instead", show(path))),
+            Self::IsExtent(None) => {
+                "open the descriptor, a small text file NAME.vmdk; none here names this file"
+            }
+            Self::Truncated { .. } | Self::Empty => {
+                "compare its size with the original's; it may have been copied in part"
+            }
+            Self::Damaged(_) | Self::ExtentSize { .. } => "compare it with the original",
+            Self::TextModeCopy => "copy it again in binary mode",
+            Self::Unsupported { hint, .. } => hint,
+            Self::Extent { problem, .. } if problem.is_missing() => {
+                "copy it from where the disk came from; all extents are needed"
+            }
+            Self::Parent { problem, .. } | Self::Extent { problem, .. } => return problem.hint(),
+            Self::OutsideFolder { real } => {
+                let folder = real.parent().unwrap_or(real);
+                return Some(format!(
+                    "if it belongs to the disk, --allow-path {} lets it be read",
+                    show(folder)
+                ));
+            }
+            Self::HardLinked { .. } => {
+                "if it belongs to the disk, --allow-path with its folder lets it be read"
+            }
+            Self::ParentMissing(_) => "put the parent beside this file, under its own name",
+            Self::CidMismatch { .. } => {
+                "the base was changed after the snapshot was taken; look for an unchanged copy of it"
+            }
+            Self::ParentLarger { .. } => {
+                "the parent was enlarged after the snapshot was taken; look for an unchanged copy of it"
+            }
+            Self::Io(e) => match e.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "it must be readable to the user who runs this program"
+                }
+                _ if e.raw_os_error() == Some(libc::EMFILE) => {
+                    "the disk has more extents than files may be open; raise `ulimit -n`"
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+}
