@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use super::descriptor::ParentLink;
 use super::error::{ImageError, Problem};
 use super::file::{FileId, ImageFile};
+use super::qcow2::{Backing, Qcow2Header};
+use super::reach::Reach;
 use super::{
-    Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, Source, lock, qcow2,
-    vdi, vhd, vhdx, vmdk,
+    Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, lock, vdi, vhd, vhdx,
+    vmdk,
 };
 
 /// Opens the disk at `path`; see [`Disk::open`].
@@ -19,11 +21,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
         Some(format) => format,
         None => Format::probe(&leaf).map_err(failed)?,
     };
-    let mut warnings = Vec::from_iter(lock::warning(&leaf.real));
-    let chain = match format {
-        Format::Vmdk => open_vmdk_chain(leaf, &allowed, &mut warnings)?,
-        _ => vec![open_single(leaf, format).map_err(failed)?],
-    };
+    let mut warnings = Vec::new();
+    let chain = open_chain(leaf, format, &allowed, &mut warnings)?;
     Ok(Disk { path: path.to_owned(), size: chain[0].size, chain, warnings })
 }
 
@@ -33,33 +32,10 @@ fn real_paths(paths: &[PathBuf]) -> Result<Vec<PathBuf>, ImageError> {
     paths.iter().map(real).collect()
 }
 
-/// A format that is one file without a parent.
-fn open_single(file: ImageFile, format: Format) -> Result<Link, Problem> {
-    let size = match format {
-        Format::Qcow2 => qcow2::virtual_size(&file)?,
-        Format::Vdi => vdi::virtual_size(&file)?,
-        Format::Vpc => vhd::virtual_size(&file)?,
-        Format::Vhdx => vhdx::virtual_size(&file)?,
-        // QEMU fills the last sector of an odd file with zeros. The length of a file is
-        // below 2^63, so this cannot overflow.
-        Format::Raw | Format::Vmdk => file.len.next_multiple_of(SECTOR_SIZE),
-    };
-    match size {
-        0 if file.len == 0 => Err(Problem::Empty),
-        0 => Err(Problem::damaged("its virtual disk has no sectors")),
-        _ if size > MAX_DISK_SIZE => Err(Problem::TooLarge),
-        _ => Ok(Link {
-            path: file.path.clone(),
-            format,
-            size,
-            vmdk: None,
-            source: Source::File(file.into_file()),
-        }),
-    }
-}
-
-fn open_vmdk_chain(
+/// Opens `leaf` and its parents; `allowed` are real paths.
+fn open_chain(
     leaf: ImageFile,
+    format: Format,
     allowed: &[PathBuf],
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Link>, ImageError> {
@@ -67,13 +43,14 @@ fn open_vmdk_chain(
     let mut seen = Vec::new();
     let mut place = Place::of(&leaf);
     seen.push(place.id);
-    let (mut link, mut parent) = open_link(leaf, allowed)?;
+    warnings.extend(lock::warning(&leaf.real));
+    let (mut link, mut parent) = open_link(leaf, format, allowed)?;
     while let Some(reference) = parent {
         let failed = |problem| ImageError::new(&place.path, problem);
         if chain.len() + 1 == MAX_LINKS {
             return Err(failed(Problem::TooDeep));
         }
-        let file = find_parent(&reference, &place.folder).map_err(failed)?;
+        let (file, format) = reference.find(&place.folder, allowed).map_err(failed)?;
         let name = place.name_from(&file);
         if seen.contains(&file.id) {
             return Err(failed(Problem::Cycle(name)));
@@ -81,8 +58,8 @@ fn open_vmdk_chain(
         let next_place = Place::of(&file);
         seen.push(next_place.id);
         warnings.extend(lock::warning(&file.real));
-        let (next, grandparent) = open_link(file, allowed)?;
-        check_fit(&link, &next, &reference, name).map_err(failed)?;
+        let (next, grandparent) = open_link(file, format, allowed)?;
+        reference.check_fit(&link, &next, name).map_err(failed)?;
         chain.push(std::mem::replace(&mut link, next));
         (place, parent) = (next_place, grandparent);
     }
@@ -92,10 +69,103 @@ fn open_vmdk_chain(
 
 fn open_link(
     file: ImageFile,
+    format: Format,
     allowed: &[PathBuf],
-) -> Result<(Link, Option<ParentLink>), ImageError> {
+) -> Result<(Link, Option<Parent>), ImageError> {
     let path = file.path.clone();
-    vmdk::open(file, allowed).map_err(|problem| ImageError::new(&path, problem))
+    let opened = match format {
+        Format::Vmdk => {
+            vmdk::open(file, allowed).map(|(link, parent)| (link, parent.map(Parent::Vmdk)))
+        }
+        _ => open_single(file, format),
+    };
+    opened.map_err(|problem| ImageError::new(&path, problem))
+}
+
+/// An image that is one file.
+fn open_single(file: ImageFile, format: Format) -> Result<(Link, Option<Parent>), Problem> {
+    let mut parent = None;
+    let size = match format {
+        Format::Qcow2 => {
+            let header = Qcow2Header::read(&file)?;
+            parent = header.backing.map(Parent::Backing);
+            header.size
+        }
+        Format::Vdi => vdi::virtual_size(&file)?,
+        Format::Vpc => vhd::virtual_size(&file)?,
+        Format::Vhdx => vhdx::virtual_size(&file)?,
+        // QEMU fills the last sector of an odd file with zeros. The length of a file is
+        // below 2^63, so this cannot overflow.
+        Format::Raw | Format::Vmdk => file.len.next_multiple_of(SECTOR_SIZE),
+    };
+    match size {
+        0 if file.len == 0 => return Err(Problem::Empty),
+        0 => return Err(Problem::damaged("its virtual disk has no sectors")),
+        _ if size > MAX_DISK_SIZE => return Err(Problem::TooLarge),
+        _ => {}
+    }
+    let path = file.path.clone();
+    Ok((Link { path, format, size, vmdk: None, source: file.into_source() }, parent))
+}
+
+/// What an image says of the one below it.
+enum Parent {
+    /// Known by its content id.
+    Vmdk(ParentLink),
+    /// Known by its name alone.
+    Backing(Backing),
+}
+
+impl Parent {
+    /// Opens the first parent that exists among those that the name in a file in `folder` may
+    /// mean.
+    ///
+    /// A VMDK's may be anywhere: it is used only if it is a VMDK with the right content id.
+    /// Nothing but its name ties a backing file to its child, so that it has to be where the
+    /// child may refer to any bytes.
+    fn find(&self, folder: &Path, allowed: &[PathBuf]) -> Result<(ImageFile, Format), Problem> {
+        let reach = Reach { folder, allowed };
+        let candidates = match self {
+            Self::Vmdk(link) => link.hint.candidates(folder),
+            Self::Backing(backing) => backing.name.candidates(folder),
+        };
+        for path in &candidates {
+            let wrap = |problem| Problem::Parent { path: path.clone(), problem: Box::new(problem) };
+            let opened = match self {
+                Self::Vmdk(_) => ImageFile::open(path),
+                Self::Backing(_) => reach.locate_plain(path).and_then(|file| file.open()),
+            };
+            let mut file = match opened {
+                Err(problem) if problem.is_missing() => continue,
+                opened => opened.map_err(wrap)?,
+            };
+            file.path.clone_from(&file.real);
+            let format = match self {
+                Self::Backing(Backing { format: Some(format), .. }) => *format,
+                _ => Format::probe(&file).map_err(wrap)?,
+            };
+            if matches!(self, Self::Vmdk(_)) && format != Format::Vmdk {
+                return Err(wrap(Problem::ParentNotVmdk));
+            }
+            return Ok((file, format));
+        }
+        Err(Problem::ParentMissing(candidates))
+    }
+
+    /// Checks that `parent`, which is called `name`, is the image that `child` was made over.
+    fn check_fit(&self, child: &Link, parent: &Link, name: PathBuf) -> Result<(), Problem> {
+        // A backing file may have any size: what it lacks is zero.
+        let Self::Vmdk(link) = self else { return Ok(()) };
+        let found = parent.vmdk.expect("it was opened as a VMDK").cid;
+        if found != link.cid {
+            return Err(Problem::CidMismatch { expected: link.cid, found, parent: name });
+        }
+        if parent.size > child.size {
+            let (parent_size, size) = (parent.size, child.size);
+            return Err(Problem::ParentLarger { parent: name, parent_size, size });
+        }
+        Ok(())
+    }
 }
 
 /// Where a link's own file is.
@@ -118,44 +188,4 @@ impl Place {
             _ => file.real.clone(),
         }
     }
-}
-
-/// Opens the first parent that exists among those that the hint of a file in `folder` may
-/// mean. It may be anywhere: it is used only if it is a VMDK with the right content id.
-fn find_parent(reference: &ParentLink, folder: &Path) -> Result<ImageFile, Problem> {
-    let candidates = reference.hint.candidates(folder);
-    for path in &candidates {
-        let wrap = |problem| Problem::Parent { path: path.clone(), problem: Box::new(problem) };
-        let mut file = match ImageFile::open(path) {
-            Err(problem) if problem.is_missing() => continue,
-            opened => opened.map_err(wrap)?,
-        };
-        file.path.clone_from(&file.real);
-        return match Format::probe(&file).map_err(wrap)? {
-            Format::Vmdk => Ok(file),
-            _ => Err(wrap(Problem::ParentNotVmdk)),
-        };
-    }
-    Err(Problem::ParentMissing(candidates))
-}
-
-/// Checks that `parent` is the image that `child` was made over.
-fn check_fit(
-    child: &Link,
-    parent: &Link,
-    reference: &ParentLink,
-    name: PathBuf,
-) -> Result<(), Problem> {
-    let found = parent.vmdk.expect("every link of this chain is a VMDK").cid;
-    if found != reference.cid {
-        return Err(Problem::CidMismatch { expected: reference.cid, found, parent: name });
-    }
-    if parent.size > child.size {
-        return Err(Problem::ParentLarger {
-            parent: name,
-            parent_size: parent.size,
-            size: child.size,
-        });
-    }
-    Ok(())
 }

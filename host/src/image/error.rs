@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::descriptor::Cid;
 use super::format::Format;
 use super::line_problem::LineProblem;
-use super::name::FileName;
+use super::name::{FileName, NameError};
 use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, MAX_LINKS};
 
 /// A disk that cannot be opened: the file at fault and what is wrong with it.
@@ -138,6 +138,10 @@ pub enum Problem {
         /// What is wrong with it.
         problem: Box<Problem>,
     },
+    /// A backing file by a name that is none.
+    BackingName(NameError),
+    /// A backing file in a format that is not known; its name.
+    BackingFormat(String),
     /// A parent that is at none of these places.
     ParentMissing(Vec<PathBuf>),
     /// A parent in a format without content ids.
@@ -229,6 +233,11 @@ impl fmt::Display for Problem {
             }
             Self::Overlap => f.write_str("its sectors are in use by an earlier extent"),
             Self::Parent { path, problem } => write!(f, "its parent {}: {problem}", show(path)),
+            Self::BackingName(e) => write!(f, "its header {e}, as that of its backing file"),
+            Self::BackingFormat(name) => {
+                let name = Printable(name.as_bytes()).to_string();
+                write!(f, "its backing file is in the format \"{name}\", which is not known")
+            }
             Self::ParentMissing(tried) => {
                 f.write_str("its parent is missing; looked for")?;
                 for (i, path) in tried.iter().enumerate() {

@@ -76,7 +76,7 @@ impl Opener<'_> {
         let len = sectors * SECTOR_SIZE;
         file.check_inside(start, len, "sectors that the descriptor counts")?;
         self.claim_range(file.id, (start, start + len))?;
-        Ok(file.into_file())
+        Ok(file.into_whole())
     }
 
     fn open_sparse(
@@ -103,7 +103,7 @@ impl Opener<'_> {
             });
         }
         match self.used.insert(file.id, Use::Whole) {
-            None => Ok(file.into_file()),
+            None => Ok(file.into_whole()),
             Some(_) => Err(Problem::Overlap),
         }
     }

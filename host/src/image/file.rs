@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::Source;
 use super::error::Problem;
 
 /// One file, however it is named: device and inode number.
@@ -60,6 +61,7 @@ impl LocatedFile {
             real: self.real,
             id: FileId { dev: meta.dev(), ino: meta.ino() },
             len: meta.len(),
+            part_at: None,
         })
     }
 }
@@ -80,6 +82,8 @@ pub struct ImageFile {
     pub id: FileId,
     /// Bytes.
     pub len: u64,
+    /// Where it begins within `file`, where it is only a part of that.
+    part_at: Option<u64>,
 }
 
 impl ImageFile {
@@ -94,6 +98,22 @@ impl ImageFile {
     /// The folder it is really in.
     pub fn folder(&self) -> &Path {
         self.real.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// The `len` bytes at `offset` as a file of their own, to be called `path`.
+    ///
+    /// # Errors
+    /// [`Problem::Truncated`] where there are fewer, [`Problem::Io`].
+    pub fn part(&self, path: PathBuf, offset: u64, len: u64) -> Result<Self, Problem> {
+        self.check_inside(offset, len, "part")?;
+        let (file, real) = (self.file.try_clone()?, self.real.clone());
+        let part_at = Some(self.part_at.unwrap_or(0) + offset);
+        Ok(Self { file, path, real, id: self.id, len, part_at })
+    }
+
+    /// Whether it is only a part of a file, and so has nothing beside it.
+    pub fn is_part(&self) -> bool {
+        self.part_at.is_some()
     }
 
     /// Its first bytes, at most `limit`.
@@ -143,6 +163,8 @@ impl ImageFile {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64, what: &'static str) -> Result<(), Problem> {
+        // In bounds: a part was checked to lie in its file.
+        let offset = self.part_at.unwrap_or(0) + offset;
         self.file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
             // It became shorter since it was opened.
             io::ErrorKind::UnexpectedEof => Problem::Truncated { what, len: self.len },
@@ -150,8 +172,20 @@ impl ImageFile {
         })
     }
 
-    /// The open file alone.
-    pub fn into_file(self) -> File {
+    /// What QEMU reads. A part ends with a whole sector where its file goes on so far.
+    pub fn into_source(self) -> Source {
+        match self.part_at {
+            None => Source::File(self.file),
+            Some(offset) => Source::Part { file: self.file, offset, len: self.len },
+        }
+    }
+
+    /// The open file, to be used from its first byte to its last.
+    ///
+    /// # Panics
+    /// For a part.
+    pub fn into_whole(self) -> File {
+        assert!(!self.is_part(), "parts are no extents");
         self.file
     }
 }
@@ -223,7 +257,7 @@ mod tests {
         for (offset, len) in [(9, 2), (u64::MAX, 2), (11, 0)] {
             assert!(matches!(a.bytes(offset, len, "end"), Err(Problem::Truncated { .. })));
         }
-        let file = a.into_file();
+        let file = a.into_whole();
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
         assert_eq!(flags & OFlag::O_ACCMODE, OFlag::O_RDONLY);
     }

@@ -140,7 +140,27 @@ pub fn qcow2(size: u64) -> Vec<u8> {
     let mut bytes = vec![0; 512];
     bytes[..4].copy_from_slice(b"QFI\xfb");
     bytes[7] = 3;
+    bytes[23] = 16;
+    bytes[103] = 104;
     bytes[24..32].copy_from_slice(&size.to_be_bytes());
+    bytes
+}
+
+/// The same over a backing file, which is named with its format where that is not empty.
+pub fn qcow2_over(size: u64, name: &[u8], format: &str) -> Vec<u8> {
+    let mut bytes = qcow2(size);
+    bytes.truncate(104);
+    if !format.is_empty() {
+        bytes.extend(0xe279_2aca_u32.to_be_bytes());
+        bytes.extend(u32::try_from(format.len()).unwrap().to_be_bytes());
+        bytes.extend(format.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    bytes.extend([0; 8]);
+    let at = u64::try_from(bytes.len()).unwrap();
+    bytes[8..16].copy_from_slice(&at.to_be_bytes());
+    bytes[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap().to_be_bytes());
+    bytes.extend(name);
     bytes
 }
 

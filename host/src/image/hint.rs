@@ -35,6 +35,9 @@ impl Problem {
             Self::HardLinked { .. } => {
                 "if it belongs to the disk, --allow-path with its folder lets it be read"
             }
+            Self::BackingName(_) | Self::BackingFormat(_) => {
+                "only files are read; if its source is trusted, qemu-img convert makes one of it"
+            }
             Self::ParentMissing(_) => "put the parent beside this file, under its own name",
             Self::CidMismatch { .. } => {
                 "the base was changed after the snapshot was taken; look for an unchanged copy of it"

@@ -121,7 +121,17 @@ pub struct VmdkInfo {
 pub enum Source {
     /// One file that QEMU reads by itself.
     File(File),
-    /// A text descriptor and what it names.
+    /// Bytes of a file that are an image, as in an archive.
+    Part {
+        /// The file.
+        file: File,
+        /// Where they begin.
+        offset: u64,
+        /// How many they are, a multiple of [`SECTOR_SIZE`].
+        len: u64,
+    },
+    /// A text descriptor and what it names: a VMDK's, or one made here for the parts of a
+    /// split disk.
     Described {
         /// The parsed text; [`Descriptor::rewritten`] makes QEMU's from it.
         descriptor: Descriptor,
@@ -129,6 +139,18 @@ pub enum Source {
         /// file of its length without data.
         extents: Vec<File>,
     },
+}
+
+impl Link {
+    /// The block driver of QEMU that reads it: that of its format, but for what a descriptor
+    /// puts together.
+    #[must_use]
+    pub fn qemu_driver(&self) -> &'static str {
+        match self.source {
+            Source::File(_) | Source::Part { .. } => self.format.qemu_driver(),
+            Source::Described { .. } => Format::Vmdk.qemu_driver(),
+        }
+    }
 }
 
 impl Disk {
@@ -141,6 +163,8 @@ impl Disk {
     }
 }
 
+#[cfg(test)]
+mod backing_tests;
 #[cfg(test)]
 mod disk_tests;
 #[cfg(test)]

@@ -46,7 +46,7 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
             let extents = extent::open_all(&descriptor, &file, allowed)?;
             Source::Described { descriptor, extents }
         } else {
-            Source::File(file.into_file())
+            file.into_source()
         },
     };
     Ok((link, parent))

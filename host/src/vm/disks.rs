@@ -160,6 +160,10 @@ impl<'d> DiskFiles<'d> {
     fn link(&mut self, link: &'d Link, below: &Value) -> Result<String, VmError> {
         let file_node = match &link.source {
             Source::File(file) => self.file(Passed::Borrowed(file), Access::ReadOnly),
+            Source::Part { file, offset, len } => {
+                let whole = self.file(Passed::Borrowed(file), Access::ReadOnly);
+                self.part(&whole, *offset, *len)
+            }
             Source::Described { descriptor, extents } => {
                 let sets: Vec<u32> =
                     extents.iter().map(|file| self.pass(Passed::Borrowed(file))).collect();
@@ -169,12 +173,13 @@ impl<'d> DiskFiles<'d> {
             }
         };
         let node = format!("link{}", self.nodes.len());
+        let driver = link.qemu_driver();
         let mut options = json!({
-            "node-name": node, "driver": link.format.qemu_driver(), "file": file_node,
+            "node-name": node, "driver": driver, "file": file_node,
             "read-only": true, "auto-read-only": false,
         });
         // Without it QEMU would follow the path in the file. Other formats know no parents.
-        if matches!(link.format, Format::Vmdk | Format::Qcow2) {
+        if [Format::Vmdk, Format::Qcow2].map(Format::qemu_driver).contains(&driver) {
             options["backing"] = below.clone();
         }
         self.nodes.push(options);
@@ -188,6 +193,16 @@ impl<'d> DiskFiles<'d> {
         self.nodes.push(json!({
             "node-name": node, "driver": "file", "filename": file_name(set),
             "read-only": access == Access::ReadOnly, "auto-read-only": false,
+        }));
+        node
+    }
+
+    /// Adds a node of some bytes of another node, and names it.
+    fn part(&mut self, whole: &str, offset: u64, size: u64) -> String {
+        let node = format!("part{}", self.nodes.len());
+        self.nodes.push(json!({
+            "node-name": node, "driver": "raw", "file": whole, "offset": offset, "size": size,
+            "read-only": true, "auto-read-only": false,
         }));
         node
     }

@@ -1,0 +1,110 @@
+//! Disks in other formats than VMDK, through a real VM: each holds the same filesystem, and
+//! shows it.
+
+use std::fs;
+
+use guestmnt_tests::images::{descriptor, put};
+use guestmnt_tests::showing::Showing;
+
+#[test]
+fn what_qemu_img_makes_is_shown() {
+    let Some(showing) = Showing::new() else { return };
+    let table = [
+        ("raw", "", "disk.img"),
+        ("qcow2", "compat=0.10", "old.qcow2"),
+        ("qcow2", "compression_type=zstd,extended_l2=on", "new.qcow2"),
+        ("vdi", "", "disk.vdi"),
+        ("vdi", "static=on", "static.vdi"),
+        ("vpc", "force_size=on", "disk.vhd"),
+        ("vpc", "subformat=fixed,force_size=on", "fixed.vhd"),
+        ("vhdx", "", "disk.vhdx"),
+        ("vhdx", "subformat=fixed", "fixed.vhdx"),
+    ];
+    for (format, options, name) in table {
+        showing.convert(format, options, name);
+        showing.assert_shown(&["-a", name]);
+        if name != "disk.img" {
+            fs::remove_file(showing.place.path().join(name)).unwrap();
+        }
+    }
+}
+
+/// Snapshots over a base in each format, with a share of the disk in each link.
+#[test]
+fn backing_files_of_any_format_are_shown() {
+    let Some(showing) = Showing::new() else { return };
+    let bases = [
+        ("raw", ""),
+        ("qcow2", ""),
+        ("vmdk", "subformat=twoGbMaxExtentSparse"),
+        ("vdi", ""),
+        ("vpc", "force_size=on"),
+        ("vhdx", ""),
+    ];
+    let pieces: [(u64, usize); 2] = [(0, 1 << 20), (8 << 20, 4 << 20)];
+    for (format, options) in bases {
+        let base = format!("base.{format}");
+        showing.convert(format, options, &base);
+        showing.make("qemu-img", &["create", "-f", "qcow2", "-b", &base, "-F", format, "1.qcow2"]);
+        showing.make("qemu-img", &["snapshot", "-c", "inside", "1.qcow2"]);
+        showing.make(
+            "qemu-img",
+            &["create", "-f", "qcow2", "-b", "1.qcow2", "-F", "qcow2", "2.qcow2"],
+        );
+        // What the base has there is wrong, and mended above it.
+        for (link, (at, len)) in ["1.qcow2", "2.qcow2"].into_iter().zip(pieces) {
+            let spoil = format!("write -P 170 {at} {len}");
+            let below = if link == "2.qcow2" { ("1.qcow2", "qcow2") } else { (&*base, format) };
+            showing.make("qemu-io", &["-f", below.1, "-c", &spoil, below.0]);
+            let piece = &showing.bytes()[usize::try_from(at).unwrap()..][..len];
+            fs::write(showing.place.path().join("piece"), piece).unwrap();
+            let mend = format!("write -s piece {at} {len}");
+            showing.make("qemu-io", &["-f", "qcow2", "-c", &mend, link]);
+        }
+        showing.assert_shown(&["-a", "2.qcow2"]);
+    }
+}
+
+#[test]
+fn a_raw_disk_that_looks_like_another_is_what_it_is_said_to_be() {
+    let Some(showing) = Showing::new() else { return };
+    let place = showing.place.path();
+    fs::write(place.join("secret"), "secret").unwrap();
+    // The first kilobyte of ext4 is free for boot loaders: a qcow2 that is over another file.
+    showing.make(
+        "qemu-img",
+        &["create", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", "trap", "32M"],
+    );
+    let mut disk = showing.bytes();
+    disk[..1024].copy_from_slice(&fs::read(place.join("trap")).unwrap()[..1024]);
+    fs::write(place.join("disk.img"), &disk).unwrap();
+    showing.assert_shown(&["--format", "raw", "-a", "disk.img"]);
+    showing.assert_refused(&["-a", "disk.img"], &["/etc/passwd", "outside of the image's folder"]);
+    let line = format!("RW {} FLAT \"disk.img\" 0", disk.len() / 512);
+    fs::write(place.join("disk.vmdk"), descriptor("monolithicFlat", &line)).unwrap();
+    showing.assert_shown(&["-a", "disk.vmdk"]);
+    showing.make("qemu-img", &["create", "-f", "qcow2", "-b", "disk.img", "-F", "raw", "a.qcow2"]);
+    showing.assert_shown(&["-a", "a.qcow2"]);
+}
+
+#[test]
+fn what_qemu_cannot_read_says_what_to_do() {
+    let Some(showing) = Showing::new() else { return };
+    let place = showing.place.path();
+    let patch = |name: &str, at: usize, value: u64, width: usize| {
+        let mut bytes = fs::read(place.join(name)).unwrap();
+        put(&mut bytes, at, value, width);
+        fs::write(place.join(name), bytes).unwrap();
+    };
+    showing.make("qemu-img", &["create", "-f", "vpc", "child.avhd", "32M"]);
+    patch("child.avhd", 60, 4 << 24, 4);
+    showing.assert_refused(&["-a", "child.avhd"], &["VHD over a parent", "hint: ", "Convert-VHD"]);
+    let secret = "secret,id=s,data=x";
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1";
+    let luks = ["create", "-f", "qcow2", "--object", secret, "-o", options, "luks.qcow2", "1M"];
+    showing.make("qemu-img", &luks);
+    showing.assert_refused(&["-a", "luks.qcow2"], &["encrypted with LUKS", "hint: "]);
+    let data = ["create", "-f", "qcow2", "-o", "data_file=data.raw", "data.qcow2", "1M"];
+    showing.make("qemu-img", &data);
+    showing.assert_refused(&["-a", "data.qcow2"], &["its data in another file", "hint: "]);
+}
