@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use guestmnt_tests::images::{descriptor, put};
+use guestmnt_tests::images::{Stream, descriptor, put, shares, stream};
 use guestmnt_tests::showing::Showing;
 
 #[test]
@@ -107,4 +107,41 @@ fn what_qemu_cannot_read_says_what_to_do() {
     let data = ["create", "-f", "qcow2", "-o", "data_file=data.raw", "data.qcow2", "1M"];
     showing.make("qemu-img", &data);
     showing.assert_refused(&["-a", "data.qcow2"], &["its data in another file", "hint: "]);
+}
+
+#[test]
+fn a_split_disk_is_shown_from_its_first_piece() {
+    let Some(showing) = Showing::new() else { return };
+    let disk = showing.bytes();
+    for (i, range) in shares(disk.len(), 12).into_iter().enumerate() {
+        let path = showing.place.path().join(format!("disk.img.{:03}", i + 1));
+        fs::write(path, &disk[range]).unwrap();
+    }
+    showing.assert_shown(&["-a", "disk.img.001"]);
+    showing.assert_shown(&["--format", "raw", "-a", "disk.img.001"]);
+    showing.assert_refused(&["-a", "disk.img.002"], &["hint: open disk.img.001 instead"]);
+    fs::remove_file(showing.place.path().join("disk.img.007")).unwrap();
+    showing.assert_refused(&["-a", "disk.img.001"], &["piece number 7 is missing", "hint: "]);
+}
+
+#[test]
+fn disks_in_an_archive_are_shown_where_they_are() {
+    let Some(showing) = Showing::new() else { return };
+    let place = showing.place.path();
+    fs::write(place.join("vm.ovf"), "<Envelope/>").unwrap();
+    let stream = stream(&showing.bytes(), Stream::Marked);
+    fs::write(place.join("disk1.vmdk"), stream).unwrap();
+    showing.make("tar", &["--format=ustar", "-cf", "one.ova", "vm.ovf", "disk1.vmdk"]);
+    showing.assert_shown(&["-a", "one.ova"]);
+    showing.convert("qcow2", "", "disk2.qcow2");
+    showing.convert("vpc", "subformat=fixed,force_size=on", "disk3.vhd");
+    for format in ["ustar", "pax", "gnu"] {
+        let format = format!("--format={format}");
+        let files = ["vm.ovf", "disk1.vmdk", "disk2.qcow2", "disk3.vhd"];
+        showing.make("tar", &[&[&*format, "-cf", "all.ova"], &files[..]].concat());
+        showing.assert_refused(&["-a", "all.ova"], &["several disks", "    all.ova:disk3.vhd"]);
+        for disk in &files[1..] {
+            showing.assert_shown(&["-a", &format!("all.ova:{disk}")]);
+        }
+    }
 }

@@ -5,25 +5,55 @@ use std::path::{Path, PathBuf};
 use super::descriptor::ParentLink;
 use super::error::{ImageError, Problem};
 use super::file::{FileId, ImageFile};
+use super::hint::UNPACK;
 use super::qcow2::{Backing, Qcow2Header};
 use super::reach::Reach;
+use super::split::Pieces;
 use super::{
-    Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, lock, vdi, vhd, vhdx,
-    vmdk,
+    Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, archive, lock, vdi,
+    vhd, vhdx, vmdk,
 };
 
 /// Opens the disk at `path`; see [`Disk::open`].
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
     let failed = |problem| ImageError::new(path, problem);
     let allowed = real_paths(&options.allow_paths)?;
-    let leaf = ImageFile::open(path).map_err(failed)?;
-    let format = match options.format {
-        Some(format) => format,
-        None => Format::probe(&leaf).map_err(failed)?,
-    };
+    let (leaf, format) = find_leaf(path, options.format).map_err(failed)?;
     let mut warnings = Vec::new();
-    let chain = open_chain(leaf, format, &allowed, &mut warnings)?;
+    let pieces = match format {
+        Format::Raw => Pieces::beside(&leaf).map_err(failed)?,
+        _ => None,
+    };
+    let chain = match pieces {
+        Some(pieces) if pieces.other_first().is_none() => {
+            vec![pieces.open(leaf, &allowed).map_err(failed)?]
+        }
+        _ => open_chain(leaf, format, &allowed, &mut warnings)?,
+    };
     Ok(Disk { path: path.to_owned(), size: chain[0].size, chain, warnings })
+}
+
+/// Opens the file that the user means, and tells its format where that is not known.
+fn find_leaf(path: &Path, format: Option<Format>) -> Result<(ImageFile, Format), Problem> {
+    let file = match archive::split_name(path) {
+        Some((archive, member)) => archive::disk(&ImageFile::open(archive)?, Some(member))?,
+        None => ImageFile::open(path)?,
+    };
+    if let Some(format) = format {
+        return Ok((file, format));
+    }
+    let file = if archive::is_archive(&file)? { archive::disk(&file, None)? } else { file };
+    let format = Format::probe(&file)?;
+    match Pieces::beside(&file)?.map(|pieces| pieces.other_first().map(Path::to_owned)) {
+        None => Ok((file, format)),
+        Some(Some(first)) => Err(Problem::IsPiece(file.path.with_file_name(first))),
+        Some(None) if format == Format::Raw => Ok((file, format)),
+        Some(None) => Err(Problem::Unsupported {
+            what: format!("it is the first piece of a split {format}"),
+            hint: "join the pieces with cat and open the file that comes out; \
+                   if it is a raw disk, say so with --format raw",
+        }),
+    }
 }
 
 fn real_paths(paths: &[PathBuf]) -> Result<Vec<PathBuf>, ImageError> {
@@ -44,7 +74,15 @@ fn open_chain(
     let mut place = Place::of(&leaf);
     seen.push(place.id);
     warnings.extend(lock::warning(&leaf.real));
+    let is_part = leaf.is_part();
     let (mut link, mut parent) = open_link(leaf, format, allowed)?;
+    if is_part && parent.is_some() {
+        let problem = Problem::Unsupported {
+            what: "it is a snapshot in an archive, without its parent".to_owned(),
+            hint: UNPACK,
+        };
+        return Err(ImageError::new(&place.path, problem));
+    }
     while let Some(reference) = parent {
         let failed = |problem| ImageError::new(&place.path, problem);
         if chain.len() + 1 == MAX_LINKS {

@@ -119,6 +119,29 @@ impl Descriptor {
         draft.finish()
     }
 
+    /// That of a disk whose sectors are in several files, one behind the other: as many of
+    /// each as `sectors` has. They go by their numbers.
+    ///
+    /// # Panics
+    /// With no or too many files or sectors.
+    pub(super) fn of_flat_files(sectors: &[u64]) -> Self {
+        assert!((1..=MAX_EXTENTS).contains(&sectors.len()), "the caller counted the files");
+        let extent = |(i, &sectors): (usize, &u64)| Extent {
+            access: Access::ReadOnly,
+            sectors,
+            storage: Storage::Flat {
+                name: FileName::new(i.to_string().as_bytes()).expect("digits are a name"),
+                first_sector: 0,
+            },
+        };
+        Self {
+            create_type: CreateType::TwoGbMaxExtentFlat,
+            cid: Cid(0),
+            parent: None,
+            extents: sectors.iter().enumerate().map(extent).collect(),
+        }
+    }
+
     /// Sectors of the whole disk.
     #[must_use]
     pub fn sectors(&self) -> u64 {

@@ -12,7 +12,7 @@ use super::descriptor::Cid;
 use super::format::Format;
 use super::line_problem::LineProblem;
 use super::name::{FileName, NameError};
-use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, MAX_LINKS};
+use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, MAX_LINKS, SECTOR_SIZE};
 
 /// A disk that cannot be opened: the file at fault and what is wrong with it.
 ///
@@ -68,8 +68,30 @@ pub enum Problem {
     UnknownFormat,
     /// Not in the format that the user named.
     NotInFormat(Format),
-    /// An archive with disks in it.
-    Archive,
+    /// Several disks, of which one has to be named; what to call them.
+    SeveralDisks(Vec<PathBuf>),
+    /// No disk where one or more were expected.
+    NoDisk,
+    /// An archive without a certain file.
+    NoMember {
+        /// The file.
+        name: PathBuf,
+        /// What to call the disks that are there.
+        disks: Vec<PathBuf>,
+    },
+    /// A piece of a split disk, and the first one, which should be opened.
+    IsPiece(PathBuf),
+    /// A number that none of the pieces has although later ones are there.
+    PieceMissing(u32),
+    /// A piece with this many bytes, which are not whole sectors, before others.
+    OddPiece(u64),
+    /// A problem of a piece of a split disk.
+    Piece {
+        /// The piece.
+        name: PathBuf,
+        /// What is wrong with it.
+        problem: Box<Problem>,
+    },
     /// A part of a disk, and the descriptor beside it that names it, if there is one.
     IsExtent(Option<PathBuf>),
     /// The file ends before `what` it must hold.
@@ -201,7 +223,21 @@ impl fmt::Display for Problem {
                 "not a VMDK, nor another disk image: neither a descriptor nor a known header",
             ),
             Self::NotInFormat(format) => write!(f, "it is not in the format {format}"),
-            Self::Archive => f.write_str("it is an archive that disks are packed in"),
+            Self::SeveralDisks(names) => {
+                f.write_str("it holds several disks:")?;
+                list(f, names)
+            }
+            Self::NoDisk => f.write_str("it holds no disk"),
+            Self::NoMember { name, disks } => {
+                write!(f, "it holds no {}; its disks are:", show(name))?;
+                list(f, disks)
+            }
+            Self::IsPiece(_) => f.write_str("it holds only a piece of a disk"),
+            Self::PieceMissing(number) => write!(f, "its piece number {number} is missing"),
+            Self::OddPiece(len) => {
+                write!(f, "its {len} bytes are no multiple of {SECTOR_SIZE}, and others follow it")
+            }
+            Self::Piece { name, problem } => write!(f, "its piece {}: {problem}", show(name)),
             Self::IsExtent(_) => f.write_str("it holds only an extent of a disk"),
             Self::Truncated { what, len } => {
                 write!(f, "truncated: its {len} bytes end before the {what}")
@@ -260,6 +296,11 @@ impl fmt::Display for Problem {
             Self::TooDeep => write!(f, "the chain has more than {MAX_LINKS} links"),
         }
     }
+}
+
+/// One path below the other.
+fn list(f: &mut fmt::Formatter<'_>, paths: &[PathBuf]) -> fmt::Result {
+    paths.iter().try_for_each(|path| write!(f, "\n    {}", show(path)))
 }
 
 /// The bytes of a path, which need not be UTF-8.

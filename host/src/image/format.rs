@@ -51,8 +51,7 @@ impl Format {
     /// format: then it is damaged, or a part of a disk.
     ///
     /// # Errors
-    /// [`Problem::Empty`], [`Problem::UnknownFormat`], [`Problem::Archive`],
-    /// [`Problem::IsExtent`] for a raw extent that a descriptor names, or a read error.
+    /// [`Problem::Empty`], [`Problem::UnknownFormat`], [`Problem::IsExtent`] for a raw extent that a descriptor names, or a read error.
     pub fn probe(file: &ImageFile) -> Result<Self, Problem> {
         if file.len == 0 {
             return Err(Problem::Empty);
@@ -68,8 +67,7 @@ impl Format {
                 Some(descriptor) => Problem::IsExtent(Some(descriptor)),
                 None => Problem::UnknownFormat,
             }),
-            "qcow2" | "vdi" | "vhd" | "vhdx" => Err(Problem::UnknownFormat),
-            "ova" => Err(Problem::Archive),
+            "qcow2" | "vdi" | "vhd" | "vhdx" | "ova" => Err(Problem::UnknownFormat),
             _ => Ok(Self::Raw),
         }
     }

@@ -157,7 +157,7 @@ fn headers_that_mislead_are_refused_with_the_reason() {
         ("a.vmdk", vec![], "it is empty"),
         ("a.vmdk", vec![7; 4096], "not a VMDK"),
         ("a.vdi", vec![7; 4096], "not a VMDK"),
-        ("a.ova", vec![7; 4096], "an archive"),
+        ("a.ova", vec![7; 4096], "not a VMDK"),
         ("a.img", vec![], "it is empty"),
     ];
     let folder = Folder::new();

@@ -4,13 +4,19 @@ use std::io;
 
 use super::error::{Problem, show};
 
+/// For what cannot be read where it is in an archive.
+pub const UNPACK: &str = "unpack the archive with tar -xf and open the disk that comes out";
+
 impl Problem {
     /// What the user can do, where that is not plain from the problem.
     pub(super) fn hint(&self) -> Option<String> {
         let text = match self {
             Self::UnknownFormat => "--format raw reads it as plain sectors",
             Self::NotInFormat(_) => "without --format, the format is told from the first bytes",
-            Self::Archive => "unpack it with tar -xf and open the disk that comes out",
+            Self::SeveralDisks(_) => "name one of them after -a",
+            Self::IsPiece(first) => return Some(format!("open {} instead", show(first))),
+            Self::PieceMissing(_) => "copy it from where the disk came from; all pieces are needed",
+            Self::OddPiece(_) => "compare its size with the original's, or join them with cat",
             Self::IsExtent(Some(path)) => return Some(format!("open {} instead", show(path))),
             Self::IsExtent(None) => {
                 "open the descriptor, a small text file NAME.vmdk; none here names this file"
@@ -24,7 +30,9 @@ impl Problem {
             Self::Extent { problem, .. } if problem.is_missing() => {
                 "copy it from where the disk came from; all extents are needed"
             }
-            Self::Parent { problem, .. } | Self::Extent { problem, .. } => return problem.hint(),
+            Self::Parent { problem, .. }
+            | Self::Extent { problem, .. }
+            | Self::Piece { problem, .. } => return problem.hint(),
             Self::OutsideFolder { real } => {
                 let folder = real.parent().unwrap_or(real);
                 return Some(format!(

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod chain;
 mod cowd;
 mod create_type;
@@ -34,6 +35,7 @@ mod qcow2;
 mod reach;
 mod sesparse;
 mod sparse;
+mod split;
 mod vdi;
 mod vhd;
 mod vhdx;

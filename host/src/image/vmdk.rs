@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::descriptor::{Descriptor, ParentLink, Storage, is_descriptor};
 use super::error::Problem;
 use super::file::ImageFile;
+use super::hint::UNPACK;
 use super::sparse::SparseHeader;
 use super::{
     Format, Link, MAX_DESCRIPTOR, SECTOR_SIZE, Source, VmdkInfo, cowd, extent, owner, sesparse,
@@ -53,6 +54,12 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
 }
 
 fn read_text(file: &ImageFile) -> Result<Descriptor, Problem> {
+    if file.is_part() {
+        return Err(Problem::Unsupported {
+            what: "it is a descriptor with its extents beside it in an archive".to_owned(),
+            hint: UNPACK,
+        });
+    }
     if file.len > MAX_DESCRIPTOR as u64 {
         return Err(Problem::DescriptorTooLong);
     }
