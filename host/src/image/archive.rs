@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::SECTOR_SIZE;
 use super::error::{Problem, path_bytes};
 use super::file::ImageFile;
+use super::format::named_as_disk;
 use super::hint::UNPACK;
 
 /// Most members that are looked at.
@@ -18,9 +19,6 @@ const MAX_MEMBERS: usize = 4096;
 
 /// Most bytes of a long name or of pax records.
 const MAX_EXTENSION: u64 = 64 << 10;
-
-/// What disks are called.
-const DISK_EXTENSIONS: [&str; 7] = ["vmdk", "vdi", "vhd", "vhdx", "qcow2", "img", "raw"];
 
 /// Where a file is in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +57,7 @@ pub fn is_archive(file: &ImageFile) -> Result<bool, Problem> {
 /// the archive.
 pub fn disk(archive: &ImageFile, wanted: Option<&Path>) -> Result<ImageFile, Problem> {
     let all = members(archive)?;
-    let disks: Vec<&Member> = all.iter().filter(|member| is_disk(&member.name)).collect();
+    let disks: Vec<&Member> = all.iter().filter(|member| named_as_disk(&member.name)).collect();
     let names = || disks.iter().map(|member| inside(archive, &member.name)).collect::<Vec<_>>();
     let member = match wanted {
         Some(name) => all
@@ -83,11 +81,6 @@ fn inside(archive: &ImageFile, member: &Path) -> PathBuf {
     path.push(":");
     path.push(member);
     path.into()
-}
-
-fn is_disk(name: &Path) -> bool {
-    let is = |known: &&str| name.extension().is_some_and(|found| found.eq_ignore_ascii_case(known));
-    DISK_EXTENSIONS.iter().any(is)
 }
 
 /// The regular files of an archive.

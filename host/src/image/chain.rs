@@ -56,7 +56,8 @@ fn find_leaf(path: &Path, format: Option<Format>) -> Result<(ImageFile, Format),
     }
 }
 
-fn real_paths(paths: &[PathBuf]) -> Result<Vec<PathBuf>, ImageError> {
+/// What the user allows, as it is really called.
+pub fn real_paths(paths: &[PathBuf]) -> Result<Vec<PathBuf>, ImageError> {
     let real =
         |path: &PathBuf| path.canonicalize().map_err(|e| ImageError::new(path, Problem::Io(e)));
     paths.iter().map(real).collect()

@@ -70,6 +70,8 @@ pub enum Problem {
     NotInFormat(Format),
     /// Several disks, of which one has to be named; what to call them.
     SeveralDisks(Vec<PathBuf>),
+    /// Several virtual machines, of which one has to be named; their descriptions.
+    SeveralMachines(Vec<PathBuf>),
     /// No disk where one or more were expected.
     NoDisk,
     /// An archive without a certain file.
@@ -127,6 +129,13 @@ pub enum Problem {
     },
     /// Something that a descriptor must say and does not.
     Lacks(&'static str),
+    /// A problem of a disk that a machine's description names.
+    Disk {
+        /// As it names it.
+        name: FileName,
+        /// What is wrong with it.
+        problem: Box<Problem>,
+    },
     /// A problem of an extent that the file names.
     Extent {
         /// As the descriptor names it.
@@ -160,8 +169,8 @@ pub enum Problem {
         /// What is wrong with it.
         problem: Box<Problem>,
     },
-    /// A backing file by a name that is none.
-    BackingName(NameError),
+    /// A name of another file that is none.
+    Name(NameError),
     /// A backing file in a format that is not known; its name.
     BackingFormat(String),
     /// A parent that is at none of these places.
@@ -227,6 +236,10 @@ impl fmt::Display for Problem {
                 f.write_str("it holds several disks:")?;
                 list(f, names)
             }
+            Self::SeveralMachines(names) => {
+                f.write_str("it holds several virtual machines:")?;
+                list(f, names)
+            }
             Self::NoDisk => f.write_str("it holds no disk"),
             Self::NoMember { name, disks } => {
                 write!(f, "it holds no {}; its disks are:", show(name))?;
@@ -258,6 +271,7 @@ impl fmt::Display for Problem {
                 write!(f, "its extent {name} does not exist")
             }
             Self::Extent { name, problem } => write!(f, "its extent {name}: {problem}"),
+            Self::Disk { name, problem } => write!(f, "its disk {name}: {problem}"),
             Self::ExtentSize { header_sectors, line_sectors } => {
                 write!(f, "its header says {header_sectors} sectors, the descriptor {line_sectors}")
             }
@@ -269,7 +283,7 @@ impl fmt::Display for Problem {
             }
             Self::Overlap => f.write_str("its sectors are in use by an earlier extent"),
             Self::Parent { path, problem } => write!(f, "its parent {}: {problem}", show(path)),
-            Self::BackingName(e) => write!(f, "its header {e}, as that of its backing file"),
+            Self::Name(e) => write!(f, "it {e}"),
             Self::BackingFormat(name) => {
                 let name = Printable(name.as_bytes()).to_string();
                 write!(f, "its backing file is in the format \"{name}\", which is not known")

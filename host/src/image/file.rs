@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** knows no format; what a file may be used for is decided elsewhere.
 
-use std::fs::{self, File, FileType, OpenOptions};
+use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -17,6 +17,30 @@ use super::error::Problem;
 pub struct FileId {
     dev: u64,
     ino: u64,
+}
+
+impl FileId {
+    /// That of the file at `path`; symbolic links are followed.
+    ///
+    /// # Errors
+    /// Those of stat(2).
+    pub fn at(path: &Path) -> io::Result<Self> {
+        fs::metadata(path).map(|meta| Self::from(&meta))
+    }
+
+    /// That of an open file.
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn of(file: &File) -> io::Result<Self> {
+        file.metadata().map(|meta| Self::from(&meta))
+    }
+}
+
+impl From<&Metadata> for FileId {
+    fn from(meta: &Metadata) -> Self {
+        Self { dev: meta.dev(), ino: meta.ino() }
+    }
 }
 
 /// A regular file that was found but not opened: what can be known of it without its content.
@@ -59,7 +83,7 @@ impl LocatedFile {
             file,
             path: self.path,
             real: self.real,
-            id: FileId { dev: meta.dev(), ino: meta.ino() },
+            id: FileId::from(&meta),
             len: meta.len(),
             part_at: None,
         })

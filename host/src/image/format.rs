@@ -96,6 +96,13 @@ impl Format {
 /// Bytes that tell the format; enough for the comments above a descriptor's first line.
 const PROBE_LEN: usize = 1024;
 
+/// Whether a file is called as disks are, whatever is in it.
+pub fn named_as_disk(path: &Path) -> bool {
+    const EXTENSIONS: [&str; 9] =
+        ["vmdk", "qcow2", "vdi", "vhd", "avhd", "vhdx", "avhdx", "img", "raw"];
+    EXTENSIONS.contains(&extension(path).as_str())
+}
+
 /// The part behind the last dot, in lower case; empty without one.
 fn extension(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()

@@ -13,8 +13,9 @@ impl Problem {
         let text = match self {
             Self::UnknownFormat => "--format raw reads it as plain sectors",
             Self::NotInFormat(_) => "without --format, the format is told from the first bytes",
-            Self::SeveralDisks(_) => "name one of them after -a",
+            Self::SeveralDisks(_) | Self::SeveralMachines(_) => "name one of them after -a",
             Self::IsPiece(first) => return Some(format!("open {} instead", show(first))),
+            Self::NoDisk => "name the disk itself after -a",
             Self::PieceMissing(_) => "copy it from where the disk came from; all pieces are needed",
             Self::OddPiece(_) => "compare its size with the original's, or join them with cat",
             Self::IsExtent(Some(path)) => return Some(format!("open {} instead", show(path))),
@@ -32,6 +33,7 @@ impl Problem {
             }
             Self::Parent { problem, .. }
             | Self::Extent { problem, .. }
+            | Self::Disk { problem, .. }
             | Self::Piece { problem, .. } => return problem.hint(),
             Self::OutsideFolder { real } => {
                 let folder = real.parent().unwrap_or(real);
@@ -43,7 +45,7 @@ impl Problem {
             Self::HardLinked { .. } => {
                 "if it belongs to the disk, --allow-path with its folder lets it be read"
             }
-            Self::BackingName(_) | Self::BackingFormat(_) => {
+            Self::Name(_) | Self::BackingFormat(_) => {
                 "only files are read; if its source is trusted, qemu-img convert makes one of it"
             }
             Self::ParentMissing(_) => "put the parent beside this file, under its own name",

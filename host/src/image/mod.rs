@@ -25,6 +25,7 @@ mod error;
 mod extent;
 mod fields;
 mod file;
+mod folder;
 mod format;
 mod hint;
 mod line_problem;
@@ -40,6 +41,7 @@ mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
+mod vmx;
 mod zeros;
 
 use std::fs::File;
@@ -163,6 +165,18 @@ impl Disk {
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
         chain::open(path, options)
     }
+}
+
+/// The disks that `path` stands for: itself where it is a file, those of a virtual machine
+/// where it is a folder or a `.vmx`.
+///
+/// A `.vmx` says which disks there are, in the order of their buses. A folder without one is
+/// its only disk, or the newest snapshot of it.
+///
+/// # Errors
+/// [`ImageError`], which lists what could be meant where that is not clear.
+pub fn disks_of(path: &Path, options: &OpenOptions) -> Result<Vec<PathBuf>, ImageError> {
+    folder::disks(path, options)
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl Qcow2Header {
     ///
     /// # Errors
     /// [`Problem::NotInFormat`], [`Problem::Unsupported`] for what cannot be read and for data
-    /// in another file, [`Problem::BackingName`], [`Problem::BackingFormat`].
+    /// in another file, [`Problem::Name`], [`Problem::BackingFormat`].
     pub fn read(file: &ImageFile) -> Result<Self, Problem> {
         if !file.start(MAGIC.len())?.starts_with(&MAGIC) {
             return Err(Problem::NotInFormat(Format::Qcow2));
@@ -103,7 +103,7 @@ fn read_backing(
     let (extensions, name) = bytes.split_at(at);
     let format = backing_format(extensions, usize::try_from(header_len).unwrap_or(usize::MAX))?;
     // What other readers take for the name's end would make it another file's.
-    let name = FileName::new(name).map_err(Problem::BackingName)?;
+    let name = FileName::new(name).map_err(Problem::Name)?;
     Ok(Backing { name, format })
 }
 
