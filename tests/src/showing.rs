@@ -11,23 +11,29 @@ use crate::program::{Finished, Workplace, text};
 use crate::specimens::{sha256, specimen};
 use crate::tree::assert_same;
 
-/// A place with a small ext4 filesystem, whose bytes the disks of a test are made of.
+/// A place with a small filesystem, whose bytes the disks of a test are made of.
 pub struct Showing {
     /// Where the disks are put.
     pub place: Workplace,
     /// The filesystem, a raw file.
-    pub ext4: PathBuf,
+    pub image: PathBuf,
     entries: BTreeMap<String, Entry>,
 }
 
 impl Showing {
-    /// `None`, and a skip, where there is no such filesystem.
+    /// With ext4. `None`, and a skip, where there is no such filesystem.
     #[must_use]
     pub fn new() -> Option<Self> {
-        let (ext4, entries) = specimen(Kind::Ext4)?;
+        Self::of(Kind::Ext4)
+    }
+
+    /// With a filesystem of `kind`. `None`, and a skip, where there is none.
+    #[must_use]
+    pub fn of(kind: Kind) -> Option<Self> {
+        let (image, entries) = specimen(kind)?;
         let place = Workplace::new();
         let _ = place.folder("mnt");
-        Some(Self { place, ext4, entries })
+        Some(Self { place, image, entries })
     }
 
     /// The bytes of the filesystem.
@@ -36,7 +42,7 @@ impl Showing {
     /// Where they cannot be read.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        std::fs::read(&self.ext4).expect("the specimen is readable")
+        std::fs::read(&self.image).expect("the specimen is readable")
     }
 
     /// Runs a program that makes an image in the place.
@@ -59,7 +65,7 @@ impl Showing {
         if !options.is_empty() {
             arguments.extend(["-o", options]);
         }
-        arguments.extend([text(&self.ext4), name]);
+        arguments.extend([text(&self.image), name]);
         self.make("qemu-img", &arguments);
     }
 
@@ -69,9 +75,17 @@ impl Showing {
     /// # Panics
     /// Where any of it fails.
     pub fn assert_shown(&self, arguments: &[&str]) -> Finished {
+        self.assert_mounted(&[arguments, &["-m", "/dev/sda"]].concat())
+    }
+
+    /// As [`Self::assert_shown`], of whatever `arguments` mount.
+    ///
+    /// # Panics
+    /// Where any of it fails.
+    pub fn assert_mounted(&self, arguments: &[&str]) -> Finished {
         let mnt = self.place.path().join("mnt");
         let before = self.hashes();
-        let arguments = [arguments, &["-m", "/dev/sda", text(&mnt)]].concat();
+        let arguments = [arguments, &[text(&mnt)]].concat();
         let finished = self.place.run("guestmnt", &arguments);
         assert_eq!(finished.status, Some(0), "guestmnt {arguments:?}: {finished:?}");
         assert_same(&mnt, &self.entries);

@@ -5,6 +5,7 @@ use std::fs;
 
 use guestmnt_tests::images::{Stream, descriptor, put, shares, stream};
 use guestmnt_tests::showing::Showing;
+use xtask::disks::filesystems::Kind;
 
 #[test]
 fn what_qemu_img_makes_is_shown() {
@@ -144,4 +145,25 @@ fn disks_in_an_archive_are_shown_where_they_are() {
             showing.assert_shown(&["-a", &format!("all.ova:{disk}")]);
         }
     }
+}
+
+#[test]
+fn sectors_of_4096_bytes_are_counted_in_partition_tables() {
+    // The ext4 of the other tests has blocks that are smaller than such sectors.
+    let Some(showing) = Showing::of(Kind::Erofs) else { return };
+    const START: u32 = 256;
+    let filesystem = showing.bytes();
+    let sectors = u32::try_from(filesystem.len() / 4096).unwrap();
+    let mut disk = vec![0; START as usize * 4096];
+    disk[0x1be + 4] = 0x83;
+    disk[0x1be + 8..0x1be + 12].copy_from_slice(&START.to_le_bytes());
+    disk[0x1be + 12..0x1be + 16].copy_from_slice(&sectors.to_le_bytes());
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk.extend(&filesystem);
+    // Not a whole sector at the end.
+    disk.extend([0; 512]);
+    fs::write(showing.place.path().join("disk.img"), disk).unwrap();
+    showing.assert_mounted(&["--blocksize", "4096", "-a", "disk.img", "-m", "/dev/sda1"]);
+    let finished = showing.place.run("guestmnt", &["-a", "disk.img", "-m", "/dev/sda1", "mnt"]);
+    assert_eq!(finished.status, Some(1), "{finished:?}");
 }

@@ -10,11 +10,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use log::debug;
+use log::{debug, info};
 
 use super::background::{self, Side};
 use super::{descriptor, is_root, raise_file_limit, start_logging};
-use crate::image::Format;
+use crate::image::{BlockSize, Format, ImageError, OpenOptions, disks_of};
 use crate::session::fuse_options::FuseOptions;
 use crate::session::launch::{cache_folder, prepare};
 use crate::session::plan::{DiskSpec, MountSpec, Plan, in_order};
@@ -38,13 +38,17 @@ Environment: GUESTMNT_APPLIANCE (folder of the appliance), GUESTMNT_QEMU (progra
 #[derive(Parser)]
 #[command(name = "guestmnt", version, after_help = AFTER_HELP)]
 struct Arguments {
-    /// Disk image; the first is /dev/sda, the second /dev/sdb, …
+    /// Disk image, x.ova:DISK, .vmx or folder with a VM; the first disk is /dev/sda, the next /dev/sdb, …
     #[arg(short = 'a', long = "add", value_name = "FILE")]
     add: Vec<PathBuf>,
 
     /// Format of the images named after this: raw, vmdk, qcow2, vdi, vpc, vhdx; auto looks
     #[arg(long, value_name = "FMT", value_parser = format)]
     format: Vec<FormatChoice>,
+
+    /// Bytes of the sectors of the images named after this: 512 or 4096; 512 unless said
+    #[arg(long, value_name = "BYTES")]
+    blocksize: Vec<BlockSize>,
 
     /// What to mount where in the folder: one for /, others in its directories
     #[arg(short = 'm', long = "mount", value_name = "DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]")]
@@ -154,7 +158,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Parses, and tells which `--format` stood before which `-a`.
+/// Parses, and tells which `--format` and `--blocksize` stood before which `-a`.
 fn parse(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<(Arguments, Vec<DiskSpec>), clap::Error> {
@@ -165,17 +169,39 @@ fn parse(
 }
 
 fn disks(matches: &ArgMatches, arguments: &Arguments) -> Vec<DiskSpec> {
-    let places = |id: &str| matches.indices_of(id).into_iter().flatten().collect::<Vec<_>>();
-    let formats: Vec<(usize, FormatChoice)> =
-        places("format").into_iter().zip(arguments.format.iter().copied()).collect();
-    places("add")
-        .into_iter()
-        .zip(&arguments.add)
-        .map(|(place, path)| {
-            let before = formats.iter().rev().find(|(at, _)| *at < place);
-            DiskSpec { path: path.clone(), format: before.and_then(|(_, choice)| choice.0) }
-        })
-        .collect()
+    let formats = placed(matches, "format", &arguments.format);
+    let block_sizes = placed(matches, "blocksize", &arguments.blocksize);
+    let specs = placed(matches, "add", &arguments.add).into_iter().map(|(place, path)| DiskSpec {
+        path: path.clone(),
+        format: last_before(place, &formats).and_then(|choice| choice.0),
+        block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
+    });
+    specs.collect()
+}
+
+/// The values of an option with their places on the command line.
+fn placed<'v, T>(matches: &ArgMatches, id: &str, values: &'v [T]) -> Vec<(usize, &'v T)> {
+    matches.indices_of(id).into_iter().flatten().zip(values).collect()
+}
+
+fn last_before<'v, T>(place: usize, values: &[(usize, &'v T)]) -> Option<&'v T> {
+    values.iter().rev().find(|(at, _)| *at < place).map(|&(_, value)| value)
+}
+
+/// Puts the disks of virtual machines in the place of their folders.
+fn resolved(specs: Vec<DiskSpec>, allow_paths: &[PathBuf]) -> Result<Vec<DiskSpec>, ImageError> {
+    let mut disks = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let allow_paths = allow_paths.to_owned();
+        let options = OpenOptions { format: spec.format, block_size: spec.block_size, allow_paths };
+        for path in disks_of(&spec.path, &options)? {
+            if path != spec.path {
+                info!("{} stands for {}", spec.path.display(), path.display());
+            }
+            disks.push(DiskSpec { path, ..spec.clone() });
+        }
+    }
+    Ok(disks)
 }
 
 fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn fmt::Display>> {
@@ -185,6 +211,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
             .map_err(boxed);
     }
     let timings = Timings::start();
+    let disks = resolved(disks, &arguments.allow_path).map_err(boxed)?;
     let mounts = in_order(arguments.mount, disks.len()).map_err(boxed)?;
     let plan = Plan {
         disks,
@@ -267,7 +294,7 @@ fn tell_root_once() {
 mod tests {
     use super::*;
 
-    fn disks_of(words: &[&str]) -> Vec<DiskSpec> {
+    fn specs_of(words: &[&str]) -> Vec<DiskSpec> {
         let words = ["guestmnt"].iter().chain(words).map(OsString::from);
         parse(words).unwrap().1
     }
@@ -278,8 +305,17 @@ mod tests {
             "-a", "a", "--format", "raw", "-a", "b", "-a", "c", "--format", "auto", "-a", "d",
             "/mnt",
         ];
-        let formats: Vec<_> = disks_of(&words).into_iter().map(|disk| disk.format).collect();
+        let formats: Vec<_> = specs_of(&words).into_iter().map(|disk| disk.format).collect();
         assert_eq!(formats, [None, Some(Format::Raw), Some(Format::Raw), None]);
+    }
+
+    #[test]
+    fn a_block_size_counts_for_the_images_behind_it() {
+        let words =
+            ["-a", "a", "--blocksize", "4096", "-a", "b", "--blocksize=512", "-a", "c", "/mnt"];
+        let sizes: Vec<_> = specs_of(&words).iter().map(|disk| disk.block_size.bytes()).collect();
+        assert_eq!(sizes, [512, 4096, 512]);
+        assert!(parse(["guestmnt", "--blocksize", "1024"].map(OsString::from)).is_err());
     }
 
     #[test]

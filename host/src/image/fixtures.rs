@@ -33,7 +33,7 @@ impl Folder {
     }
 
     pub fn open_allowing(&self, name: &str, allow: &Path) -> Result<Disk, ImageError> {
-        let options = OpenOptions { format: None, allow_paths: vec![allow.to_owned()] };
+        let options = OpenOptions { allow_paths: vec![allow.to_owned()], ..OpenOptions::default() };
         Disk::open(&self.path.join(name), &options)
     }
 }

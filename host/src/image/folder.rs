@@ -82,7 +82,7 @@ fn disk_of(name: &FileName, reach: Reach) -> Result<PathBuf, Problem> {
             }
         }
     }
-    let problem = Box::new(Problem::Io(std::io::ErrorKind::NotFound.into()));
+    let problem = Box::new(Problem::Io(std::io::Error::from_raw_os_error(libc::ENOENT)));
     Err(Problem::Disk { name: name.clone(), problem })
 }
 
@@ -186,7 +186,8 @@ mod tests {
             folder.write("vm/vm.vmx", format!("scsi0:0.fileName = \"{name}\""));
             let error = refusal(&folder, "vm");
             assert!(error.contains("outside of the image's folder"), "{name}: {error}");
-            let options = OpenOptions { allow_paths: vec![folder.path.clone()], format: None };
+            let allow_paths = vec![folder.path.clone()];
+            let options = OpenOptions { allow_paths, ..OpenOptions::default() };
             assert!(disks(&folder.path.join("vm"), &options).is_ok(), "{name}");
         }
         folder.write("vm/vm.vmx", "scsi0:0.fileName = \"nbd:host:1/x.vmdk\"");

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod block_size;
 mod chain;
 mod cowd;
 mod create_type;
@@ -47,6 +48,7 @@ mod zeros;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+pub use block_size::{BlockSize, BlockSizeError};
 pub use create_type::CreateType;
 pub use descriptor::{Access, Cid, Descriptor, Extent, ParentLink, Storage};
 pub use error::{ImageError, Problem};
@@ -74,6 +76,8 @@ pub const MAX_EXTENTS: usize = 4096;
 pub struct OpenOptions {
     /// The format, or `None` to tell it from the file's first bytes.
     pub format: Option<Format>,
+    /// How large its sectors are.
+    pub block_size: BlockSize,
     /// Files, and folders with all below them, that extents may be in besides the
     /// descriptor's own folder.
     pub allow_paths: Vec<PathBuf>,
@@ -86,6 +90,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// Bytes of the virtual disk, a multiple of [`SECTOR_SIZE`].
     pub size: u64,
+    /// How large its sectors are for the guest.
+    pub block_size: BlockSize,
     /// The files that make it up: the leaf first, each followed by its parent. Never empty,
     /// at most [`MAX_LINKS`].
     pub chain: Vec<Link>,

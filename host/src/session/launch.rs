@@ -279,7 +279,11 @@ fn template(config: &VmConfig, cache: Option<&Path>) -> Result<Usable, NoTemplat
 fn open_disks(plan: &Plan) -> Result<Vec<Disk>, LaunchError> {
     let mut disks = Vec::with_capacity(plan.disks.len());
     for spec in &plan.disks {
-        let options = OpenOptions { format: spec.format, allow_paths: plan.allow_paths.clone() };
+        let options = OpenOptions {
+            format: spec.format,
+            block_size: spec.block_size,
+            allow_paths: plan.allow_paths.clone(),
+        };
         let disk = Disk::open(&spec.path, &options).map_err(LaunchError::Image)?;
         for warning in &disk.warnings {
             warn!("{warning}");

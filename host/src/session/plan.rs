@@ -11,7 +11,7 @@ use guestmnt_protocol::message::MountRequest;
 use guestmnt_protocol::path::GuestPath;
 
 use super::fuse_options::FuseOptions;
-use crate::image::Format;
+use crate::image::{BlockSize, Format};
 use crate::vm::accelerator::AcceleratorChoice;
 
 /// Everything that a mount needs to know.
@@ -47,6 +47,8 @@ pub struct DiskSpec {
     pub path: PathBuf,
     /// The `--format` before it.
     pub format: Option<Format>,
+    /// The `--blocksize` before it.
+    pub block_size: BlockSize,
 }
 
 /// One `-m`: `DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]`.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::VmError;
 use super::overlay;
 use super::qmp::Command;
-use crate::image::{Disk, Format, Link, Source};
+use crate::image::{BlockSize, Disk, Format, Link, Source};
 
 /// Bytes of an empty bay.
 const EMPTY_BAY: u64 = bay::EMPTY_SECTORS * 512;
@@ -37,6 +37,7 @@ struct Top {
     node: String,
     /// Bytes.
     size: u64,
+    block_size: BlockSize,
     place: Place,
 }
 
@@ -81,7 +82,9 @@ impl<'d> DiskFiles<'d> {
             for link in disk.chain.iter().rev() {
                 below = Value::String(all.link(link, &below)?);
             }
-            let overlay = overlay::create(overlay_folder, disk.size)
+            // What is not a whole sector at the end of a disk would be out of reach.
+            let size = disk.size.next_multiple_of(disk.block_size.bytes());
+            let overlay = overlay::create(overlay_folder, size)
                 .map_err(|error| VmError::Overlay { folder: overlay_folder.to_owned(), error })?;
             let file = all.file(Passed::Owned(overlay.into()), Access::ReadWrite);
             let number = all.tops.len();
@@ -89,9 +92,11 @@ impl<'d> DiskFiles<'d> {
             all.nodes.push(json!({
                 "node-name": node, "driver": "qcow2", "file": file, "backing": below,
             }));
-            let fits = number < bay::BAYS.into() && disk.size != EMPTY_BAY;
-            let place = if fits { Place::Bay } else { Place::Lun };
-            all.tops.push(Top { node, size: disk.size, place });
+            let block_size = disk.block_size;
+            // The guest has seen sectors of the usual size there, and will not look again.
+            let fits = size != EMPTY_BAY && block_size == BlockSize::default();
+            let place = if fits && number < bay::BAYS.into() { Place::Bay } else { Place::Lun };
+            all.tops.push(Top { node, size, block_size, place });
         }
         for n in 0..usize::from(bay::BAYS) {
             if all.in_bay(n).is_none() {
@@ -133,12 +138,16 @@ impl<'d> DiskFiles<'d> {
     /// The commands that plug the disks without a bay into the running machine.
     pub fn plugs(&self) -> impl Iterator<Item = Command<'static>> {
         let plugged = (0..).zip(&self.tops).filter(|(_, top)| top.place == Place::Lun);
-        plugged.map(|(lun, Top { node, .. }): (usize, _)| {
+        plugged.map(|(lun, Top { node, block_size, .. }): (usize, _)| {
             // QEMU's default pauses the whole VM on a full disk, which would hang the mount.
-            let device = json!({
+            let mut device = json!({
                 "driver": "scsi-hd", "id": format!("disk{lun}"), "bus": "scsi0.0", "lun": lun,
                 "drive": node, "werror": "report", "rerror": "report",
             });
+            if *block_size != BlockSize::default() {
+                device["logical_block_size"] = block_size.bytes().into();
+                device["physical_block_size"] = block_size.bytes().into();
+            }
             Command::new("device_add", device)
         })
     }
