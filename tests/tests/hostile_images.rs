@@ -1,0 +1,243 @@
+//! Images that name what they must not: each is refused with the reason before QEMU starts,
+//! and not a byte of what it names is read.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use guestmnt_tests::images::{descriptor, snapshot};
+use guestmnt_tests::program::{Workplace, text};
+use guestmnt_tests::showing::assert_refused;
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+/// A folder for the image, and one outside of it with a secret that is watched.
+struct Trap {
+    place: Workplace,
+    vm: PathBuf,
+    secret: PathBuf,
+    reads: Inotify,
+}
+
+impl Trap {
+    fn new() -> Self {
+        let place = Workplace::new();
+        let _ = place.folder("mnt");
+        let (vm, outside) = (place.folder("vm"), place.folder("outside"));
+        let secret = outside.join("secret");
+        fs::write(&secret, [b's'; 4096]).unwrap();
+        let reads = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+        reads.add_watch(&secret, AddWatchFlags::IN_ACCESS).unwrap();
+        Self { place, vm, secret, reads }
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.vm.join(name), bytes).unwrap();
+    }
+
+    fn refused(&self, name: &str, words: &[&str]) {
+        assert_refused(&self.place, &["-a", &format!("vm/{name}")], words);
+    }
+
+    fn assert_secret_is_kept(self) {
+        assert_eq!(self.reads.read_events().unwrap_err(), Errno::EAGAIN, "the secret was read");
+        fs::read(&self.secret).unwrap();
+        assert_eq!(self.reads.read_events().unwrap().len(), 1, "reading would have been seen");
+        self.place.assert_clean(&["mnt", "vm", "outside"]);
+    }
+}
+
+/// What leads to the secret or to no file at all, by its name, and what is said of it.
+fn names(trap: &Trap) -> Vec<(String, &'static str)> {
+    const OUTSIDE: &str = "outside of the image's folder";
+    fs::create_dir(trap.vm.join(".hidden")).unwrap();
+    fs::hard_link(&trap.secret, trap.vm.join(".hidden/secret")).unwrap();
+    fs::hard_link(&trap.secret, trap.vm.join("hard")).unwrap();
+    symlink(&trap.secret, trap.vm.join("link")).unwrap();
+    symlink(trap.secret.parent().unwrap(), trap.vm.join("links")).unwrap();
+    mkfifo(&trap.vm.join("fifo"), Mode::S_IRWXU).unwrap();
+    let _ = UnixListener::bind(trap.vm.join("socket")).unwrap();
+    let table = [
+        (text(&trap.secret), OUTSIDE),
+        ("../outside/secret", OUTSIDE),
+        ("./../vm/../outside/secret", OUTSIDE),
+        ("link", OUTSIDE),
+        ("links/secret", OUTSIDE),
+        (".hidden/secret", OUTSIDE),
+        ("hard", "(hard links)"),
+        ("fifo", "it is a FIFO"),
+        ("socket", "it is a socket"),
+        ("links", "it is a folder"),
+        ("/dev/zero", "it is a device"),
+        ("/proc/self/mem", OUTSIDE),
+        ("nbd:localhost:10809", "a protocol and not a file"),
+        ("nbd+unix:///?socket=/s", "a protocol and not a file"),
+        ("json:{'driver':'null-co'}", "a protocol and not a file"),
+        ("ssh://host/file", "a protocol and not a file"),
+        ("fat:rw:/etc", "a protocol and not a file"),
+        ("/dev/fdset/1", "No such file"),
+    ];
+    table.into_iter().map(|(name, words)| (name.to_owned(), words)).collect()
+}
+
+#[test]
+fn extents_outside_are_refused_and_not_read() {
+    let trap = Trap::new();
+    for (name, words) in names(&trap) {
+        for (kind, first) in [("FLAT", " 0"), ("VMFS", "")] {
+            let line = format!("RW 8 {kind} \"{name}\"{first}");
+            trap.write("disk.vmdk", descriptor("monolithicFlat", &line));
+            let words = if words == "No such file" { "does not exist" } else { words };
+            trap.refused("disk.vmdk", &[words]);
+        }
+    }
+    trap.assert_secret_is_kept();
+}
+
+#[test]
+fn backing_files_outside_are_refused_and_not_read() {
+    let trap = Trap::new();
+    for (name, words) in names(&trap) {
+        let words = if words == "No such file" { "its parent is missing" } else { words };
+        for format in ["raw", "qcow2"] {
+            trap.write("disk.qcow2", qcow2_over(name.as_bytes(), format));
+            // The secret's name is looked for beside the image, too, where there is none.
+            trap.refused("disk.qcow2", &[words]);
+        }
+    }
+    trap.assert_secret_is_kept();
+}
+
+#[test]
+fn disks_of_a_machine_outside_are_refused_and_not_read() {
+    let trap = Trap::new();
+    for name in ["../outside/secret.vmdk", "link.vmdk", "nbd:host:1/x.vmdk", "gone.vmdk"] {
+        let _ = symlink(&trap.secret, trap.vm.join("link.vmdk"));
+        let _ = symlink("secret", trap.place.path().join("outside/secret.vmdk"));
+        trap.write("vm.vmx", format!("scsi0:0.fileName = \"{name}\""));
+        trap.refused("", &["cannot open vm/"]);
+        trap.refused("vm.vmx", &["cannot open vm/vm.vmx"]);
+    }
+    trap.assert_secret_is_kept();
+}
+
+#[test]
+fn parents_that_are_no_vmdk_are_refused() {
+    let trap = Trap::new();
+    for name in ["nbd:host:1", "json:{}", "/dev/zero", "fifo", "a\u{7f}b"] {
+        if name == "fifo" {
+            mkfifo(&trap.vm.join(name), Mode::S_IRWXU).unwrap();
+        }
+        trap.write("disk.vmdk", snapshot("vmfs", name, "RW 8 ZERO"));
+        trap.refused("disk.vmdk", &["cannot open vm/disk.vmdk"]);
+    }
+    // A parent may be anywhere, so this is looked at, as far as to see that it is none.
+    trap.write("disk.vmdk", snapshot("vmfs", text(&trap.secret), "RW 8 ZERO"));
+    trap.refused("disk.vmdk", &["outside/secret: it is not a VMDK"]);
+}
+
+#[test]
+fn descriptors_that_mislead_are_refused() {
+    let trap = Trap::new();
+    trap.write("flat", [0; 4096]);
+    let line = |text: &str| descriptor("monolithicFlat", text);
+    let with = |from: &str, to: &str| line("RW 8 ZERO").replace(from, to);
+    let lines = |count: usize, text: &str| {
+        (0..count).fold(String::new(), |mut all, _| {
+            let _ = writeln!(all, "{text}");
+            all
+        })
+    };
+    let most = u64::MAX;
+    let table = [
+        (line("RW 8 FLAT \"flat\n\" 0"), "line 6 is not a whole extent"),
+        (line("RW 8 FLAT \"fl\0at\" 0"), "a zero byte"),
+        (line("RW 8 FLAT \"fl\rat\" 0"), "a control character"),
+        (line("RW 8 FLAT \"flat\" 1"), "before the sectors"),
+        (line("RW 9 FLAT \"flat\" 0"), "before the sectors"),
+        (line(&format!("RW 8 FLAT \"flat\" {most}")), "before the sectors"),
+        (line(&format!("RW 8 FLAT \"flat\" {}", most / 512 + 1)), "before the sectors"),
+        (line(&format!("RW {most} FLAT \"flat\" 0")), "no valid size"),
+        (line("RW 99999999999999999999 ZERO"), "no valid size"),
+        (line("RW -8 ZERO"), "no valid size"),
+        (line("RW 0 ZERO"), "no valid size"),
+        (line(&lines(3, "RW 68719476736 ZERO")), "larger than 64 TiB"),
+        (line("RW 8 FLAT \"flat\" 0\nRW 1 FLAT \"flat\" 7"), "in use by an earlier extent"),
+        (line("RW 8 FLAT \"disk.vmdk\" 0"), "before the sectors"),
+        (line(&lines(4097, "RW 1 ZERO")), "more than 4096 extents"),
+        (line(&lines(1_000_000, "RW 1 ZERO")), "longer than 64 KiB"),
+        (line("RW 8 VMFSRDM \"flat\""), "a physical device"),
+        (with("monolithicFlat", "fullDevice"), "a physical device"),
+        (with("CID=12345678", "CID=123456789"), "no valid value"),
+        (with("version=1", "version=1\nversion=1"), "again"),
+    ];
+    for (text, words) in table {
+        trap.write("disk.vmdk", text);
+        trap.refused("disk.vmdk", &[words]);
+    }
+    trap.assert_secret_is_kept();
+}
+
+#[test]
+fn chains_without_end_are_refused() {
+    let trap = Trap::new();
+    trap.write("self.vmdk", snapshot("vmfs", "self.vmdk", "RW 8 ZERO"));
+    trap.refused("self.vmdk", &["its parent self.vmdk is also its child"]);
+    trap.write("a.vmdk", snapshot("vmfs", "b.vmdk", "RW 8 ZERO"));
+    trap.write("b.vmdk", snapshot("vmfs", "./../vm/a.vmdk", "RW 8 ZERO"));
+    trap.refused("a.vmdk", &["its parent a.vmdk is also its child"]);
+    const DEPTH: usize = 10_000;
+    for i in 0..DEPTH {
+        let parent = format!("{}.vmdk", i + 1);
+        trap.write(&format!("{i}.vmdk"), snapshot("vmfs", &parent, "RW 8 ZERO"));
+    }
+    trap.refused("0.vmdk", &["cannot open ", "31.vmdk: the chain has more than 32 links"]);
+    trap.assert_secret_is_kept();
+}
+
+/// A qcow2 of 1 MiB with a backing file.
+fn qcow2_over(name: &[u8], format: &str) -> Vec<u8> {
+    const NAME_AT: u64 = 512;
+    let mut bytes = vec![0; 512];
+    let mut put = |at: usize, value: u64, width: usize| {
+        bytes[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
+    };
+    put(0, 0x5146_49fb, 4);
+    put(4, 3, 4);
+    put(8, NAME_AT, 8);
+    put(16, name.len() as u64, 4);
+    put(20, 16, 4);
+    put(24, 1 << 20, 8);
+    put(100, 104, 4);
+    put(104, 0xe279_2aca, 4);
+    put(108, format.len() as u64, 4);
+    bytes[112..112 + format.len()].copy_from_slice(format.as_bytes());
+    bytes.extend(name);
+    bytes
+}
+
+#[test]
+fn what_is_no_regular_file_is_no_disk() {
+    let trap = Trap::new();
+    mkfifo(&trap.vm.join("fifo"), Mode::S_IRWXU).unwrap();
+    let _ = UnixListener::bind(trap.vm.join("socket")).unwrap();
+    fs::create_dir(trap.vm.join("empty")).unwrap();
+    for (name, words) in [
+        ("fifo", "it is a FIFO"),
+        ("socket", "it is a socket"),
+        ("empty", "it holds no disk"),
+        ("gone", "No such file"),
+    ] {
+        trap.refused(name, &[words]);
+    }
+    for name in ["nbd:localhost:10809", "json:{\"driver\":\"null-co\"}", "ssh://host/file"] {
+        assert_refused(&trap.place, &["-a", name], &["No such file"]);
+    }
+    assert!(Path::new("/dev/zero").exists());
+    assert_refused(&trap.place, &["-a", "/dev/zero"], &["it is a device"]);
+    trap.assert_secret_is_kept();
+}
