@@ -83,7 +83,9 @@ fn by_descriptor(file: &File) -> String {
 fn file_of(link: &Link, descriptors: &mut Vec<NamedTempFile>) -> String {
     match &link.source {
         Source::File(file) => by_descriptor(file),
-        Source::Part { .. } => unreachable!("no archive is opened here"),
+        Source::Part { .. } | Source::Mapped { .. } => {
+            unreachable!("neither archives nor differencing disks are opened here")
+        }
         Source::Described { descriptor, extents } => {
             let rewritten = NamedTempFile::new().expect("a temporary file");
             let descriptor_text = descriptor.rewritten(|i| by_descriptor(&extents[i]));

@@ -2,16 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::descriptor::ParentLink;
 use super::error::{ImageError, Problem};
 use super::file::{FileId, ImageFile};
 use super::hint::UNPACK;
-use super::qcow2::{Backing, Qcow2Header};
-use super::reach::Reach;
+use super::parent::Parent;
+use super::qcow2::Qcow2Header;
 use super::split::Pieces;
+use super::vdi::VdiHeader;
+use super::vhd::VhdHeader;
+use super::vhdx::VhdxHeader;
 use super::{
-    Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, archive, lock, vdi,
-    vhd, vhdx, vmdk,
+    Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, Source, archive, lock,
+    vmdk,
 };
 
 /// Opens the disk at `path`; see [`Disk::open`].
@@ -79,11 +81,7 @@ fn open_chain(
     let is_part = leaf.is_part();
     let (mut link, mut parent) = open_link(leaf, format, allowed)?;
     if is_part && parent.is_some() {
-        let problem = Problem::Unsupported {
-            what: "it is a snapshot in an archive, without its parent".to_owned(),
-            hint: UNPACK,
-        };
-        return Err(ImageError::new(&place.path, problem));
+        return Err(ImageError::new(&place.path, snapshot_in_archive()));
     }
     while let Some(reference) = parent {
         let failed = |problem| ImageError::new(&place.path, problem);
@@ -124,87 +122,66 @@ fn open_link(
 
 /// An image that is one file.
 fn open_single(file: ImageFile, format: Format) -> Result<(Link, Option<Parent>), Problem> {
-    let mut parent = None;
-    let size = match format {
+    let mut map = None;
+    let (size, parent) = match format {
         Format::Qcow2 => {
             let header = Qcow2Header::read(&file)?;
-            parent = header.backing.map(Parent::Backing);
-            header.size
+            (header.size, header.backing.map(Parent::Backing))
         }
-        Format::Vdi => vdi::virtual_size(&file)?,
-        Format::Vpc => vhd::virtual_size(&file)?,
-        Format::Vhdx => vhdx::virtual_size(&file)?,
+        Format::Vdi => {
+            let header = VdiHeader::read(&file)?;
+            if header.parent.is_some() {
+                check_size(header.size, &file)?;
+                map = Some(header.map(&file)?);
+            }
+            (header.size, header.parent.map(Parent::Vdi))
+        }
+        Format::Vpc => {
+            let header = VhdHeader::read(&file)?;
+            if header.parent.is_some() {
+                check_size(header.size, &file)?;
+                map = Some(header.map(&file)?);
+            }
+            (header.size, header.parent.map(Parent::Vhd))
+        }
+        Format::Vhdx => {
+            let header = VhdxHeader::read(&file)?;
+            if header.parent.is_some() {
+                check_size(header.size, &file)?;
+                map = Some(header.map(&file)?);
+            }
+            (header.size, header.parent.map(Parent::Vhdx))
+        }
         // QEMU fills the last sector of an odd file with zeros. The length of a file is
         // below 2^63, so this cannot overflow.
-        Format::Raw | Format::Vmdk => file.len.next_multiple_of(SECTOR_SIZE),
+        Format::Raw | Format::Vmdk => (file.len.next_multiple_of(SECTOR_SIZE), None),
     };
-    match size {
-        0 if file.len == 0 => return Err(Problem::Empty),
-        0 => return Err(Problem::damaged("its virtual disk has no sectors")),
-        _ if size > MAX_DISK_SIZE => return Err(Problem::TooLarge),
-        _ => {}
-    }
+    check_size(size, &file)?;
     let path = file.path.clone();
-    Ok((Link { path, format, size, vmdk: None, source: file.into_source() }, parent))
-}
-
-/// What an image says of the one below it.
-enum Parent {
-    /// Known by its content id.
-    Vmdk(ParentLink),
-    /// Known by its name alone.
-    Backing(Backing),
-}
-
-impl Parent {
-    /// Opens the first parent that exists among those that the name in a file in `folder` may
-    /// mean.
-    ///
-    /// A VMDK's may be anywhere: it is used only if it is a VMDK with the right content id.
-    /// Nothing but its name ties a backing file to its child, so that it has to be where the
-    /// child may refer to any bytes.
-    fn find(&self, folder: &Path, allowed: &[PathBuf]) -> Result<(ImageFile, Format), Problem> {
-        let reach = Reach { folder, allowed };
-        let candidates = match self {
-            Self::Vmdk(link) => link.hint.candidates(folder),
-            Self::Backing(backing) => backing.name.candidates(folder),
-        };
-        for path in &candidates {
-            let wrap = |problem| Problem::Parent { path: path.clone(), problem: Box::new(problem) };
-            let opened = match self {
-                Self::Vmdk(_) => ImageFile::open(path),
-                Self::Backing(_) => reach.locate_plain(path).and_then(|file| file.open()),
-            };
-            let mut file = match opened {
-                Err(problem) if problem.is_missing() => continue,
-                opened => opened.map_err(wrap)?,
-            };
-            file.path.clone_from(&file.real);
-            let format = match self {
-                Self::Backing(Backing { format: Some(format), .. }) => *format,
-                _ => Format::probe(&file).map_err(wrap)?,
-            };
-            if matches!(self, Self::Vmdk(_)) && format != Format::Vmdk {
-                return Err(wrap(Problem::ParentNotVmdk));
-            }
-            return Ok((file, format));
+    let source = match map {
+        None => file.into_source(),
+        Some(_) if file.is_part() => return Err(snapshot_in_archive()),
+        Some(map) => {
+            let (descriptor, extents) = map.joined(size, &file)?;
+            Source::Mapped { descriptor, extents }
         }
-        Err(Problem::ParentMissing(candidates))
+    };
+    Ok((Link { path, format, size, vmdk: None, source }, parent))
+}
+
+fn snapshot_in_archive() -> Problem {
+    Problem::Unsupported {
+        what: "it is a snapshot in an archive, without its parent".to_owned(),
+        hint: UNPACK,
     }
+}
 
-    /// Checks that `parent`, which is called `name`, is the image that `child` was made over.
-    fn check_fit(&self, child: &Link, parent: &Link, name: PathBuf) -> Result<(), Problem> {
-        // A backing file may have any size: what it lacks is zero.
-        let Self::Vmdk(link) = self else { return Ok(()) };
-        let found = parent.vmdk.expect("it was opened as a VMDK").cid;
-        if found != link.cid {
-            return Err(Problem::CidMismatch { expected: link.cid, found, parent: name });
-        }
-        if parent.size > child.size {
-            let (parent_size, size) = (parent.size, child.size);
-            return Err(Problem::ParentLarger { parent: name, parent_size, size });
-        }
-        Ok(())
+fn check_size(size: u64, file: &ImageFile) -> Result<(), Problem> {
+    match size {
+        0 if file.len == 0 => Err(Problem::Empty),
+        0 => Err(Problem::damaged("its virtual disk has no sectors")),
+        _ if size > MAX_DISK_SIZE => Err(Problem::TooLarge),
+        _ => Ok(()),
     }
 }
 

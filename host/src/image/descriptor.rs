@@ -119,26 +119,26 @@ impl Descriptor {
         draft.finish()
     }
 
-    /// That of a disk whose sectors are in several files, one behind the other: as many of
-    /// each as `sectors` has. They go by their numbers.
+    /// That of bytes in several files, one behind the other: for each its number of sectors
+    /// and the first one of them. The files go by their numbers.
     ///
     /// # Panics
-    /// With no or too many files or sectors.
-    pub(super) fn of_flat_files(sectors: &[u64]) -> Self {
-        assert!((1..=MAX_EXTENTS).contains(&sectors.len()), "the caller counted the files");
-        let extent = |(i, &sectors): (usize, &u64)| Extent {
+    /// With no or too many files.
+    pub(super) fn of_flat_files(files: &[(u64, u64)]) -> Self {
+        assert!((1..=MAX_EXTENTS).contains(&files.len()), "the caller counted the files");
+        let extent = |(i, &(sectors, first_sector)): (usize, &(u64, u64))| Extent {
             access: Access::ReadOnly,
             sectors,
             storage: Storage::Flat {
                 name: FileName::new(i.to_string().as_bytes()).expect("digits are a name"),
-                first_sector: 0,
+                first_sector,
             },
         };
         Self {
             create_type: CreateType::TwoGbMaxExtentFlat,
             cid: Cid(0),
             parent: None,
-            extents: sectors.iter().enumerate().map(extent).collect(),
+            extents: files.iter().enumerate().map(extent).collect(),
         }
     }
 

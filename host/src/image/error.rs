@@ -10,6 +10,7 @@ use nix::errno::Errno;
 
 use super::descriptor::Cid;
 use super::format::Format;
+use super::guid::Guid;
 use super::line_problem::LineProblem;
 use super::name::{FileName, NameError};
 use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, MAX_LINKS, SECTOR_SIZE};
@@ -186,6 +187,22 @@ pub enum Problem {
         /// The parent.
         parent: PathBuf,
     },
+    /// A parent by the right name that is another image, or was changed.
+    ParentId {
+        /// By the child.
+        expected: Guid,
+        /// The parent's own.
+        found: Guid,
+        /// The parent.
+        parent: PathBuf,
+    },
+    /// A parent of which only an id is known, and that is in none of these folders.
+    ParentUnknown {
+        /// By the child.
+        id: Guid,
+        /// Where it was looked for.
+        folders: Vec<PathBuf>,
+    },
     /// A parent larger than its child.
     ParentLarger {
         /// The parent.
@@ -298,6 +315,13 @@ impl fmt::Display for Problem {
             Self::ParentNotVmdk => f.write_str("it is not a VMDK, as a VMDK's parent must be"),
             Self::CidMismatch { expected, found, parent } => {
                 write!(f, "parent CID {expected} expected, {} has {found}", show(parent))
+            }
+            Self::ParentId { expected, found, parent } => {
+                write!(f, "parent with id {expected} expected, {} has {found}", show(parent))
+            }
+            Self::ParentUnknown { id, folders } => {
+                write!(f, "its parent, with id {id}, is missing; looked for in")?;
+                list(f, folders)
             }
             Self::ParentLarger { parent, parent_size, size } => write!(
                 f,

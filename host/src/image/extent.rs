@@ -10,7 +10,7 @@ use super::file::{FileId, ImageFile};
 use super::name::FileName;
 use super::reach::Reach;
 use super::sparse::{self, SparseHeader};
-use super::{SECTOR_SIZE, cowd, sesparse, zeros};
+use super::{SECTOR_SIZE, cowd, memory, sesparse};
 
 /// Opens the extents of `descriptor`, which is the text in `home`; one file for each, in
 /// order. `allowed` are real paths.
@@ -55,7 +55,7 @@ impl Opener<'_> {
         let (name, opened) = match &extent.storage {
             Storage::Zero => {
                 // In bounds: extents are at most MAX_DISK_SIZE.
-                return zeros::file(extent.sectors * SECTOR_SIZE).map_err(Problem::Io);
+                return memory::zeros(extent.sectors * SECTOR_SIZE).map_err(Problem::Io);
             }
             Storage::Flat { name, first_sector } => {
                 (name, self.open_flat(name, *first_sector, extent.sectors))

@@ -196,6 +196,18 @@ impl ImageFile {
         })
     }
 
+    /// The open file once more, to be used from its first byte to its last.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    ///
+    /// # Panics
+    /// For a part.
+    pub fn duplicate(&self) -> io::Result<File> {
+        assert!(!self.is_part(), "parts are no extents");
+        self.file.try_clone()
+    }
+
     /// What QEMU reads. A part ends with a whole sector where its file goes on so far.
     pub fn into_source(self) -> Source {
         match self.part_at {

@@ -225,3 +225,133 @@ pub fn vhdx(size: u64) -> Vec<u8> {
     );
     bytes
 }
+
+/// A VDI snapshot of `size` bytes over the image with the id `parent`: blocks of 1 MiB, of
+/// which `entries` says where they are.
+pub fn vdi_over(size: u64, ids: [[u8; 16]; 4], entries: &[u32]) -> Vec<u8> {
+    let mut bytes = vdi(size);
+    let blocks = entries.len() as u64;
+    put(
+        &mut bytes,
+        &[(76, 4, 4), (340, 512, 4), (344, 4096, 4), (376, 1 << 20, 4), (384, blocks, 4)],
+    );
+    bytes[392..456].copy_from_slice(&ids.concat());
+    bytes.extend(entries.iter().flat_map(|entry| entry.to_le_bytes()));
+    bytes.resize(4096, 0);
+    bytes
+}
+
+/// A differencing VHD of one block of 32 KiB, with a bitmap, over the image with the id
+/// `parent`, which is called `names`: relative, absolute and in the header.
+pub fn vhd_over(parent: [u8; 16], names: [&str; 3], bitmap: [u8; 8]) -> Vec<u8> {
+    let mut bytes = vhd_footer(32 << 10, 4);
+    bytes[68..84].fill(9);
+    bytes.extend(b"cxsparse");
+    bytes.resize(512 + 1024, 0);
+    let header = &mut bytes[512..];
+    header[16..24].copy_from_slice(&1536u64.to_be_bytes());
+    header[28..32].copy_from_slice(&1u32.to_be_bytes());
+    header[32..36].copy_from_slice(&(32u32 << 10).to_be_bytes());
+    header[40..56].copy_from_slice(&parent);
+    for (place, unit) in header[64..576].chunks_exact_mut(2).zip(names[2].encode_utf16()) {
+        place.copy_from_slice(&unit.to_be_bytes());
+    }
+    let locators = [(b"W2ru", names[0], 2048u64), (b"W2ku", names[1], 2560)];
+    for (i, (platform, name, at)) in locators.into_iter().enumerate() {
+        let locator = &mut header[576 + 24 * i..];
+        locator[..4].copy_from_slice(platform);
+        let len = u32::try_from(2 * name.encode_utf16().count()).unwrap();
+        locator[8..12].copy_from_slice(&len.to_be_bytes());
+        locator[16..24].copy_from_slice(&at.to_be_bytes());
+    }
+    bytes.extend(6u32.to_be_bytes());
+    for (name, at) in names.into_iter().zip([2048, 2560]) {
+        bytes.resize(at, 0);
+        bytes.extend(name.encode_utf16().flat_map(u16::to_le_bytes));
+    }
+    bytes.resize(6 * 512, 0);
+    bytes.extend(bitmap);
+    bytes.resize(7 * 512, 0);
+    bytes.resize(bytes.len() + (32 << 10), 0xdd);
+    bytes.extend(vhd_footer(32 << 10, 4));
+    bytes
+}
+
+/// A base of the same size, with an id.
+pub fn vhd_base(id: [u8; 16]) -> Vec<u8> {
+    let mut footer = vhd_footer(32 << 10, 2);
+    footer[68..84].copy_from_slice(&id);
+    [vec![0; 32 << 10], footer].concat()
+}
+
+/// A header of VHDX with its checksum.
+pub fn vhdx_header(sequence: u64, write_id: [u8; 16], log: [u8; 16]) -> Vec<u8> {
+    let mut header = vec![0; 4096];
+    header[..4].copy_from_slice(b"head");
+    put(&mut header, &[(8, sequence, 8)]);
+    header[32..48].copy_from_slice(&write_id);
+    header[48..64].copy_from_slice(&log);
+    let sum = !header.iter().fold(u32::MAX, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ ((sum & 1) * 0x82f6_3b78))
+    });
+    put(&mut header, &[(4, sum.into(), 4)]);
+    header
+}
+
+/// A differencing VHDX of 2 MiB in blocks of one, with the given locator entries and states of
+/// its blocks: the first in parts, as the bitmap says.
+pub fn vhdx_over(pairs: &[(&str, &str)], blocks: [u64; 2], bitmap: u8) -> Vec<u8> {
+    const CHUNK: usize = 4096;
+    let mut bytes = vhdx(2 << 20);
+    bytes.resize(1 << 20, 0);
+    let header = vhdx_header(1, [1; 16], [0; 16]);
+    bytes[64 << 10..][..4096].copy_from_slice(&header);
+    let guid = |text: &str| -> Vec<u8> {
+        (0..16).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+    };
+    let (regions, metadata) = (192 << 10, 256 << 10);
+    bytes[regions + 48..regions + 64].copy_from_slice(&guid("6677c22d23f600429d64115e9bfd4a08"));
+    let entries =
+        [(96, "1dbf41816fa90947ba47f233a8faab5f"), (128, "2d5fd3a80bb34d45abf7d3d84834ab0c")];
+    for (at, text) in entries {
+        bytes[metadata + at..metadata + at + 16].copy_from_slice(&guid(text));
+    }
+    let mut locator = vec![0; 20 + 12 * pairs.len()];
+    put(&mut locator, &[(18, pairs.len() as u64, 2)]);
+    for (i, (key, value)) in pairs.iter().enumerate() {
+        for (k, text) in [key, value].into_iter().enumerate() {
+            let at = locator.len() as u64;
+            locator.extend(text.encode_utf16().flat_map(u16::to_le_bytes));
+            let len = locator.len() as u64 - at;
+            put(&mut locator, &[(20 + 12 * i + 4 * k, at, 4), (28 + 12 * i + 2 * k, len, 2)]);
+        }
+    }
+    let len = locator.len() as u64;
+    put(
+        &mut bytes,
+        &[
+            (regions + 8, 2, 4),
+            (regions + 64, 320 << 10, 8),
+            (regions + 72, 64 << 10, 4),
+            (metadata + 10, 4, 2),
+            (metadata + 48, 176, 4),
+            (metadata + 80, 192, 4),
+            (metadata + 112, 200, 4),
+            (metadata + 144, 256, 4),
+            (metadata + 148, len, 4),
+            (metadata + 176, 1 << 20, 4),
+            (metadata + 180, 2, 4),
+            (metadata + 192, 2 << 20, 8),
+            (metadata + 200, 512, 4),
+        ],
+    );
+    bytes[metadata + 256..metadata + 256 + locator.len()].copy_from_slice(&locator);
+    let table = 320 << 10;
+    put(
+        &mut bytes,
+        &[(table, blocks[0], 8), (table + 8, blocks[1], 8), (table + 8 * CHUNK, 1 << 20 | 6, 8)],
+    );
+    bytes.resize(2 << 20, bitmap);
+    bytes.resize(4 << 20, 0xdd);
+    bytes
+}

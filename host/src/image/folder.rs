@@ -127,7 +127,7 @@ fn files_of(disk: &Disk) -> Vec<FileId> {
     let mut ids = Vec::new();
     for link in &disk.chain {
         ids.extend(FileId::at(&link.path).ok());
-        if let Source::Described { extents, .. } = &link.source {
+        if let Source::Described { extents, .. } | Source::Mapped { extents, .. } = &link.source {
             ids.extend(extents.iter().filter_map(|file| FileId::of(file).ok()));
         }
     }

@@ -49,7 +49,8 @@ impl Problem {
                 "only files are read; if its source is trusted, qemu-img convert makes one of it"
             }
             Self::ParentMissing(_) => "put the parent beside this file, under its own name",
-            Self::CidMismatch { .. } => {
+            Self::ParentUnknown { .. } => "put the parent beside this file",
+            Self::CidMismatch { .. } | Self::ParentId { .. } => {
                 "the base was changed after the snapshot was taken; look for an unchanged copy of it"
             }
             Self::ParentLarger { .. } => {

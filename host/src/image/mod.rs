@@ -28,13 +28,17 @@ mod fields;
 mod file;
 mod folder;
 mod format;
+mod guid;
 mod hint;
 mod line_problem;
 mod lock;
+mod memory;
 mod name;
 mod owner;
+mod parent;
 mod qcow2;
 mod reach;
+mod sector_map;
 mod sesparse;
 mod sparse;
 mod split;
@@ -43,7 +47,6 @@ mod vhd;
 mod vhdx;
 mod vmdk;
 mod vmx;
-mod zeros;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -53,6 +56,7 @@ pub use create_type::CreateType;
 pub use descriptor::{Access, Cid, Descriptor, Extent, ParentLink, Storage};
 pub use error::{ImageError, Problem};
 pub use format::{Format, FormatError};
+pub use guid::Guid;
 pub use line_problem::LineProblem;
 pub use name::{FileName, NameError};
 
@@ -149,6 +153,14 @@ pub enum Source {
         /// file of its length without data.
         extents: Vec<File>,
     },
+    /// A differencing image in a format of which QEMU reads none: tables of qcow2 in memory
+    /// and the file with the data, joined by a descriptor. What it shows is a qcow2.
+    Mapped {
+        /// Says how tables and data are joined.
+        descriptor: Descriptor,
+        /// The tables, then the file as often as the descriptor names it.
+        extents: Vec<File>,
+    },
 }
 
 impl Link {
@@ -159,6 +171,7 @@ impl Link {
         match self.source {
             Source::File(_) | Source::Part { .. } => self.format.qemu_driver(),
             Source::Described { .. } => Format::Vmdk.qemu_driver(),
+            Source::Mapped { .. } => Format::Qcow2.qemu_driver(),
         }
     }
 }
@@ -187,6 +200,8 @@ pub fn disks_of(path: &Path, options: &OpenOptions) -> Result<Vec<PathBuf>, Imag
 
 #[cfg(test)]
 mod backing_tests;
+#[cfg(test)]
+mod differencing_tests;
 #[cfg(test)]
 mod disk_tests;
 #[cfg(test)]

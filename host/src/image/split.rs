@@ -86,8 +86,9 @@ impl Pieces {
             return Err(of_piece(Path::new(name), problem));
         }
         // Lengths of files are below 2^63, and those of all pieces below 2^76.
-        let sectors: Vec<u64> = files.iter().map(|file| file.len.div_ceil(SECTOR_SIZE)).collect();
-        let total: u128 = sectors.iter().map(|&n| u128::from(n)).sum();
+        let sectors: Vec<(u64, u64)> =
+            files.iter().map(|file| (file.len.div_ceil(SECTOR_SIZE), 0)).collect();
+        let total: u128 = sectors.iter().map(|&(count, _)| u128::from(count)).sum();
         if total > u128::from(MAX_DISK_SIZE / SECTOR_SIZE) {
             return Err(Problem::TooLarge);
         }

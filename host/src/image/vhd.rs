@@ -1,10 +1,14 @@
-//! The footer of VHD, which growing disks repeat at their start.
+//! VHD: the footer, which growing disks repeat at their start, their header, and the table of
+//! blocks of a differencing disk.
 //! Source: Microsoft's Virtual Hard Disk Image Format Specification.
 
 use super::SECTOR_SIZE;
 use super::error::Problem;
 use super::fields::{be16, be32, be64};
 use super::file::ImageFile;
+use super::guid::Guid;
+use super::parent::Named;
+use super::sector_map::{GRANULE, SectorMap};
 
 /// A footer's first bytes.
 pub const MAGIC: &[u8] = b"conectix";
@@ -12,6 +16,9 @@ pub const MAGIC: &[u8] = b"conectix";
 const FIXED: u32 = 2;
 const DYNAMIC: u32 = 3;
 const DIFFERENCING: u32 = 4;
+
+/// Most bytes of a table of blocks: VHD ends at 2 TiB, and its blocks are of 2 MiB.
+const MAX_TABLE: u64 = 64 << 20;
 
 /// Whether `file` ends in a footer, as a disk of fixed size does.
 ///
@@ -24,38 +31,135 @@ pub fn has_footer(file: &ImageFile) -> Result<bool, Problem> {
     }
 }
 
-/// Checks the footer of `file`; returns the virtual disk's bytes.
-///
-/// # Errors
-/// [`Problem::NotInFormat`], or [`Problem::Unsupported`] for a differencing disk.
-pub fn virtual_size(file: &ImageFile) -> Result<u64, Problem> {
-    let grows = file.start(MAGIC.len())? == MAGIC;
-    if !grows && !has_footer(file)? {
-        return Err(Problem::NotInFormat(super::Format::Vpc));
+/// What footer and header of a file say.
+pub struct VhdHeader {
+    /// Bytes of the virtual disk.
+    pub size: u64,
+    /// The image's own id.
+    pub id: Guid,
+    /// What is said of its parent, for a differencing disk.
+    pub parent: Option<Named>,
+    header: Option<[u8; 1024]>,
+}
+
+impl VhdHeader {
+    /// Reads footer and header of `file`.
+    ///
+    /// # Errors
+    /// [`Problem::NotInFormat`], or what is wrong with them.
+    pub fn read(file: &ImageFile) -> Result<Self, Problem> {
+        let grows = file.start(MAGIC.len())? == MAGIC;
+        if !grows && !has_footer(file)? {
+            return Err(Problem::NotInFormat(super::Format::Vpc));
+        }
+        let at = if grows { 0 } else { file.len - SECTOR_SIZE };
+        let footer: [u8; 512] = file.header(at, "VHD footer")?;
+        let kind = be32(&footer, 60);
+        let header = match (kind, grows) {
+            (DYNAMIC | DIFFERENCING, true) => {
+                let header: [u8; 1024] = file.header(be64(&footer, 16), "VHD header")?;
+                if !header.starts_with(b"cxsparse") {
+                    return Err(Problem::damaged("it has no dynamic disk header"));
+                }
+                Some(header)
+            }
+            (FIXED, false) => None,
+            _ => return Err(Problem::damaged("its VHD footer is of no known type")),
+        };
+        let size = sectors(&footer) * SECTOR_SIZE;
+        if !grows && size > at {
+            return Err(Problem::Truncated { what: "last sector of the disk", len: file.len });
+        }
+        let parent = match header {
+            Some(header) if kind == DIFFERENCING => Some(read_parent(file, &header)?),
+            _ => None,
+        };
+        Ok(Self { size, id: guid(&footer, 68), parent, header })
     }
-    let at = if grows { 0 } else { file.len - SECTOR_SIZE };
-    let footer: [u8; 512] = file.header(at, "VHD footer")?;
-    match (be32(&footer, 60), grows) {
-        (DYNAMIC, true) => {
-            let header: [u8; 1024] = file.header(be64(&footer, 16), "VHD header")?;
-            if !header.starts_with(b"cxsparse") {
-                return Err(Problem::damaged("it has no dynamic disk header"));
+
+    /// Where a differencing disk has the sectors that are not its parent's.
+    ///
+    /// # Errors
+    /// What is wrong with its table of blocks.
+    pub fn map(&self, file: &ImageFile) -> Result<SectorMap, Problem> {
+        const UNUSED: u32 = u32::MAX;
+        let header = self.header.as_ref().expect("only disks that grow have parents");
+        let block_size = u64::from(be32(header, 32));
+        if !block_size.is_power_of_two() || !(GRANULE..=1 << 28).contains(&block_size) {
+            return Err(Problem::damaged("its blocks are of no valid size"));
+        }
+        let used = self.size.div_ceil(block_size);
+        if used > be32(header, 28).into() || used * 4 > MAX_TABLE {
+            return Err(Problem::damaged("its table of blocks does not fit its size"));
+        }
+        let len = usize::try_from(used * 4).expect("at most MAX_TABLE");
+        let table = file.bytes(be64(header, 16), len, "table of blocks")?;
+        // Before each block a bit for each of its sectors, in whole sectors.
+        let bitmap_len = (block_size / SECTOR_SIZE / 8).next_multiple_of(SECTOR_SIZE);
+        let mut map = SectorMap::default();
+        for (number, entry) in (0..).zip(table.chunks_exact(4)) {
+            let entry = be32(entry, 0);
+            if entry == UNUSED {
+                continue;
+            }
+            let at = u64::from(entry) * SECTOR_SIZE;
+            let start = number * block_size;
+            let len = block_size.min(self.size - start);
+            file.check_inside(at + bitmap_len, len, "end of a block")?;
+            let bitmap_len_here = usize::try_from(bitmap_len).expect("blocks are at most 256 MiB");
+            let bitmap = file.bytes(at, bitmap_len_here, "bitmap of a block")?;
+            let (sector, data) = (start / SECTOR_SIZE, (at + bitmap_len) / SECTOR_SIZE);
+            for (first, count) in
+                runs(&bitmap, len / SECTOR_SIZE, |byte, i| byte >> (7 - i) & 1 == 1)
+            {
+                map.store(sector + first, data + first, count)?;
             }
         }
-        (FIXED, false) => {}
-        (DIFFERENCING, _) => {
-            return Err(Problem::Unsupported {
-                what: "it is a VHD over a parent, such as a snapshot".to_owned(),
-                hint: "Hyper-V's Convert-VHD makes a single file of it",
-            });
+        Ok(map)
+    }
+}
+
+/// The runs of ones among the first `count` bits: where each begins and how long it is.
+/// `bit` takes the bit `i` of a byte.
+pub fn runs(bitmap: &[u8], count: u64, bit: impl Fn(u8, u32) -> bool) -> Vec<(u64, u64)> {
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    let mut add = |at: u64, len: u64| match found.last_mut() {
+        Some((start, before)) if *start + *before == at => *before += len,
+        _ => found.push((at, len)),
+    };
+    for (at, &byte) in (0..count).step_by(8).zip(bitmap) {
+        match byte {
+            0 => {}
+            0xff if at + 8 <= count => add(at, 8),
+            _ => (0u32..8)
+                .filter(|&i| bit(byte, i) && at + u64::from(i) < count)
+                .for_each(|i| add(at + u64::from(i), 1)),
         }
-        _ => return Err(Problem::damaged("its VHD footer is of no known type")),
     }
-    let size = sectors(&footer) * SECTOR_SIZE;
-    if !grows && size > at {
-        return Err(Problem::Truncated { what: "last sector of the disk", len: file.len });
+    found
+}
+
+/// The names by which the parent is known, the relative one first, and its id.
+fn read_parent(file: &ImageFile, header: &[u8; 1024]) -> Result<Named, Problem> {
+    const MAX_NAME: u32 = 4096;
+    let mut names = Vec::new();
+    for platform in [b"W2ru", b"W2ku"] {
+        for locator in header[576..768].chunks_exact(24).filter(|l| l.starts_with(platform)) {
+            let len = be32(locator, 8);
+            if len > MAX_NAME {
+                return Err(Problem::damaged("its parent's name is too long"));
+            }
+            let len = usize::try_from(len).expect("at most MAX_NAME");
+            let bytes = file.bytes(be64(locator, 16), len, "name of the parent")?;
+            names.push(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect());
+        }
     }
-    Ok(size)
+    names.push(header[64..576].chunks_exact(2).map(|b| u16::from_be_bytes([b[0], b[1]])).collect());
+    Named::new(names, vec![guid(header, 40)])
+}
+
+fn guid(bytes: &[u8], at: usize) -> Guid {
+    Guid(bytes[at..at + 16].try_into().expect("16 bytes"))
 }
 
 /// Sectors of the virtual disk, as QEMU counts them: Virtual PC and old QEMU went by the

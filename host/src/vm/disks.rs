@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::VmError;
 use super::overlay;
 use super::qmp::Command;
-use crate::image::{BlockSize, Disk, Format, Link, Source};
+use crate::image::{BlockSize, Descriptor, Disk, Format, Link, Source};
 
 /// Bytes of an empty bay.
 const EMPTY_BAY: u64 = bay::EMPTY_SECTORS * 512;
@@ -173,12 +173,10 @@ impl<'d> DiskFiles<'d> {
                 let whole = self.file(Passed::Borrowed(file), Access::ReadOnly);
                 self.part(&whole, *offset, *len)
             }
-            Source::Described { descriptor, extents } => {
-                let sets: Vec<u32> =
-                    extents.iter().map(|file| self.pass(Passed::Borrowed(file))).collect();
-                let text = descriptor.rewritten(|extent| file_name(sets[extent]));
-                let memory = read_only_memory(&text).map_err(VmError::Descriptor)?;
-                self.file(Passed::Owned(memory), Access::ReadOnly)
+            Source::Described { descriptor, extents } => self.described(descriptor, extents)?,
+            Source::Mapped { descriptor, extents } => {
+                let text = self.described(descriptor, extents)?;
+                self.joined(&text)
             }
         };
         let node = format!("link{}", self.nodes.len());
@@ -202,6 +200,28 @@ impl<'d> DiskFiles<'d> {
         self.nodes.push(json!({
             "node-name": node, "driver": "file", "filename": file_name(set),
             "read-only": access == Access::ReadOnly, "auto-read-only": false,
+        }));
+        node
+    }
+
+    /// Adds a descriptor of files that are known to QEMU by their sets, and names its node.
+    fn described(
+        &mut self,
+        descriptor: &Descriptor,
+        extents: &'d [File],
+    ) -> Result<String, VmError> {
+        let sets: Vec<u32> = extents.iter().map(|file| self.pass(Passed::Borrowed(file))).collect();
+        let text = descriptor.rewritten(|extent| file_name(sets[extent]));
+        let memory = read_only_memory(&text).map_err(VmError::Descriptor)?;
+        Ok(self.file(Passed::Owned(memory), Access::ReadOnly))
+    }
+
+    /// Adds a node of the bytes that the descriptor `text` joins, and names it.
+    fn joined(&mut self, text: &str) -> String {
+        let node = format!("joined{}", self.nodes.len());
+        self.nodes.push(json!({
+            "node-name": node, "driver": "vmdk", "file": text, "backing": null,
+            "read-only": true, "auto-read-only": false,
         }));
         node
     }

@@ -1,4 +1,4 @@
-//! A file of zeros for ZERO extents.
+//! Files in memory that QEMU reads beside those of an image.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,18 +7,26 @@ use std::os::fd::AsRawFd;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// Makes a read-only file of `len` bytes without data, in memory; it takes none as long as it
-/// is only read.
+/// Makes a read-only file of `len` bytes without data; it takes no memory as long as it is
+/// only read.
 ///
 /// QEMU leaves ZERO lines of a descriptor out, and all that follows them slides forward. A
 /// flat extent over such a file says the same in words that it reads.
 ///
 /// # Errors
 /// Those of memfd_create(2), ftruncate(2) and open(2).
-pub fn file(len: u64) -> io::Result<File> {
+pub fn zeros(len: u64) -> io::Result<File> {
+    holding(|file| file.set_len(len))
+}
+
+/// Makes a read-only file of what `write` writes.
+///
+/// # Errors
+/// Those of memfd_create(2), open(2) and of `write`.
+pub fn holding(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let writable = File::from(memfd_create("zeros", flags)?);
-    writable.set_len(len)?;
+    let mut writable = File::from(memfd_create("image", flags)?);
+    write(&mut writable)?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK;
     fcntl(&writable, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
     OpenOptions::new().read(true).open(format!("/proc/self/fd/{}", writable.as_raw_fd()))
@@ -32,7 +40,7 @@ mod tests {
 
     #[test]
     fn the_largest_disk_of_zeros_takes_no_memory() {
-        let zeros = file(crate::image::MAX_DISK_SIZE).unwrap();
+        let zeros = zeros(crate::image::MAX_DISK_SIZE).unwrap();
         let mut bytes = [1; 4096];
         zeros.read_exact_at(&mut bytes, crate::image::MAX_DISK_SIZE - 4096).unwrap();
         assert_eq!(bytes, [0; 4096]);

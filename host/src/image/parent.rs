@@ -1,0 +1,207 @@
+//! What an image says of the one below it, how that is found, and whether it is the right one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::descriptor::ParentLink;
+use super::error::Problem;
+use super::file::ImageFile;
+use super::guid::Guid;
+use super::name::FileName;
+use super::qcow2::Backing;
+use super::reach::Reach;
+use super::vdi::{VdiHeader, VdiIds};
+use super::vhd::VhdHeader;
+use super::{Format, Link, vhdx};
+
+/// What an image says of the one below it.
+pub enum Parent {
+    /// Known by its content id.
+    Vmdk(ParentLink),
+    /// Known by its name alone.
+    Backing(Backing),
+    /// Known by its ids, whatever its name.
+    Vdi(VdiIds),
+    /// Known by name and id.
+    Vhd(Named),
+    /// Known by name and id.
+    Vhdx(Named),
+}
+
+/// Names that a parent may have, and ids of which it must have one.
+#[derive(Debug)]
+pub struct Named {
+    names: Vec<FileName>,
+    ids: Vec<Guid>,
+}
+
+impl Named {
+    /// Reads the names, which may end with zeros. Those without text are left out.
+    ///
+    /// # Errors
+    /// [`Problem::Name`] for one that is none; [`Problem::Damaged`] without a name or id.
+    pub fn new(names: Vec<Vec<u16>>, ids: Vec<Guid>) -> Result<Self, Problem> {
+        let mut read = Vec::new();
+        for name in names {
+            let text = String::from_utf16(&name)
+                .map_err(|_| Problem::damaged("its parent's name is no text"))?;
+            match text.trim_end_matches('\0') {
+                "" => {}
+                text => read.push(FileName::new(text.as_bytes()).map_err(Problem::Name)?),
+            }
+        }
+        if read.is_empty() || ids.is_empty() {
+            return Err(Problem::damaged("it says too little of its parent"));
+        }
+        Ok(Self { names: read, ids })
+    }
+}
+
+impl Parent {
+    /// Opens the parent of an image in `folder`: the first that exists among those that its name
+    /// may mean, or that has the right id where there is one.
+    ///
+    /// A parent with ids may be anywhere: it is used only if it is of the child's format and has
+    /// them. Nothing but its name ties a backing file to its child, so that it has to be where
+    /// the child may refer to any bytes.
+    ///
+    /// # Errors
+    /// [`Problem::Parent`] for one that cannot be used, [`Problem::ParentMissing`],
+    /// [`Problem::ParentId`], [`Problem::ParentUnknown`].
+    pub fn find(&self, folder: &Path, allowed: &[PathBuf]) -> Result<(ImageFile, Format), Problem> {
+        match self {
+            Self::Vmdk(link) => {
+                let opened = first_of(&link.hint.candidates(folder), ImageFile::open)?;
+                match Format::probe(&opened).map_err(|problem| wrap(&opened.path, problem))? {
+                    Format::Vmdk => Ok((opened, Format::Vmdk)),
+                    _ => Err(wrap(&opened.path, Problem::ParentNotVmdk)),
+                }
+            }
+            Self::Backing(backing) => {
+                let reach = Reach { folder, allowed };
+                let opened = first_of(&backing.name.candidates(folder), |path| {
+                    reach.locate_plain(path).and_then(|file| file.open())
+                })?;
+                let format = match backing.format {
+                    Some(format) => format,
+                    None => {
+                        Format::probe(&opened).map_err(|problem| wrap(&opened.path, problem))?
+                    }
+                };
+                Ok((opened, format))
+            }
+            Self::Vdi(ids) => Ok((find_vdi(*ids, folder)?, Format::Vdi)),
+            Self::Vhd(named) => {
+                let id = |file: &ImageFile| VhdHeader::read(file).map(|header| header.id);
+                Ok((named.find(folder, id)?, Format::Vpc))
+            }
+            Self::Vhdx(named) => Ok((named.find(folder, vhdx::write_id)?, Format::Vhdx)),
+        }
+    }
+
+    /// Checks that `parent`, which is called `name`, is the image that `child` was made over, as
+    /// far as [`Self::find`] did not.
+    ///
+    /// # Errors
+    /// [`Problem::CidMismatch`], [`Problem::ParentLarger`].
+    pub fn check_fit(&self, child: &Link, parent: &Link, name: PathBuf) -> Result<(), Problem> {
+        // Those of other formats may have any size: what a parent lacks is zero.
+        let Self::Vmdk(link) = self else { return Ok(()) };
+        let found = parent.vmdk.expect("it was opened as a VMDK").cid;
+        if found != link.cid {
+            return Err(Problem::CidMismatch { expected: link.cid, found, parent: name });
+        }
+        if parent.size > child.size {
+            let (parent_size, size) = (parent.size, child.size);
+            return Err(Problem::ParentLarger { parent: name, parent_size, size });
+        }
+        Ok(())
+    }
+}
+
+impl Named {
+    /// The first file with one of the ids among those that the names may mean.
+    fn find(
+        &self,
+        folder: &Path,
+        id: impl Fn(&ImageFile) -> Result<Guid, Problem>,
+    ) -> Result<ImageFile, Problem> {
+        let mut candidates: Vec<PathBuf> = Vec::new();
+        for path in self.names.iter().flat_map(|name| name.candidates(folder)) {
+            if !candidates.contains(&path) {
+                candidates.push(path);
+            }
+        }
+        let mut mismatch = None;
+        for path in &candidates {
+            let file = match first_of(std::slice::from_ref(path), ImageFile::open) {
+                Err(Problem::ParentMissing(_)) => continue,
+                opened => opened?,
+            };
+            let found = id(&file).map_err(|problem| wrap(&file.path, problem))?;
+            if self.ids.contains(&found) {
+                return Ok(file);
+            }
+            let parent = file.path;
+            mismatch.get_or_insert(Problem::ParentId { expected: self.ids[0], found, parent });
+        }
+        Err(mismatch.unwrap_or(Problem::ParentMissing(candidates)))
+    }
+}
+
+fn wrap(path: &Path, problem: Problem) -> Problem {
+    Problem::Parent { path: path.to_owned(), problem: Box::new(problem) }
+}
+
+/// Opens the first of `candidates` that exists.
+fn first_of(
+    candidates: &[PathBuf],
+    open: impl Fn(&Path) -> Result<ImageFile, Problem>,
+) -> Result<ImageFile, Problem> {
+    for path in candidates {
+        match open(path) {
+            Err(problem) if problem.is_missing() => {}
+            Err(problem) => return Err(wrap(path, problem)),
+            Ok(mut file) => {
+                file.path.clone_from(&file.real);
+                return Ok(file);
+            }
+        }
+    }
+    Err(Problem::ParentMissing(candidates.to_owned()))
+}
+
+/// Looks for the VDI with the ids `wanted`: beside the child, in `Snapshots` there, and in the
+/// folder above, since VirtualBox keeps snapshots in a folder of that name.
+fn find_vdi(wanted: VdiIds, folder: &Path) -> Result<ImageFile, Problem> {
+    const MAX_ENTRIES: usize = 1 << 16;
+    const MAX_READ: usize = 1024;
+    let folders: Vec<PathBuf> = [
+        Some(folder.to_owned()),
+        folder.parent().map(Path::to_owned),
+        Some(folder.join("Snapshots")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    for folder in &folders {
+        let Ok(entries) = fs::read_dir(folder) else { continue };
+        let paths = entries.take(MAX_ENTRIES).flatten().map(|entry| entry.path());
+        let is_vdi =
+            |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("vdi"));
+        for path in paths.filter(is_vdi).take(MAX_READ) {
+            let Ok(mut file) = ImageFile::open(&path) else { continue };
+            let Ok(header) = VdiHeader::read(&file) else { continue };
+            if header.own.image != wanted.image {
+                continue;
+            }
+            file.path.clone_from(&file.real);
+            let (expected, found) = (wanted.modification, header.own.modification);
+            if expected == found || expected.is_nil() {
+                return Ok(file);
+            }
+            return Err(Problem::ParentId { expected, found, parent: file.path });
+        }
+    }
+    Err(Problem::ParentUnknown { id: wanted.image, folders })
+}

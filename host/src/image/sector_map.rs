@@ -1,0 +1,234 @@
+//! Which sectors of a disk a differencing image holds, and where in its file.
+//!
+//! QEMU's drivers for VDI, VHD and VHDX know no parents. That of qcow2 does: a map becomes the
+//! tables of a qcow2 in memory, and the image's file stands behind them as its data. The two are
+//! joined by the flat extents of a descriptor, so that nothing is copied. Extended table entries
+//! tell single sectors apart, as VHD and VHDX do.
+//!
+//! The data of a cluster has to be aligned like a cluster, which that of VHD is not: its blocks
+//! lie at any sector. The file is therefore joined once for each way in which its blocks are out
+//! of line, 32 at most, each time shifted so that those are in line.
+//!
+//! Source: docs/interop/qcow2 of QEMU, "Extended L2 Entries".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use super::SECTOR_SIZE;
+use super::descriptor::Descriptor;
+use super::error::Problem;
+use super::file::ImageFile;
+use super::memory;
+
+/// Sectors of a cluster: as many as an entry has bits for.
+const CLUSTER_SECTORS: u64 = 32;
+const CLUSTER: u64 = CLUSTER_SECTORS * SECTOR_SIZE;
+const CLUSTER_BITS: u32 = CLUSTER.trailing_zeros();
+
+/// Entries of a table, which is a cluster of 16 bytes each.
+const TABLE_ENTRIES: u64 = CLUSTER / 16;
+
+/// Most tables, each of which takes 16 KiB of memory: those of 512 GiB of changes.
+const MAX_TABLES: usize = 1 << 15;
+
+/// Bytes that a [`SectorMap`] can tell from others: blocks of a multiple of this are mapped.
+pub const GRANULE: u64 = CLUSTER;
+
+/// Where the sectors of a disk are in a file. What is not mapped is the parent's.
+#[derive(Default)]
+pub struct SectorMap {
+    tables: BTreeMap<u64, Vec<Entry>>,
+}
+
+/// A cluster: where in the file its first sector is or would be, and bits for its sectors, the
+/// lowest for the first.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    file_sector: u64,
+    stored: u32,
+    zero: u32,
+}
+
+impl SectorMap {
+    /// Notes that `count` sectors from `sector` on are in the file from `file_sector` on.
+    ///
+    /// All sectors of one cluster that are stored must be in the file at their distances, and
+    /// the file must have room for what would be the first sector of the cluster.
+    ///
+    /// # Errors
+    /// [`Problem::Unsupported`] where the map becomes too large.
+    pub fn store(&mut self, sector: u64, file_sector: u64, count: u64) -> Result<(), Problem> {
+        self.each_cluster(sector, count, |entry, first, bits| {
+            entry.file_sector = file_sector + first - sector;
+            entry.stored |= bits;
+        })
+    }
+
+    /// Notes that `count` sectors from `sector` on are zero, whatever the parent has there.
+    ///
+    /// # Errors
+    /// As [`Self::store`].
+    pub fn zero(&mut self, sector: u64, count: u64) -> Result<(), Problem> {
+        self.each_cluster(sector, count, |entry, _, bits| entry.zero |= bits)
+    }
+
+    /// Calls `change` with the entry of each cluster that the sectors are in, the number of its
+    /// first sector, and the bits of those that are meant.
+    fn each_cluster(
+        &mut self,
+        sector: u64,
+        count: u64,
+        mut change: impl FnMut(&mut Entry, u64, u32),
+    ) -> Result<(), Problem> {
+        let end = sector + count;
+        let mut at = sector;
+        while at < end {
+            let first = at - at % CLUSTER_SECTORS;
+            let next = end.min(first + CLUSTER_SECTORS);
+            let bits = ((1u64 << (next - first)) - 1) & !((1u64 << (at - first)) - 1);
+            let bits = u32::try_from(bits).expect("at most 32 bits");
+            let cluster = first / CLUSTER_SECTORS;
+            let tables = self.tables.len();
+            let table = self.tables.entry(cluster / TABLE_ENTRIES).or_default();
+            if table.is_empty() {
+                if tables == MAX_TABLES {
+                    return Err(Problem::Unsupported {
+                        what: "it holds changes in too many places".to_owned(),
+                        hint: "merge it into its parent where it was made",
+                    });
+                }
+                *table = vec![Entry::default(); index(TABLE_ENTRIES)];
+            }
+            change(&mut table[index(cluster % TABLE_ENTRIES)], first, bits);
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// The qcow2 of `size` bytes that the map of `file` makes: a descriptor that joins the
+    /// tables and the file, and these.
+    ///
+    /// # Errors
+    /// Where there is no memory for the tables.
+    pub fn joined(&self, size: u64, file: &ImageFile) -> io::Result<(Descriptor, Vec<File>)> {
+        let file_sectors = file.len.div_ceil(SECTOR_SIZE);
+        let entries = self.tables.values().flatten().filter(|entry| entry.stored != 0);
+        let shifts: BTreeSet<u64> = entries.map(|e| e.file_sector % CLUSTER_SECTORS).collect();
+
+        let layout = Layout::of(size, self.tables.len() as u64);
+        let tables =
+            memory::holding(|tables| self.write(&layout, size, &shifts, file_sectors, tables))?;
+        let mut extents = vec![(layout.end() / SECTOR_SIZE, 0)];
+        let mut files = vec![tables];
+        for &shift in &shifts {
+            extents.push((shifted_len(file_sectors, shift), shift));
+            files.push(file.duplicate()?);
+        }
+        Ok((Descriptor::of_flat_files(&extents), files))
+    }
+
+    fn write(
+        &self,
+        layout: &Layout,
+        size: u64,
+        shifts: &BTreeSet<u64>,
+        file_sectors: u64,
+        file: &mut File,
+    ) -> io::Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        let mut starts = BTreeMap::new();
+        let mut at = layout.end();
+        for &shift in shifts {
+            starts.insert(shift, at);
+            at += shifted_len(file_sectors, shift) * SECTOR_SIZE;
+        }
+        out.write_all(&layout.header(size))?;
+        // An empty table of reference counts, which nobody needs who only reads.
+        out.write_all(&[0; index(CLUSTER)])?;
+        let mut table_at = layout.first_table();
+        let mut directory = vec![0; index(layout.directory_clusters * CLUSTER)];
+        for &number in self.tables.keys() {
+            let at = index(number) * 8;
+            directory[at..at + 8].copy_from_slice(&table_at.to_be_bytes());
+            table_at += CLUSTER;
+        }
+        out.write_all(&directory)?;
+        for entry in self.tables.values().flatten() {
+            let shift = entry.file_sector % CLUSTER_SECTORS;
+            let host = match entry.stored {
+                0 => 0,
+                _ => starts[&shift] + (entry.file_sector - shift) * SECTOR_SIZE,
+            };
+            out.write_all(&host.to_be_bytes())?;
+            // What is stored is not zero as well.
+            out.write_all(&(entry.zero & !entry.stored).to_be_bytes())?;
+            out.write_all(&entry.stored.to_be_bytes())?;
+        }
+        out.flush()
+    }
+}
+
+/// Sectors of the file from `shift` on, in whole clusters; QEMU reads zeros behind its end.
+fn shifted_len(file_sectors: u64, shift: u64) -> u64 {
+    file_sectors.saturating_sub(shift).next_multiple_of(CLUSTER_SECTORS).max(CLUSTER_SECTORS)
+}
+
+/// Where the tables are: the header's cluster, one of reference counts, the directory, then
+/// they.
+struct Layout {
+    directory_entries: u64,
+    directory_clusters: u64,
+    tables: u64,
+}
+
+impl Layout {
+    const DIRECTORY: u64 = 2 * CLUSTER;
+
+    fn of(size: u64, tables: u64) -> Self {
+        let directory_entries = size.div_ceil(CLUSTER * TABLE_ENTRIES).max(1);
+        let directory_clusters = (directory_entries * 8).div_ceil(CLUSTER);
+        Self { directory_entries, directory_clusters, tables }
+    }
+
+    fn first_table(&self) -> u64 {
+        Self::DIRECTORY + self.directory_clusters * CLUSTER
+    }
+
+    fn end(&self) -> u64 {
+        self.first_table() + self.tables * CLUSTER
+    }
+
+    fn header(&self, size: u64) -> Vec<u8> {
+        const EXTENDED_ENTRIES: u64 = 1 << 4;
+        const HEADER_LEN: u32 = 104;
+        let directory_entries =
+            u32::try_from(self.directory_entries).expect("disks are at most 64 TiB");
+        let mut bytes = Vec::with_capacity(index(CLUSTER));
+        bytes.extend(super::qcow2::MAGIC);
+        bytes.extend(3u32.to_be_bytes());
+        bytes.extend([0; 12]); // no backing file by name: QEMU is told the node
+        bytes.extend(CLUSTER_BITS.to_be_bytes());
+        bytes.extend(size.to_be_bytes());
+        bytes.extend(0u32.to_be_bytes()); // not encrypted
+        bytes.extend(directory_entries.to_be_bytes());
+        bytes.extend(Self::DIRECTORY.to_be_bytes());
+        bytes.extend(CLUSTER.to_be_bytes());
+        bytes.extend(1u32.to_be_bytes()); // clusters of the table of reference counts
+        bytes.extend([0; 12]); // no snapshots
+        bytes.extend(EXTENDED_ENTRIES.to_be_bytes());
+        bytes.extend([0; 16]); // no other features
+        bytes.extend(4u32.to_be_bytes()); // bits of a reference count, as a power of two
+        bytes.extend(HEADER_LEN.to_be_bytes());
+        bytes.resize(index(CLUSTER), 0);
+        bytes
+    }
+}
+
+/// A number of things in memory. Those here are bounded by [`MAX_TABLES`] and the largest disk.
+const fn index(number: u64) -> usize {
+    assert!(number <= u32::MAX as u64, "bounded by the largest disk");
+    #[expect(clippy::cast_possible_truncation, reason = "checked in the line before")]
+    let number = number as usize;
+    number
+}
