@@ -62,7 +62,7 @@ struct Arguments {
     #[arg(short = 'o', long = "option", value_name = "OPTION[,OPTION…]")]
     option: Vec<FuseOptions>,
 
-    /// Folder whose files a descriptor elsewhere may use as flat extents
+    /// Folder whose files an image elsewhere may name: extents, backing files, disks of a .vmx
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
 

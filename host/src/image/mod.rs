@@ -6,7 +6,8 @@
 //! here is out of its reach.
 //!
 //! Followed are VMware's Virtual Disk Format 5.0, as far as QEMU's block/vmdk.c reads it, and
-//! the headers of the single-file formats. Tables behind the headers are QEMU's business.
+//! the headers of the single-file formats. Tables behind the headers are QEMU's business, but for
+//! those of differencing disks in formats of which its drivers know none.
 //!
 //! **Invariant:** nothing here names QEMU's processes, QMP or FUSE; the names of QEMU's block
 //! drivers are all it knows of QEMU's face.
@@ -82,8 +83,8 @@ pub struct OpenOptions {
     pub format: Option<Format>,
     /// How large its sectors are.
     pub block_size: BlockSize,
-    /// Files, and folders with all below them, that extents may be in besides the
-    /// descriptor's own folder.
+    /// Files, and folders with all below them, that an image may name besides those of its
+    /// own folder.
     pub allow_paths: Vec<PathBuf>,
 }
 

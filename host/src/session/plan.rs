@@ -18,7 +18,7 @@ use crate::vm::accelerator::AcceleratorChoice;
 pub struct Plan {
     /// The disks, sda first.
     pub disks: Vec<DiskSpec>,
-    /// Folders besides the descriptors' own from which flat extents may come.
+    /// Folders besides the images' own whose files an image may name.
     pub allow_paths: Vec<PathBuf>,
     /// What is mounted in the guest, the root first, then by depth.
     pub mounts: Vec<MountSpec>,
