@@ -160,3 +160,46 @@ fn a_lock_is_a_warning_and_an_extent_names_its_descriptor() {
     let words = ["other-flat.vmdk: it holds only an extent", "hint: open other.vmdk instead"];
     showing.assert_refused(&["-a", "other-flat.vmdk"], &words);
 }
+
+/// VirtualBox keeps neither content id nor name of a parent, only its ids.
+#[test]
+fn snapshots_of_virtualbox_are_shown() {
+    const PIECE: std::ops::Range<usize> = 8 << 20..9 << 20;
+    let Some(showing) = Showing::new() else { return };
+    let place = showing.place.path();
+    let snapshots = showing.place.folder("Snapshots");
+    let note = |name: &str, ids: [&str; 4]| {
+        let path = place.join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        let end = 512 + bytes[512..].iter().position(|&byte| byte == 0).unwrap();
+        let keys = ["image", "modification", "parent", "parentmodification"];
+        let lines: String = keys
+            .iter()
+            .zip(ids)
+            .map(|(key, digit)| {
+                let id = format!("{}-0000-0000-0000-000000000000", digit.repeat(8));
+                format!("ddb.uuid.{key}=\"{id}\"\n")
+            })
+            .collect();
+        bytes[end..end + lines.len()].copy_from_slice(lines.as_bytes());
+        fs::write(path, bytes).unwrap();
+    };
+    showing.convert("vmdk", "subformat=monolithicSparse", "base.vmdk");
+    showing.make("qemu-io", &["-f", "vmdk", "-c", "write -P 85 8M 1M", "base.vmdk"]);
+    note("base.vmdk", ["a", "b", "0", "0"]);
+    let size = showing.bytes().len().to_string();
+    fs::write(place.join("piece"), &showing.bytes()[PIECE]).unwrap();
+    for child in ["Snapshots/{1}.vmdk", "Snapshots/{2}.vmdk"] {
+        showing.make("qemu-img", &["create", "-f", "vmdk", child, &size]);
+        let write = if child.contains('1') { "write -P 17 8M 1M" } else { "write -s piece 8M 1M" };
+        showing.make("qemu-io", &["-f", "vmdk", "-c", write, child]);
+    }
+    note("Snapshots/{1}.vmdk", ["c", "d", "a", "b"]);
+    note("Snapshots/{2}.vmdk", ["e", "f", "c", "d"]);
+    showing.assert_shown(&["-a", "Snapshots/{2}.vmdk"]);
+    fs::remove_file(snapshots.join("{1}.vmdk")).unwrap();
+    let words = ["with id cccccccc-0000-0000-0000-000000000000, is missing", "hint: "];
+    showing.assert_refused(&["-a", "Snapshots/{2}.vmdk"], &words);
+    note("Snapshots/{2}.vmdk", ["e", "f", "a", "d"]);
+    showing.assert_refused(&["-a", "Snapshots/{2}.vmdk"], &["says ddb.uuid again"]);
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ImageError, Problem};
 use super::file::{FileId, ImageFile};
 use super::hint::UNPACK;
-use super::parent::Parent;
+use super::parent::{self, Parent};
 use super::qcow2::Qcow2Header;
 use super::split::Pieces;
 use super::vdi::VdiHeader;
@@ -98,6 +98,7 @@ fn open_chain(
         warnings.extend(lock::warning(&file.real));
         let (next, grandparent) = open_link(file, format, allowed)?;
         reference.check_fit(&link, &next, name).map_err(failed)?;
+        parent::adopt(&mut link, &next);
         chain.push(std::mem::replace(&mut link, next));
         (place, parent) = (next_place, grandparent);
     }

@@ -10,6 +10,7 @@ use std::fmt;
 
 use super::create_type::CreateType;
 use super::error::Problem;
+use super::guid::{Guid, ImageIds};
 use super::line_problem::LineProblem;
 use super::name::FileName;
 use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, SECTOR_SIZE};
@@ -39,6 +40,8 @@ pub struct Descriptor {
     pub cid: Cid,
     /// What it is a snapshot of.
     pub parent: Option<ParentLink>,
+    /// Its own ids, where VirtualBox wrote it.
+    pub ids: Option<ImageIds>,
     /// Where its sectors are, one behind the other. 1 to [`MAX_EXTENTS`] of them.
     pub extents: Vec<Extent>,
 }
@@ -46,10 +49,19 @@ pub struct Descriptor {
 /// How a snapshot refers to its parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentLink {
-    /// The parent's content id when the snapshot was taken.
-    pub cid: Cid,
-    /// Where it was then.
-    pub hint: FileName,
+    /// The parent's content id when the snapshot was taken; VirtualBox does not keep it.
+    pub cid: Option<Cid>,
+    /// How it is found.
+    pub by: ParentBy,
+}
+
+/// What the parent of a snapshot is found by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParentBy {
+    /// Where it was.
+    Hint(FileName),
+    /// What VirtualBox calls it.
+    Ids(ImageIds),
 }
 
 /// A run of a disk's sectors.
@@ -138,6 +150,7 @@ impl Descriptor {
             create_type: CreateType::TwoGbMaxExtentFlat,
             cid: Cid(0),
             parent: None,
+            ids: None,
             extents: files.iter().enumerate().map(extent).collect(),
         }
     }
@@ -159,7 +172,7 @@ impl Descriptor {
     /// Where a name holds a quote or a control character, or is longer than 511 bytes.
     #[must_use]
     pub fn rewritten(&self, name: impl Fn(usize) -> String) -> Vec<u8> {
-        let parent = self.parent.as_ref().map_or(Cid::NO_PARENT, |parent| parent.cid);
+        let parent = self.parent.as_ref().and_then(|parent| parent.cid).unwrap_or(Cid::NO_PARENT);
         let mut text = format!(
             "# Disk DescriptorFile\nversion=1\nCID={}\nparentCID={parent}\ncreateType=\"{}\"\n",
             self.cid,
@@ -182,6 +195,14 @@ impl Descriptor {
     }
 }
 
+/// VirtualBox' own settings that matter.
+const IDS: [&[u8]; 4] = [
+    b"ddb.uuid.image",
+    b"ddb.uuid.modification",
+    b"ddb.uuid.parent",
+    b"ddb.uuid.parentmodification",
+];
+
 /// A descriptor while its lines are read.
 #[derive(Default)]
 struct Draft {
@@ -190,6 +211,8 @@ struct Draft {
     cid: Option<Cid>,
     parent_cid: Option<Cid>,
     parent_hint: Option<FileName>,
+    /// The `ddb.uuid.` settings: image, modification, parent, parentmodification.
+    ids: [Option<Guid>; 4],
     extents: Vec<Extent>,
 }
 
@@ -226,28 +249,39 @@ impl Draft {
                 let name = FileName::new(value).map_err(LineProblem::Name)?;
                 once(&mut self.parent_hint, "parentFileNameHint", name)
             }
-            _ => Ok(()),
+            _ => match IDS.iter().position(|name| *name == key) {
+                Some(which) => once(&mut self.ids[which], "ddb.uuid", parse_id(value)?),
+                None => Ok(()),
+            },
         }
     }
 
     fn finish(self) -> Result<Descriptor, Problem> {
         self.version.ok_or(Problem::Lacks("version"))?;
         let parent_cid = self.parent_cid.ok_or(Problem::Lacks("parentCID"))?;
-        let parent = match (parent_cid, self.parent_hint) {
-            (Cid::NO_PARENT, None) => None,
+        let [image, modification, parent, parent_modification] = self.ids;
+        let ids = |image: Option<Guid>, modification: Option<Guid>| {
+            let image = image.filter(|id| !id.is_nil())?;
+            Some(ImageIds { image, modification: modification.unwrap_or(Guid::NIL) })
+        };
+        let cid = (parent_cid != Cid::NO_PARENT).then_some(parent_cid);
+        let parent = match (cid, self.parent_hint, ids(parent, parent_modification)) {
+            (None, None, None) => None,
             // Readers differ in which of the two they believe, and so in what they show.
-            (Cid::NO_PARENT, Some(_)) => {
+            (None, Some(_), _) => {
                 return Err(Problem::damaged(
                     "its parentCID says that it has no parent, its parentFileNameHint names one",
                 ));
             }
-            (_, None) => return Err(Problem::Lacks("parentFileNameHint")),
-            (cid, Some(hint)) => Some(ParentLink { cid, hint }),
+            (cid, Some(hint), _) => Some(ParentLink { cid, by: ParentBy::Hint(hint) }),
+            (cid, None, Some(ids)) => Some(ParentLink { cid, by: ParentBy::Ids(ids) }),
+            (Some(_), None, None) => return Err(Problem::Lacks("parentFileNameHint")),
         };
         let descriptor = Descriptor {
             create_type: self.create_type.ok_or(Problem::Lacks("createType"))?,
             cid: self.cid.ok_or(Problem::Lacks("CID"))?,
             parent,
+            ids: ids(image, modification),
             extents: self.extents,
         };
         // The sum cannot overflow: MAX_EXTENTS times the most of one is below 2^50.
@@ -347,6 +381,11 @@ fn number(word: &[u8]) -> Option<u64> {
 fn parse_cid(key: &'static str, value: &[u8]) -> Result<Cid, LineProblem> {
     let text = std::str::from_utf8(value).ok().filter(|t| !t.starts_with('+'));
     text.and_then(|t| u32::from_str_radix(t, 16).ok()).map(Cid).ok_or(LineProblem::BadValue(key))
+}
+
+fn parse_id(value: &[u8]) -> Result<Guid, LineProblem> {
+    let text = std::str::from_utf8(value).ok();
+    text.and_then(Guid::parse).ok_or(LineProblem::BadValue("ddb.uuid"))
 }
 
 fn once<T>(slot: &mut Option<T>, key: &'static str, value: T) -> Result<(), LineProblem> {

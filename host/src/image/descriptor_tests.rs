@@ -36,7 +36,11 @@ fn a_snapshot_is_read() {
     let expected = Descriptor {
         create_type: CreateType::TwoGbMaxExtentSparse,
         cid: Cid(0x9c01_aa3e),
-        parent: Some(ParentLink { cid: Cid(0xffff_fffe), hint: name("C:\\VMs\\base.vmdk") }),
+        parent: Some(ParentLink {
+            cid: Some(Cid(0xffff_fffe)),
+            by: ParentBy::Hint(name("C:\\VMs\\base.vmdk")),
+        }),
+        ids: None,
         extents: vec![
             extent(Access::ReadWrite, 4_192_256, Storage::Sparse(name("disk 1-000001-s001.vmdk"))),
             extent(Access::ReadOnly, 2048, Storage::Zero),
@@ -122,6 +126,7 @@ fn bad_lines_are_refused_with_their_number() {
         ("CID=", LineProblem::BadValue("CID")),
         ("CID=+1", LineProblem::BadValue("CID")),
         ("parentCID=123456789", LineProblem::BadValue("parentCID")),
+        ("ddb.uuid.parent=\"1\"", LineProblem::BadValue("ddb.uuid")),
         ("createType=\"fullDevice\"", LineProblem::Device("fullDevice".into())),
         ("createType=\"vmfsRDM\"", LineProblem::Device("vmfsRDM".into())),
         ("createType=\"custom\"", LineProblem::CreateType("custom".into())),

@@ -6,17 +6,28 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Guid(pub [u8; 16]);
 
+/// What tells an image of VirtualBox, and a state of it, from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageIds {
+    /// Given when it was made.
+    pub image: Guid,
+    /// Given when it was last written to; may be nil.
+    pub modification: Guid,
+}
+
 impl Guid {
+    /// For none.
+    pub const NIL: Self = Self([0; 16]);
+
     /// Whether it stands for none.
     #[must_use]
     pub fn is_nil(self) -> bool {
-        self.0 == [0; 16]
+        self == Self::NIL
     }
 
-    /// Reads `{83ed0ec3-24c8-49a6-a959-5e4bf1288bfb}`, whose first three groups lie in a file
-    /// in the order of Windows.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix('{')?.strip_suffix('}')?;
+    /// Reads `83ed0ec3-24c8-49a6-a959-5e4bf1288bfb`, whose first three groups lie in a file in
+    /// the order of Windows.
+    pub(super) fn parse(digits: &str) -> Option<Self> {
         let groups: Vec<&str> = digits.split('-').collect();
         let lengths = groups.iter().map(|group| group.len());
         if !digits.is_ascii() || !lengths.eq([8, 4, 4, 4, 12]) {
@@ -58,16 +69,10 @@ mod tests {
     #[test]
     fn ids_print_as_they_are_read() {
         let text = "83ed0ec3-24c8-49a6-a959-5e4bf1288bfb";
-        let id = Guid::parse(&format!("{{{text}}}")).unwrap();
+        let id = Guid::parse(text).unwrap();
         assert_eq!(id.0[..8], [0xc3, 0x0e, 0xed, 0x83, 0xc8, 0x24, 0xa6, 0x49]);
         assert_eq!(id.to_string(), text);
-        for bad in [
-            "",
-            "{}",
-            text,
-            "{83ed0ec3-24c8-49a6-a959-5e4bf1288bf}",
-            "{+3ed0ec3-24c8-49a6-a959-5e4bf1288bfb}",
-        ] {
+        for bad in ["", "----", &text[1..], "+3ed0ec3-24c8-49a6-a959-5e4bf1288bfb"] {
             assert!(Guid::parse(bad).is_none_or(|id| id.to_string() != bad), "{bad}");
         }
     }

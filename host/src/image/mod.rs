@@ -54,10 +54,10 @@ use std::path::{Path, PathBuf};
 
 pub use block_size::{BlockSize, BlockSizeError};
 pub use create_type::CreateType;
-pub use descriptor::{Access, Cid, Descriptor, Extent, ParentLink, Storage};
+pub use descriptor::{Access, Cid, Descriptor, Extent, ParentBy, ParentLink, Storage};
 pub use error::{ImageError, Problem};
 pub use format::{Format, FormatError};
-pub use guid::Guid;
+pub use guid::{Guid, ImageIds};
 pub use line_problem::LineProblem;
 pub use name::{FileName, NameError};
 
@@ -127,7 +127,8 @@ pub struct VmdkInfo {
     pub create_type: CreateType,
     /// Changes with the contents.
     pub cid: Cid,
-    /// The parent's `cid` at the time of the snapshot; `None` without a parent.
+    /// The parent's `cid` at the time of the snapshot; `None` without a parent, and where
+    /// VirtualBox did not keep it.
     pub parent_cid: Option<Cid>,
 }
 

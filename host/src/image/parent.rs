@@ -3,25 +3,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::descriptor::ParentLink;
+use super::descriptor::{Cid, ParentBy, ParentLink};
 use super::error::Problem;
 use super::file::ImageFile;
-use super::guid::Guid;
+use super::guid::{Guid, ImageIds};
 use super::name::FileName;
 use super::qcow2::Backing;
 use super::reach::Reach;
-use super::vdi::{VdiHeader, VdiIds};
+use super::vdi::VdiHeader;
 use super::vhd::VhdHeader;
-use super::{Format, Link, vhdx};
+use super::{Format, Link, Source, vhdx, vmdk};
 
 /// What an image says of the one below it.
 pub enum Parent {
-    /// Known by its content id.
+    /// Known by its content id, or by VirtualBox' ids.
     Vmdk(ParentLink),
     /// Known by its name alone.
     Backing(Backing),
     /// Known by its ids, whatever its name.
-    Vdi(VdiIds),
+    Vdi(ImageIds),
     /// Known by name and id.
     Vhd(Named),
     /// Known by name and id.
@@ -70,8 +70,12 @@ impl Parent {
     /// [`Problem::ParentId`], [`Problem::ParentUnknown`].
     pub fn find(&self, folder: &Path, allowed: &[PathBuf]) -> Result<(ImageFile, Format), Problem> {
         match self {
-            Self::Vmdk(link) => {
-                let opened = first_of(&link.hint.candidates(folder), ImageFile::open)?;
+            Self::Vmdk(ParentLink { by: ParentBy::Ids(ids), .. }) => {
+                let opened = find_by_ids(*ids, folder, "vmdk", |file| vmdk::ids(file).ok()?)?;
+                Ok((opened, Format::Vmdk))
+            }
+            Self::Vmdk(ParentLink { by: ParentBy::Hint(hint), .. }) => {
+                let opened = first_of(&hint.candidates(folder), ImageFile::open)?;
                 match Format::probe(&opened).map_err(|problem| wrap(&opened.path, problem))? {
                     Format::Vmdk => Ok((opened, Format::Vmdk)),
                     _ => Err(wrap(&opened.path, Problem::ParentNotVmdk)),
@@ -90,7 +94,10 @@ impl Parent {
                 };
                 Ok((opened, format))
             }
-            Self::Vdi(ids) => Ok((find_vdi(*ids, folder)?, Format::Vdi)),
+            Self::Vdi(ids) => {
+                let own = |file: &ImageFile| VdiHeader::read(file).ok().map(|header| header.own);
+                Ok((find_by_ids(*ids, folder, "vdi", own)?, Format::Vdi))
+            }
             Self::Vhd(named) => {
                 let id = |file: &ImageFile| VhdHeader::read(file).map(|header| header.id);
                 Ok((named.find(folder, id)?, Format::Vpc))
@@ -107,9 +114,9 @@ impl Parent {
     pub fn check_fit(&self, child: &Link, parent: &Link, name: PathBuf) -> Result<(), Problem> {
         // Those of other formats may have any size: what a parent lacks is zero.
         let Self::Vmdk(link) = self else { return Ok(()) };
-        let found = parent.vmdk.expect("it was opened as a VMDK").cid;
-        if found != link.cid {
-            return Err(Problem::CidMismatch { expected: link.cid, found, parent: name });
+        let found = cid_of(parent);
+        if let Some(expected) = link.cid.filter(|&expected| expected != found) {
+            return Err(Problem::CidMismatch { expected, found, parent: name });
         }
         if parent.size > child.size {
             let (parent_size, size) = (parent.size, child.size);
@@ -117,6 +124,19 @@ impl Parent {
         }
         Ok(())
     }
+}
+
+/// Writes down the content id of `parent` in `child`, where VirtualBox did not: QEMU compares
+/// the two.
+pub fn adopt(child: &mut Link, parent: &Link) {
+    let Source::Described { descriptor, .. } = &mut child.source else { return };
+    if let Some(ParentLink { cid: cid @ None, .. }) = &mut descriptor.parent {
+        *cid = Some(cid_of(parent));
+    }
+}
+
+fn cid_of(vmdk: &Link) -> Cid {
+    vmdk.vmdk.expect("it was opened as a VMDK").cid
 }
 
 impl Named {
@@ -171,32 +191,29 @@ fn first_of(
     Err(Problem::ParentMissing(candidates.to_owned()))
 }
 
-/// Looks for the VDI with the ids `wanted`: beside the child, in `Snapshots` there, and in the
-/// folder above, since VirtualBox keeps snapshots in a folder of that name.
-fn find_vdi(wanted: VdiIds, folder: &Path) -> Result<ImageFile, Problem> {
+/// Looks for the image with the ids `wanted`: beside the child, in `Snapshots` there, and in the
+/// folder above, since VirtualBox keeps snapshots in a folder of that name. `read` gives the ids
+/// of a file, if it has some.
+fn find_by_ids(
+    wanted: ImageIds,
+    folder: &Path,
+    extension: &str,
+    read: impl Fn(&ImageFile) -> Option<ImageIds>,
+) -> Result<ImageFile, Problem> {
     const MAX_ENTRIES: usize = 1 << 16;
     const MAX_READ: usize = 1024;
-    let folders: Vec<PathBuf> = [
-        Some(folder.to_owned()),
-        folder.parent().map(Path::to_owned),
-        Some(folder.join("Snapshots")),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let mut folders = vec![folder.to_owned(), folder.join("Snapshots")];
+    folders.extend(folder.parent().map(Path::to_owned));
     for folder in &folders {
         let Ok(entries) = fs::read_dir(folder) else { continue };
         let paths = entries.take(MAX_ENTRIES).flatten().map(|entry| entry.path());
-        let is_vdi =
-            |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("vdi"));
-        for path in paths.filter(is_vdi).take(MAX_READ) {
+        let paths = paths
+            .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension)));
+        for path in paths.take(MAX_READ) {
             let Ok(mut file) = ImageFile::open(&path) else { continue };
-            let Ok(header) = VdiHeader::read(&file) else { continue };
-            if header.own.image != wanted.image {
-                continue;
-            }
+            let Some(own) = read(&file).filter(|own| own.image == wanted.image) else { continue };
             file.path.clone_from(&file.real);
-            let (expected, found) = (wanted.modification, header.own.modification);
+            let (expected, found) = (wanted.modification, own.modification);
             if expected == found || expected.is_nil() {
                 return Ok(file);
             }

@@ -4,7 +4,7 @@ use super::SECTOR_SIZE;
 use super::error::Problem;
 use super::fields::{le32, le64};
 use super::file::ImageFile;
-use super::guid::Guid;
+use super::guid::{Guid, ImageIds};
 use super::sector_map::{GRANULE, SectorMap};
 
 /// Where the magic is; text for people stands before it.
@@ -23,19 +23,10 @@ pub struct VdiHeader {
     /// Bytes of the virtual disk.
     pub size: u64,
     /// The image's own ids.
-    pub own: VdiIds,
+    pub own: ImageIds,
     /// Those of its parent, for a snapshot.
-    pub parent: Option<VdiIds>,
+    pub parent: Option<ImageIds>,
     table: Table,
-}
-
-/// What tells an image, and a state of it, from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VdiIds {
-    /// Given when it was made.
-    pub image: Guid,
-    /// Given when it was last written to.
-    pub modification: Guid,
 }
 
 #[derive(Clone, Copy)]
@@ -61,7 +52,7 @@ impl VdiHeader {
         }
         let header: [u8; 512] = file.header(0, "VDI header")?;
         let id = |at: usize| Guid(header[at..at + 16].try_into().expect("16 bytes"));
-        let ids = |at| VdiIds { image: id(at), modification: id(at + 16) };
+        let ids = |at| ImageIds { image: id(at), modification: id(at + 16) };
         let (own, parent) = (ids(392), ids(424));
         let parent = match (le32(&header, 76), parent.image.is_nil()) {
             (DYNAMIC | FIXED, true) if parent.modification.is_nil() => None,

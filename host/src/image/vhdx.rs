@@ -274,7 +274,11 @@ fn read_parent(locator: &[u8]) -> Result<Named, Problem> {
     };
     let names = ["relative_path", "volume_path", "absolute_win32_path"];
     let ids = ["parent_linkage", "parent_linkage2"].into_iter().flat_map(values);
-    let ids = ids.filter_map(|id| Guid::parse(&String::from_utf16_lossy(&id))).collect();
+    let ids = ids.filter_map(|id| {
+        let text = String::from_utf16_lossy(&id);
+        Guid::parse(text.strip_prefix('{')?.strip_suffix('}')?)
+    });
+    let ids = ids.collect();
     Named::new(names.into_iter().flat_map(values).collect(), ids)
 }
 

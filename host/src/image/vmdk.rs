@@ -4,14 +4,15 @@
 
 use std::path::PathBuf;
 
-use super::descriptor::{Descriptor, ParentLink, Storage, is_descriptor};
+use super::descriptor::{Descriptor, ParentBy, ParentLink, Storage, is_descriptor};
 use super::error::Problem;
 use super::file::ImageFile;
+use super::guid::ImageIds;
 use super::hint::UNPACK;
 use super::sparse::SparseHeader;
 use super::{
-    Format, Link, MAX_DESCRIPTOR, SECTOR_SIZE, Source, VmdkInfo, cowd, extent, owner, sesparse,
-    sparse,
+    CreateType, Format, Link, MAX_DESCRIPTOR, SECTOR_SIZE, Source, VmdkInfo, cowd, extent, owner,
+    sesparse, sparse,
 };
 
 /// Opens the VMDK in `file`; extents may also be below `allowed`, which are real paths.
@@ -41,16 +42,33 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
         vmdk: Some(VmdkInfo {
             create_type: descriptor.create_type,
             cid: descriptor.cid,
-            parent_cid: parent.as_ref().map(|parent| parent.cid),
+            parent_cid: parent.as_ref().and_then(|parent| parent.cid),
         }),
-        source: if is_text {
-            let extents = extent::open_all(&descriptor, &file, allowed)?;
-            Source::Described { descriptor, extents }
-        } else {
-            file.into_source()
+        source: match &parent {
+            _ if is_text => {
+                let extents = extent::open_all(&descriptor, &file, allowed)?;
+                Source::Described { descriptor, extents }
+            }
+            // QEMU wants to see the parent's content id in a descriptor, so it gets one.
+            Some(ParentLink { by: ParentBy::Ids(_), .. }) if !file.is_part() => {
+                let create_type = CreateType::TwoGbMaxExtentSparse;
+                let descriptor = Descriptor { create_type, ..descriptor };
+                Source::Described { descriptor, extents: vec![file.into_whole()] }
+            }
+            _ => file.into_source(),
         },
     };
     Ok((link, parent))
+}
+
+/// The ids that VirtualBox gave to the VMDK in `file`, if it did.
+///
+/// # Errors
+/// [`Problem`] of this file.
+pub fn ids(file: &ImageFile) -> Result<Option<ImageIds>, Problem> {
+    let is_sparse = file.start(sparse::MAGIC.len())? == sparse::MAGIC;
+    let descriptor = if is_sparse { read_embedded(file)? } else { read_text(file)? };
+    Ok(descriptor.ids)
 }
 
 fn read_text(file: &ImageFile) -> Result<Descriptor, Problem> {
@@ -99,6 +117,10 @@ fn read_embedded(file: &ImageFile) -> Result<Descriptor, Problem> {
             "a disk with createType \"{}\" has its descriptor in a file of its own",
             descriptor.create_type.name()
         )));
+    }
+    let by_ids = matches!(&descriptor.parent, Some(ParentLink { by: ParentBy::Ids(_), .. }));
+    if by_ids && header.has_footer {
+        return Err(Problem::damaged("a stream is no snapshot"));
     }
     match descriptor.extents.as_slice() {
         // The name is not looked at: it is this file, which may have been renamed since.
