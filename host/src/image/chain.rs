@@ -7,6 +7,7 @@ use super::file::{FileId, ImageFile};
 use super::hint::UNPACK;
 use super::parent::{self, Parent};
 use super::qcow2::Qcow2Header;
+use super::sector_map::{MAX_TABLES_LEN, too_many_changes};
 use super::split::Pieces;
 use super::vdi::VdiHeader;
 use super::vhd::VhdHeader;
@@ -75,6 +76,7 @@ fn open_chain(
 ) -> Result<Vec<Link>, ImageError> {
     let mut chain = Vec::new();
     let mut seen = Vec::new();
+    let mut tables_len = 0;
     let mut place = Place::of(&leaf);
     seen.push(place.id);
     warnings.extend(lock::warning(&leaf.real));
@@ -85,6 +87,10 @@ fn open_chain(
     }
     while let Some(reference) = parent {
         let failed = |problem| ImageError::new(&place.path, problem);
+        tables_len += tables_len_of(&link).map_err(failed)?;
+        if tables_len > MAX_TABLES_LEN * 2 {
+            return Err(failed(too_many_changes()));
+        }
         if chain.len() + 1 == MAX_LINKS {
             return Err(failed(Problem::TooDeep));
         }
@@ -104,6 +110,14 @@ fn open_chain(
     }
     chain.push(link);
     Ok(chain)
+}
+
+/// Bytes of memory that the tables of a link take.
+fn tables_len_of(link: &Link) -> Result<u64, Problem> {
+    match &link.source {
+        Source::Mapped { extents, .. } => Ok(extents[0].metadata()?.len()),
+        _ => Ok(0),
+    }
 }
 
 fn open_link(

@@ -3,7 +3,7 @@
 //! QEMU's drivers for VDI, VHD and VHDX know no parents. That of qcow2 does: a map becomes the
 //! tables of a qcow2 in memory, and the image's file stands behind them as its data. The two are
 //! joined by the flat extents of a descriptor, so that nothing is copied. Extended table entries
-//! tell single sectors apart, as VHD and VHDX do.
+//! have a bit for each 32nd of a cluster, which tell single sectors apart, as VHD and VHDX do.
 //!
 //! The data of a cluster has to be aligned like a cluster, which that of VHD is not: its blocks
 //! lie at any sector. The file is therefore joined once for each way in which its blocks are out
@@ -11,6 +11,7 @@
 //!
 //! Source: docs/interop/qcow2 of QEMU, "Extended L2 Entries".
 
+use std::collections::btree_map::Entry as Place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -21,27 +22,63 @@ use super::error::Problem;
 use super::file::ImageFile;
 use super::memory;
 
-/// Sectors of a cluster: as many as an entry has bits for.
-const CLUSTER_SECTORS: u64 = 32;
-const CLUSTER: u64 = CLUSTER_SECTORS * SECTOR_SIZE;
-const CLUSTER_BITS: u32 = CLUSTER.trailing_zeros();
+/// Parts of a cluster that an entry has bits for.
+const PARTS: u64 = 32;
 
-/// Entries of a table, which is a cluster of 16 bytes each.
-const TABLE_ENTRIES: u64 = CLUSTER / 16;
+/// Bytes of an entry.
+const ENTRY: u64 = 16;
 
-/// Most tables, each of which takes 16 KiB of memory: those of 512 GiB of changes.
-const MAX_TABLES: usize = 1 << 15;
+/// Most bytes of the tables of one map.
+pub const MAX_TABLES_LEN: u64 = 128 << 20;
 
-/// Bytes that a [`SectorMap`] can tell from others: blocks of a multiple of this are mapped.
-pub const GRANULE: u64 = CLUSTER;
+/// What sectors are mapped in: an image has the sectors of one of these, or none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granule(u64);
+
+impl Granule {
+    /// One sector of 512 bytes.
+    pub const SECTOR: Self = Self(1);
+
+    /// Sectors of `len` bytes, a power of two.
+    pub fn of_sectors(len: u64) -> Self {
+        Self((len / SECTOR_SIZE).max(1))
+    }
+
+    /// A large one for blocks of `len` bytes, a power of two, of which an image has all or
+    /// nothing.
+    pub fn of_blocks(len: u64) -> Self {
+        /// Clusters of 128 KiB: the tables of a small disk are small, and those of 128 GiB of
+        /// changes take 16 MiB.
+        const LARGEST: u64 = 8;
+        Self((len / PARTS / SECTOR_SIZE).clamp(1, LARGEST))
+    }
+
+    /// Bytes of the smallest blocks that a map in these can have.
+    pub fn least_block(self) -> u64 {
+        self.cluster()
+    }
+
+    fn cluster_sectors(self) -> u64 {
+        self.0 * PARTS
+    }
+
+    fn cluster(self) -> u64 {
+        self.cluster_sectors() * SECTOR_SIZE
+    }
+
+    /// Entries of a table, which takes a cluster.
+    fn entries(self) -> u64 {
+        self.cluster() / ENTRY
+    }
+}
 
 /// Where the sectors of a disk are in a file. What is not mapped is the parent's.
-#[derive(Default)]
 pub struct SectorMap {
+    granule: Granule,
     tables: BTreeMap<u64, Vec<Entry>>,
 }
 
-/// A cluster: where in the file its first sector is or would be, and bits for its sectors, the
+/// A cluster: where in the file its first sector is or would be, and bits for its granules, the
 /// lowest for the first.
 #[derive(Clone, Copy, Default)]
 struct Entry {
@@ -51,6 +88,11 @@ struct Entry {
 }
 
 impl SectorMap {
+    /// An empty one.
+    pub fn new(granule: Granule) -> Self {
+        Self { granule, tables: BTreeMap::new() }
+    }
+
     /// Notes that `count` sectors from `sector` on are in the file from `file_sector` on.
     ///
     /// All sectors of one cluster that are stored must be in the file at their distances, and
@@ -74,33 +116,33 @@ impl SectorMap {
     }
 
     /// Calls `change` with the entry of each cluster that the sectors are in, the number of its
-    /// first sector, and the bits of those that are meant.
+    /// first sector, and the bits of those that are meant. The sectors begin with a granule.
     fn each_cluster(
         &mut self,
         sector: u64,
         count: u64,
         mut change: impl FnMut(&mut Entry, u64, u32),
     ) -> Result<(), Problem> {
+        let Granule(granule) = self.granule;
+        let cluster_sectors = self.granule.cluster_sectors();
+        let entries = self.granule.entries();
         let end = sector + count;
         let mut at = sector;
         while at < end {
-            let first = at - at % CLUSTER_SECTORS;
-            let next = end.min(first + CLUSTER_SECTORS);
-            let bits = ((1u64 << (next - first)) - 1) & !((1u64 << (at - first)) - 1);
+            let first = at - at % cluster_sectors;
+            let next = end.min(first + cluster_sectors);
+            // Behind the end of a disk there is nothing to be wrong.
+            let (from, to) = ((at - first) / granule, (next - first).div_ceil(granule));
+            let bits = ((1u64 << to) - 1) & !((1u64 << from) - 1);
             let bits = u32::try_from(bits).expect("at most 32 bits");
-            let cluster = first / CLUSTER_SECTORS;
-            let tables = self.tables.len();
-            let table = self.tables.entry(cluster / TABLE_ENTRIES).or_default();
-            if table.is_empty() {
-                if tables == MAX_TABLES {
-                    return Err(Problem::Unsupported {
-                        what: "it holds changes in too many places".to_owned(),
-                        hint: "merge it into its parent where it was made",
-                    });
-                }
-                *table = vec![Entry::default(); index(TABLE_ENTRIES)];
-            }
-            change(&mut table[index(cluster % TABLE_ENTRIES)], first, bits);
+            let cluster = first / cluster_sectors;
+            let len = (self.tables.len() as u64 + 1) * self.granule.cluster();
+            let table = match self.tables.entry(cluster / entries) {
+                Place::Occupied(table) => table.into_mut(),
+                Place::Vacant(_) if len > MAX_TABLES_LEN => return Err(too_many_changes()),
+                Place::Vacant(free) => free.insert(vec![Entry::default(); index(entries)]),
+            };
+            change(&mut table[index(cluster % entries)], first, bits);
             at = next;
         }
         Ok(())
@@ -114,15 +156,15 @@ impl SectorMap {
     pub fn joined(&self, size: u64, file: &ImageFile) -> io::Result<(Descriptor, Vec<File>)> {
         let file_sectors = file.len.div_ceil(SECTOR_SIZE);
         let entries = self.tables.values().flatten().filter(|entry| entry.stored != 0);
-        let shifts: BTreeSet<u64> = entries.map(|e| e.file_sector % CLUSTER_SECTORS).collect();
-
-        let layout = Layout::of(size, self.tables.len() as u64);
+        let cluster_sectors = self.granule.cluster_sectors();
+        let shifts: BTreeSet<u64> = entries.map(|e| e.file_sector % cluster_sectors).collect();
+        let layout = Layout::of(size, self.granule, self.tables.len() as u64);
         let tables =
             memory::holding(|tables| self.write(&layout, size, &shifts, file_sectors, tables))?;
         let mut extents = vec![(layout.end() / SECTOR_SIZE, 0)];
         let mut files = vec![tables];
         for &shift in &shifts {
-            extents.push((shifted_len(file_sectors, shift), shift));
+            extents.push((layout.shifted_len(file_sectors, shift), shift));
             files.push(file.duplicate()?);
         }
         Ok((Descriptor::of_flat_files(&extents), files))
@@ -141,21 +183,21 @@ impl SectorMap {
         let mut at = layout.end();
         for &shift in shifts {
             starts.insert(shift, at);
-            at += shifted_len(file_sectors, shift) * SECTOR_SIZE;
+            at += layout.shifted_len(file_sectors, shift) * SECTOR_SIZE;
         }
         out.write_all(&layout.header(size))?;
         // An empty table of reference counts, which nobody needs who only reads.
-        out.write_all(&[0; index(CLUSTER)])?;
+        out.write_all(&vec![0; index(layout.cluster)])?;
         let mut table_at = layout.first_table();
-        let mut directory = vec![0; index(layout.directory_clusters * CLUSTER)];
+        let mut directory = vec![0; index(layout.directory_clusters * layout.cluster)];
         for &number in self.tables.keys() {
             let at = index(number) * 8;
             directory[at..at + 8].copy_from_slice(&table_at.to_be_bytes());
-            table_at += CLUSTER;
+            table_at += layout.cluster;
         }
         out.write_all(&directory)?;
         for entry in self.tables.values().flatten() {
-            let shift = entry.file_sector % CLUSTER_SECTORS;
+            let shift = entry.file_sector % self.granule.cluster_sectors();
             let host = match entry.stored {
                 0 => 0,
                 _ => starts[&shift] + (entry.file_sector - shift) * SECTOR_SIZE,
@@ -169,34 +211,47 @@ impl SectorMap {
     }
 }
 
-/// Sectors of the file from `shift` on, in whole clusters; QEMU reads zeros behind its end.
-fn shifted_len(file_sectors: u64, shift: u64) -> u64 {
-    file_sectors.saturating_sub(shift).next_multiple_of(CLUSTER_SECTORS).max(CLUSTER_SECTORS)
+/// For an image whose tables would take too much memory.
+pub fn too_many_changes() -> Problem {
+    Problem::Unsupported {
+        what: "it holds changes in too many places".to_owned(),
+        hint: "merge it into its parent where it was made",
+    }
 }
 
 /// Where the tables are: the header's cluster, one of reference counts, the directory, then
 /// they.
 struct Layout {
+    cluster: u64,
     directory_entries: u64,
     directory_clusters: u64,
     tables: u64,
 }
 
 impl Layout {
-    const DIRECTORY: u64 = 2 * CLUSTER;
+    fn of(size: u64, granule: Granule, tables: u64) -> Self {
+        let cluster = granule.cluster();
+        let directory_entries = size.div_ceil(cluster * granule.entries()).max(1);
+        let directory_clusters = (directory_entries * 8).div_ceil(cluster);
+        Self { cluster, directory_entries, directory_clusters, tables }
+    }
 
-    fn of(size: u64, tables: u64) -> Self {
-        let directory_entries = size.div_ceil(CLUSTER * TABLE_ENTRIES).max(1);
-        let directory_clusters = (directory_entries * 8).div_ceil(CLUSTER);
-        Self { directory_entries, directory_clusters, tables }
+    fn directory(&self) -> u64 {
+        2 * self.cluster
     }
 
     fn first_table(&self) -> u64 {
-        Self::DIRECTORY + self.directory_clusters * CLUSTER
+        self.directory() + self.directory_clusters * self.cluster
     }
 
     fn end(&self) -> u64 {
-        self.first_table() + self.tables * CLUSTER
+        self.first_table() + self.tables * self.cluster
+    }
+
+    /// Sectors of a file from `shift` on, in whole clusters; QEMU reads zeros behind its end.
+    fn shifted_len(&self, file_sectors: u64, shift: u64) -> u64 {
+        let cluster_sectors = self.cluster / SECTOR_SIZE;
+        file_sectors.saturating_sub(shift).next_multiple_of(cluster_sectors).max(cluster_sectors)
     }
 
     fn header(&self, size: u64) -> Vec<u8> {
@@ -204,28 +259,28 @@ impl Layout {
         const HEADER_LEN: u32 = 104;
         let directory_entries =
             u32::try_from(self.directory_entries).expect("disks are at most 64 TiB");
-        let mut bytes = Vec::with_capacity(index(CLUSTER));
+        let mut bytes = Vec::with_capacity(index(self.cluster));
         bytes.extend(super::qcow2::MAGIC);
         bytes.extend(3u32.to_be_bytes());
         bytes.extend([0; 12]); // no backing file by name: QEMU is told the node
-        bytes.extend(CLUSTER_BITS.to_be_bytes());
+        bytes.extend(self.cluster.trailing_zeros().to_be_bytes());
         bytes.extend(size.to_be_bytes());
         bytes.extend(0u32.to_be_bytes()); // not encrypted
         bytes.extend(directory_entries.to_be_bytes());
-        bytes.extend(Self::DIRECTORY.to_be_bytes());
-        bytes.extend(CLUSTER.to_be_bytes());
+        bytes.extend(self.directory().to_be_bytes());
+        bytes.extend(self.cluster.to_be_bytes());
         bytes.extend(1u32.to_be_bytes()); // clusters of the table of reference counts
         bytes.extend([0; 12]); // no snapshots
         bytes.extend(EXTENDED_ENTRIES.to_be_bytes());
         bytes.extend([0; 16]); // no other features
         bytes.extend(4u32.to_be_bytes()); // bits of a reference count, as a power of two
         bytes.extend(HEADER_LEN.to_be_bytes());
-        bytes.resize(index(CLUSTER), 0);
+        bytes.resize(index(self.cluster), 0);
         bytes
     }
 }
 
-/// A number of things in memory. Those here are bounded by [`MAX_TABLES`] and the largest disk.
+/// A number of things in memory. Those here are bounded by [`MAX_TABLES_LEN`] and the largest disk.
 const fn index(number: u64) -> usize {
     assert!(number <= u32::MAX as u64, "bounded by the largest disk");
     #[expect(clippy::cast_possible_truncation, reason = "checked in the line before")]

@@ -5,7 +5,7 @@ use super::error::Problem;
 use super::fields::{le32, le64};
 use super::file::ImageFile;
 use super::guid::{Guid, ImageIds};
-use super::sector_map::{GRANULE, SectorMap};
+use super::sector_map::{Granule, SectorMap};
 
 /// Where the magic is; text for people stands before it.
 pub const MAGIC_AT: usize = 64;
@@ -88,7 +88,8 @@ impl VdiHeader {
         const UNUSED: u32 = u32::MAX;
         const ZERO: u32 = u32::MAX - 1;
         let Table { offset, data, block_size, extra, blocks } = self.table;
-        let is_fit = block_size.is_power_of_two() && block_size >= GRANULE;
+        let granule = Granule::of_blocks(block_size);
+        let is_fit = block_size.is_power_of_two() && block_size >= granule.least_block();
         if !is_fit || extra != 0 || !data.is_multiple_of(SECTOR_SIZE) {
             return Err(Problem::damaged("its blocks are of no valid size"));
         }
@@ -98,7 +99,7 @@ impl VdiHeader {
         }
         let len = usize::try_from(used * 4).expect("at most MAX_TABLE");
         let table = file.bytes(offset, len, "table of blocks")?;
-        let mut map = SectorMap::default();
+        let mut map = SectorMap::new(granule);
         for (number, entry) in (0..).zip(table.chunks_exact(4)) {
             let start = number * block_size;
             let len = block_size.min(self.size - start);

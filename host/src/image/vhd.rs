@@ -8,7 +8,7 @@ use super::fields::{be16, be32, be64};
 use super::file::ImageFile;
 use super::guid::Guid;
 use super::parent::Named;
-use super::sector_map::{GRANULE, SectorMap};
+use super::sector_map::{Granule, SectorMap};
 
 /// A footer's first bytes.
 pub const MAGIC: &[u8] = b"conectix";
@@ -85,7 +85,9 @@ impl VhdHeader {
         const UNUSED: u32 = u32::MAX;
         let header = self.header.as_ref().expect("only disks that grow have parents");
         let block_size = u64::from(be32(header, 32));
-        if !block_size.is_power_of_two() || !(GRANULE..=1 << 28).contains(&block_size) {
+        let granule = Granule::SECTOR;
+        if !block_size.is_power_of_two() || !(granule.least_block()..=1 << 28).contains(&block_size)
+        {
             return Err(Problem::damaged("its blocks are of no valid size"));
         }
         let used = self.size.div_ceil(block_size);
@@ -96,7 +98,7 @@ impl VhdHeader {
         let table = file.bytes(be64(header, 16), len, "table of blocks")?;
         // Before each block a bit for each of its sectors, in whole sectors.
         let bitmap_len = (block_size / SECTOR_SIZE / 8).next_multiple_of(SECTOR_SIZE);
-        let mut map = SectorMap::default();
+        let mut map = SectorMap::new(granule);
         for (number, entry) in (0..).zip(table.chunks_exact(4)) {
             let entry = be32(entry, 0);
             if entry == UNUSED {

@@ -7,7 +7,7 @@ use super::fields::{le16, le32, le64};
 use super::file::ImageFile;
 use super::guid::Guid;
 use super::parent::Named;
-use super::sector_map::SectorMap;
+use super::sector_map::{Granule, SectorMap};
 use super::vhd::runs;
 
 /// The first bytes.
@@ -117,7 +117,7 @@ impl VhdxHeader {
             let entry = le64(&table, at);
             (entry & 7, entry & !(MIB - 1))
         };
-        let mut map = SectorMap::default();
+        let mut map = SectorMap::new(Granule::of_sectors(logical_sector));
         for number in 0..blocks {
             let start = number * block_size;
             let len = block_size.min(self.size - start);
