@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::Layout;
 use guestmnt_protocol::path::GuestPath;
-use log::{debug, warn};
+use log::{debug, info, warn};
 use nix::errno::Errno;
 
 use super::nodes::NodeId;
@@ -54,12 +54,6 @@ impl Layouts {
     #[must_use]
     pub fn of(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>) -> Self {
         Self { guest, disks, files: Mutex::default(), reads: AtomicU64::new(0) }
-    }
-
-    /// Reads that went past the VM so far.
-    #[must_use]
-    pub fn reads(&self) -> u64 {
-        self.reads.load(Ordering::Relaxed)
     }
 
     /// Replaces `buffer` by up to `size` bytes at `offset` of the file `node`, fewer only at its
@@ -219,6 +213,12 @@ impl Layouts {
 
     fn files(&self) -> MutexGuard<'_, Vec<(NodeId, Known)>> {
         self.files.lock().expect("nothing panics while it holds the layouts")
+    }
+}
+
+impl Drop for Layouts {
+    fn drop(&mut self) {
+        info!("{} reads went past the VM", self.reads.get_mut());
     }
 }
 

@@ -85,7 +85,7 @@ pub fn arguments(
         }
     }
     add(&["-accel", config.accelerator.name(), "-cpu", cpu]);
-    let bulk_mib = bulk.map_or(0, |_| u32::try_from(bulk::SIZE >> 20).expect("it is small"));
+    let bulk_mib = bulk.map_or(0, |_| bulk::SIZE_MIB);
     add(&["-smp", "1", "-m", &format!("{}M", config.memory_mib + bulk_mib)]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", channels.qmp)]);
     add(&["-mon", "chardev=qmp,mode=control"]);

@@ -13,14 +13,16 @@ use nix::unistd::{Whence, lseek};
 
 use guestmnt_protocol::limits::{MAX_PAYLOAD, SLOTS};
 
-/// Bytes: the slots, and what the kernel keeps on each node. The initramfs is loaded here as well,
+/// MiB: the slots, and what the kernel keeps on each node. The initramfs is loaded here as well,
 /// and gone when the slots are taken.
-pub const SIZE: u64 = 32 << 20;
+pub const SIZE_MIB: u32 = 32;
+/// The same in bytes.
+pub const SIZE: u64 = (SIZE_MIB as u64) << 20;
 const _: () = assert!(SIZE >= 2 * (SLOTS * MAX_PAYLOAD) as u64);
 
 /// The most MiB that the guest's other memory may have. Beyond, there is a hole for devices in its
 /// addresses, and bulk memory does not begin where the other ends.
-pub const MAX_MEMORY_MIB: u32 = 3072 - (SIZE >> 20) as u32;
+pub const MAX_MEMORY_MIB: u32 = 3072 - SIZE_MIB;
 
 /// New memory of that size, for one VM. Nobody can change its length: an access behind the end
 /// of a file that got shorter would kill us.
