@@ -1,22 +1,24 @@
-//! Reading directories in pages: each entry with its attributes, and with the place where the
-//! next page goes on.
+//! Reading directories in pages: each entry with its attributes, a link's target, and the place
+//! where the next page goes on.
 //!
 //! Follows getdents64(2).
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
-use nix::sys::stat::fstatat;
+use nix::fcntl::{AtFlags, readlinkat};
+use nix::sys::stat::{FileStat, fstatat};
 use nix::unistd::{Whence, lseek};
 
-use guestmnt_protocol::attr::{Attr, DirEntry, push_entry};
+use guestmnt_protocol::attr::{DirEntry, Following, push_entry};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
-use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
+use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget, Printable};
 
+use crate::ahead::Inodes;
 use crate::kmsg;
 use crate::payload::Payload;
 use crate::resolve;
@@ -26,23 +28,28 @@ use crate::tree::Tree;
 /// Bytes of records that are taken from the kernel at once: some 800 entries.
 const RECORDS_MAX: usize = 32 * 1024;
 
-/// An open directory. It has one position, so lanes that read it take turns.
-pub struct Directory(Mutex<Reader>);
+/// An open directory.
+pub struct Directory {
+    folder: OwnedFd,
+    /// It has one position, so lanes that read it take turns.
+    reader: Mutex<Reader>,
+}
 
 struct Reader {
-    directory: OwnedFd,
     /// Records from the kernel; those from `consumed` to `filled` have not been sent.
     records: Vec<u8>,
     consumed: usize,
     filled: usize,
     /// The position right before the record at `consumed`.
     position: u64,
+    /// The inodes of its filesystem, where these can be read ahead.
+    inodes: Option<Inodes>,
 }
 
 impl Tree {
     /// Puts a page of the directory at `path` into `payload`: from the start for `from` 0, else
-    /// behind the entry that had `from` as its `next`. The page has at most `size` bytes and is
-    /// empty at the directory's end only.
+    /// behind the entry that had `from` as its `next`. The page has at most `size` bytes, and
+    /// entries unless it is the last.
     ///
     /// # Errors
     /// As [`resolve::open_directory`] and getdents64(2); `EINVAL` where not even one entry fits
@@ -55,55 +62,72 @@ impl Tree {
         payload: &mut Payload,
     ) -> nix::Result<()> {
         let size = size.min(MAX_PAYLOAD);
-        let directory = self
-            .directories
-            .get_or_open(path, || resolve::open_directory(self.root(), path).map(Directory::new))?;
+        let directory = self.directory(path)?;
         // If a lane panicked in the middle of a page, at worst that page's entries are missing.
-        let mut reader = directory.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = directory.reader.lock().unwrap_or_else(PoisonError::into_inner);
         payload.append_with(|page| {
-            let limit = page.len() + size;
-            reader.fill(self, from, page, limit)
+            let start = page.len();
+            page.push(Following::More.byte());
+            let following = reader.fill(self, directory.as_fd(), from, page, start + size)?;
+            page[start] = following.byte();
+            Ok(())
+        })
+    }
+
+    /// The directory at `path`, opened or found open.
+    ///
+    /// # Errors
+    /// As [`resolve::open_directory`].
+    pub(crate) fn directory(&self, path: &GuestPath) -> nix::Result<Arc<Directory>> {
+        self.directories.get_or_open(path, || {
+            let folder = resolve::open_directory(self.root(), path)?;
+            let inodes = self.ahead.directory(folder.as_fd());
+            Ok(Directory::new(folder, inodes))
         })
     }
 }
 
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+}
+
 impl Directory {
-    fn new(directory: OwnedFd) -> Self {
-        Self(Mutex::new(Reader {
-            directory,
-            records: vec![0; RECORDS_MAX],
-            consumed: 0,
-            filled: 0,
-            position: 0,
-        }))
+    fn new(folder: OwnedFd, inodes: Option<Inodes>) -> Self {
+        let records = vec![0; RECORDS_MAX];
+        let reader = Reader { records, consumed: 0, filled: 0, position: 0, inodes };
+        Self { folder, reader: Mutex::new(reader) }
     }
 }
 
 impl Reader {
-    /// Appends entries to `page` until the next one would make it longer than `limit`.
+    /// Appends entries to `page` until the next one would make it longer than `limit`, or the
+    /// directory ends.
     fn fill(
         &mut self,
         tree: &Tree,
+        folder: BorrowedFd,
         from: u64,
         page: &mut Vec<u8>,
         limit: usize,
-    ) -> nix::Result<()> {
-        self.go_to(from)?;
+    ) -> nix::Result<Following> {
+        self.go_to(folder, from)?;
         let empty = page.len();
         loop {
-            match self.fetch() {
+            match self.fetch(folder) {
                 Ok(true) => {}
-                Ok(false) => return Ok(()),
+                Ok(false) => return Ok(Following::Nothing),
                 // Like getdents64(2): first what could be read, the error with the next page.
-                Err(_) if page.len() > empty => return Ok(()),
+                Err(_) if page.len() > empty => return Ok(Following::More),
                 Err(errno) => return Err(errno),
             }
             let record = Record::parse(&self.records[self.consumed..self.filled])?;
             if let Some(name) = presentable(record.name) {
-                let entry =
-                    DirEntry { next: record.next, name, attr: self.attr(tree, record.name) };
+                let entry = entry(tree, folder, &record, name);
                 if !push_entry(page, &entry, limit) {
-                    return if page.len() == empty { Err(Errno::EINVAL) } else { Ok(()) };
+                    let nothing = page.len() == empty;
+                    return if nothing { Err(Errno::EINVAL) } else { Ok(Following::More) };
                 }
             }
             self.consumed += record.length;
@@ -113,10 +137,10 @@ impl Reader {
 
     /// Stands before the entry behind position `from`, without a seek where it stands there
     /// already: on some filesystems a seek reads the directory from its start.
-    fn go_to(&mut self, from: u64) -> nix::Result<()> {
+    fn go_to(&mut self, folder: BorrowedFd, from: u64) -> nix::Result<()> {
         if from == 0 || from != self.position {
             let target = i64::try_from(from).map_err(|_| Errno::EINVAL)?;
-            lseek(&self.directory, target, Whence::SeekSet)?;
+            lseek(folder, target, Whence::SeekSet)?;
             self.consumed = 0;
             self.filled = 0;
             self.position = from;
@@ -125,20 +149,34 @@ impl Reader {
     }
 
     /// Makes sure that there is a record at `consumed`; false at the directory's end.
-    fn fetch(&mut self) -> nix::Result<bool> {
+    fn fetch(&mut self, folder: BorrowedFd) -> nix::Result<bool> {
         if self.consumed == self.filled {
             self.consumed = 0;
             self.filled = 0;
-            self.filled = sys::getdents(self.directory.as_fd(), &mut self.records)?;
+            self.filled = sys::getdents(folder, &mut self.records)?;
+            if let Some(inodes) = &self.inodes {
+                inodes.read(Record::all(&self.records[..self.filled]).map(|record| record.inode));
+            }
         }
         Ok(self.filled > 0)
     }
+}
 
-    fn attr(&self, tree: &Tree, name: &CStr) -> Option<Attr> {
-        let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
-        let stat = fstatat(&self.directory, name, flags).ok()?;
-        tree.attr(&stat).ok()
+/// The entry of `record` with what is known of its file.
+fn entry(tree: &Tree, folder: BorrowedFd, record: &Record, name: EntryName) -> DirEntry {
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
+    let stat = fstatat(folder, record.name, flags).ok();
+    let target = stat.as_ref().and_then(|stat| target(folder, record.name, stat));
+    let attr = stat.and_then(|stat| tree.attr(&stat).ok());
+    DirEntry { next: record.next, name, attr, target }
+}
+
+/// Where the file leads, if it is a symbolic link whose target can be read and sent.
+fn target(folder: BorrowedFd, name: &CStr, stat: &FileStat) -> Option<LinkTarget> {
+    if resolve::file_type(stat) != libc::S_IFLNK {
+        return None;
     }
+    LinkTarget::new(readlinkat(folder, name).ok()?.as_bytes()).ok()
 }
 
 /// The name as it goes to the host. `None` for `.` and `..`, and for what no file of the host
@@ -163,6 +201,8 @@ fn presentable(name: &CStr) -> Option<EntryName> {
 /// One `linux_dirent64`.
 #[derive(Debug, PartialEq, Eq)]
 struct Record<'a> {
+    /// `d_ino`
+    inode: u64,
     /// `d_off`: the position behind this entry.
     next: u64,
     /// `d_reclen`
@@ -177,12 +217,22 @@ impl<'a> Record<'a> {
     /// Reads the first record of `bytes`; `EIO` where that is none.
     fn parse(bytes: &'a [u8]) -> nix::Result<Self> {
         let record = || {
+            let inode = u64::from_ne_bytes(bytes.get(0..8)?.try_into().ok()?);
             let next = u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?);
             let length = usize::from(u16::from_ne_bytes(bytes.get(16..18)?.try_into().ok()?));
             let name = CStr::from_bytes_until_nul(bytes.get(Self::NAME_AT..length)?).ok()?;
-            Some(Self { next, length, name })
+            Some(Self { inode, next, length, name })
         };
         record().ok_or(Errno::EIO)
+    }
+
+    /// All records of `bytes`.
+    fn all(mut bytes: &'a [u8]) -> impl Iterator<Item = Self> {
+        std::iter::from_fn(move || {
+            let record = Self::parse(bytes).ok()?;
+            bytes = &bytes[record.length..];
+            Some(record)
+        })
     }
 }
 
@@ -195,7 +245,7 @@ mod tests {
         // d_ino 1, d_off 7, d_reclen 24, d_type 8, "ab", padding.
         let bytes = *b"\x01\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x18\0\x08ab\0\0\0rest";
         let record = Record::parse(&bytes).unwrap();
-        assert_eq!(record, Record { next: 7, length: 24, name: c"ab" });
+        assert_eq!(record, Record { inode: 1, next: 7, length: 24, name: c"ab" });
     }
 
     #[test]

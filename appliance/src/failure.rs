@@ -23,7 +23,8 @@ pub fn errno_of(error: &std::io::Error) -> Errno {
 }
 
 /// The number on the wire: 1 to 4095. An error that nix has no name for becomes `EIO`.
-fn number(errno: Errno) -> u16 {
+#[must_use]
+pub fn number(errno: Errno) -> u16 {
     let number = if errno == Errno::UnknownErrno { Errno::EIO } else { errno };
     u16::try_from(number as i32).expect("Linux' error numbers are below 4096")
 }

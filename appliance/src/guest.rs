@@ -99,6 +99,11 @@ impl Guest {
                 self.on_files(|tree| tree.get_xattr(path, name, payload).map(|()| Answer::Payload))
             }
             Request::StatFs(path) => self.on_files(|tree| tree.stat_fs(path).map(Answer::StatFs)),
+            Request::ReadFiles { folder, files } => self
+                .on_files(|tree| tree.read_files(folder, files, payload).map(|()| Answer::Payload)),
+            Request::ReadXattrs { folder, names } => self.on_files(|tree| {
+                tree.read_xattrs(folder, names, payload).map(|()| Answer::Payload)
+            }),
             Request::Layout { path, from } => self.on_files(|tree| {
                 // A guest over a folder has no disks that the host could read.
                 let machine = self.machine.as_ref().ok_or(Errno::EOPNOTSUPP)?;

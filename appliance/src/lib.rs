@@ -6,6 +6,9 @@
 //! **Invariant:** nothing of an image is ever executed, and no file of it is opened for writing.
 #![deny(unsafe_code)]
 
+mod ahead;
+#[allow(unsafe_code)]
+mod aio;
 #[allow(unsafe_code)]
 mod blkid;
 mod bulk;
@@ -23,12 +26,14 @@ mod layouts;
 mod machine;
 mod modules;
 mod mounts;
+mod ntfs;
 mod open_files;
 mod payload;
 mod ports;
 mod resolve;
 pub mod serve;
 mod signatures;
+mod small_files;
 #[allow(unsafe_code)]
 mod sys;
 mod tree;

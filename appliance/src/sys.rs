@@ -1,7 +1,7 @@
 //! The few system calls that nix has no safe face for.
 //!
-//! **Invariant:** with `blkid.rs` the only file of this crate with unsafe code; nothing here
-//! decides anything.
+//! **Invariant:** with `aio.rs` and `blkid.rs` the only file of this crate with unsafe code; nothing
+//! here decides anything.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -45,6 +45,28 @@ pub fn getxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> nix::Result<usize
 pub fn listxattr(path: &CStr, names: &mut [u8]) -> nix::Result<usize> {
     // SAFETY: the string ends in NUL; the pointer and the length are those of one writable slice.
     let count = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    length(count)
+}
+
+/// As [`getxattr`], of the very file at `path` where that is a symbolic link.
+///
+/// # Errors
+/// As getxattr(2).
+pub fn lgetxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: both strings end in NUL; the pointer and the length are those of one writable slice.
+    let count = unsafe {
+        libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    length(count)
+}
+
+/// As [`listxattr`], of the very file at `path` where that is a symbolic link.
+///
+/// # Errors
+/// As listxattr(2).
+pub fn llistxattr(path: &CStr, names: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: the string ends in NUL; the pointer and the length are those of one writable slice.
+    let count = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
     length(count)
 }
 

@@ -14,10 +14,12 @@ use nix::sys::stat::{FileStat, Mode};
 
 use guestmnt_protocol::attr::{Attr, Time};
 
+use crate::ahead::Ahead;
 use crate::contents::Contents;
 use crate::directories::Directory;
 use crate::open_files::OpenFiles;
 use crate::resolve;
+use crate::small_files::Spaces;
 
 /// Regular files kept open. Each pins its inode in the guest's memory.
 const FILES_OPEN: usize = 64;
@@ -31,6 +33,9 @@ pub struct Tree {
     pub(crate) files: OpenFiles<Contents>,
     /// Directories, each with its position.
     pub(crate) directories: OpenFiles<Directory>,
+    pub(crate) ahead: Ahead,
+    /// For reading several files at once.
+    pub(crate) spaces: Spaces,
     volumes: VolumeNumbers,
 }
 
@@ -47,6 +52,8 @@ impl Tree {
             root,
             files: OpenFiles::new(FILES_OPEN),
             directories: OpenFiles::new(DIRECTORIES_OPEN),
+            ahead: Ahead::default(),
+            spaces: Spaces::default(),
             volumes: VolumeNumbers(Mutex::new(vec![first])),
         })
     }
@@ -60,6 +67,7 @@ impl Tree {
     pub fn forget_open(&self) {
         self.files.clear();
         self.directories.clear();
+        self.ahead.clear();
     }
 
     /// Attributes as they go to the host.

@@ -5,9 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use guestmnt_protocol::limits::MAX_XATTR;
-use guestmnt_protocol::path::GuestPath;
+use guestmnt_protocol::limits::{MAX_PAYLOAD, MAX_SMALL_XATTR, MAX_XATTR};
+use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::xattr::{FileXattrs, SmallValue, Xattr, XattrName, push_file};
 
+use crate::failure;
 use crate::payload::Payload;
 use crate::resolve;
 use crate::sys;
@@ -39,6 +41,35 @@ impl Tree {
         whole(payload, |value| sys::getxattr(&file.path, &name, value))
     }
 
+    /// Puts the extended attributes of the files `names` of one directory into `payload`: of as
+    /// many as fit, from the first on, and of one at least.
+    ///
+    /// # Errors
+    /// As [`resolve::open_directory`]. That a file's attributes cannot be listed is part of the
+    /// answer.
+    pub fn read_xattrs(
+        &self,
+        folder: &GuestPath,
+        names: &[EntryName],
+        payload: &mut Payload,
+    ) -> nix::Result<()> {
+        let directory = self.directory(folder)?;
+        // There are calls for a name in a directory, but only since Linux 6.13.
+        let prefix = format!("{}/", resolve::proc_path(directory.as_fd())).into_bytes();
+        let mut space = Space { list: vec![0; MAX_XATTR], value: [0; MAX_SMALL_XATTR] };
+        payload.append_with(|page| {
+            let limit = page.len() + MAX_PAYLOAD;
+            for name in names {
+                let path = [&prefix, name.as_bytes()].concat();
+                let path = CString::new(path).expect("neither a number nor a name has a NUL");
+                if !push_file(page, &space.read(&path), limit) {
+                    break;
+                }
+            }
+        });
+        Ok(())
+    }
+
     fn xattr_path(&self, path: &GuestPath) -> nix::Result<Located> {
         let fd = resolve::locate(self.root(), path)?;
         // fgetxattr(2) refuses O_PATH descriptors. The detour by /proc ends at the file itself,
@@ -55,16 +86,49 @@ struct Located {
     _open: OwnedFd,
 }
 
+/// Where lists and values are read to, for file after file.
+struct Space {
+    list: Vec<u8>,
+    value: [u8; MAX_SMALL_XATTR],
+}
+
+impl Space {
+    /// What the file at `path` has; where that is a link, the link itself. One file's answer
+    /// always fits into a payload: its names take [`MAX_XATTR`] bytes at most, and its values as
+    /// much as [`MAX_XATTR`] of names are worth, or else they are left out.
+    fn read(&mut self, path: &CString) -> FileXattrs {
+        let length = sys::llistxattr(path, &mut self.list)
+            .map_err(|errno| failure::number(too_long(errno)))?;
+        let mut room = MAX_XATTR;
+        let names = self.list[..length].split(|&byte| byte == 0);
+        let xattrs = names.filter_map(|name| XattrName::new(name).ok()).map(|name| {
+            let key = CString::new(name.as_bytes()).expect("a name has no NUL");
+            let value = sys::lgetxattr(path, &key, &mut self.value).ok();
+            let value = value.filter(|&length| length <= room).and_then(|length| {
+                room -= length;
+                SmallValue::new(&self.value[..length]).ok()
+            });
+            Xattr { name, value }
+        });
+        Ok(xattrs.collect())
+    }
+}
+
 /// Reads into the largest space that the protocol has for it, in one call: asking for the length
 /// first would be a second one.
 fn whole(
     payload: &mut Payload,
     read: impl FnOnce(&mut [u8]) -> nix::Result<usize>,
 ) -> nix::Result<()> {
-    let length = read(payload.space(MAX_XATTR)).map_err(|errno| match errno {
-        Errno::ERANGE => Errno::E2BIG,
-        other => other,
-    })?;
+    let length = read(payload.space(MAX_XATTR)).map_err(too_long)?;
     payload.truncate(length);
     Ok(())
+}
+
+/// What does not fit into the largest space cannot be sent.
+fn too_long(errno: Errno) -> Errno {
+    match errno {
+        Errno::ERANGE => Errno::E2BIG,
+        other => other,
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::path::EntryName;
+use crate::path::{EntryName, LinkTarget};
 
 /// A moment: seconds since 1970, which may be negative, and nanoseconds below 10^9.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,12 +53,41 @@ pub struct DirEntry {
     pub name: EntryName,
     /// Attributes, or `None` where the guest could not read them.
     pub attr: Option<Attr>,
+    /// A symbolic link's target; `None` for other files, and where the guest could not read it.
+    pub target: Option<LinkTarget>,
+}
+
+/// Whether a page is a directory's last one: its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Following {
+    /// There may be more entries behind it.
+    More,
+    /// There are none.
+    Nothing,
+}
+
+impl Following {
+    /// The byte.
+    #[must_use]
+    pub fn byte(self) -> u8 {
+        match self {
+            Self::More => 0,
+            Self::Nothing => 1,
+        }
+    }
+
+    /// Takes the first byte off `page`; `None` where it is not one of these.
+    pub fn pop(page: &mut &[u8]) -> Option<Self> {
+        let (&byte, rest) = page.split_first()?;
+        *page = rest;
+        [Self::More, Self::Nothing].into_iter().find(|following| following.byte() == byte)
+    }
 }
 
 /// Appends `entry` to a directory page unless that made it longer than `limit` bytes.
 /// Returns whether it fitted.
 ///
-/// A page is the entries' postcard forms, one behind the other.
+/// A page is a [`Following`] and then the entries' postcard forms, one behind the other.
 pub fn push_entry(page: &mut Vec<u8>, entry: &DirEntry, limit: usize) -> bool {
     let before = page.len();
     let written = postcard::to_io(entry, &mut *page).is_ok();
@@ -84,7 +113,12 @@ mod tests {
     use super::*;
 
     fn entry(name: &[u8]) -> DirEntry {
-        DirEntry { next: 7, name: EntryName::new(name).unwrap(), attr: Some(Attr::default()) }
+        DirEntry {
+            next: 7,
+            name: EntryName::new(name).unwrap(),
+            attr: Some(Attr::default()),
+            target: None,
+        }
     }
 
     #[test]
@@ -109,11 +143,32 @@ mod tests {
 
     #[test]
     fn names_are_checked_when_a_page_is_read() {
-        // next = 7, a name of one byte, no attributes.
+        // next = 7, a name of one byte, no attributes, no target.
         for (bytes, good) in
-            [([7, 1, b'a', 0], true), ([7, 1, b'/', 0], false), ([7, 1, b'.', 0], false)]
+            [([7, 1, b'a', 0, 0], true), ([7, 1, b'/', 0, 0], false), ([7, 1, b'.', 0, 0], false)]
         {
             assert_eq!(pop_entry(&mut bytes.as_slice()).is_ok(), good, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn targets_are_checked_when_a_page_is_read() {
+        for (target, good) in
+            [(&b"\x01\x02/x"[..], true), (b"\x01\x00", false), (b"\x01\x01\0", false)]
+        {
+            let bytes = [b"\x07\x01a\x00", target].concat();
+            assert_eq!(pop_entry(&mut bytes.as_slice()).is_ok(), good, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_says_whether_it_is_the_last() {
+        for following in [Following::More, Following::Nothing] {
+            let bytes = [following.byte(), 9];
+            let mut page = bytes.as_slice();
+            assert_eq!((Following::pop(&mut page), page), (Some(following), &[9][..]));
+        }
+        assert_eq!(Following::pop(&mut &[2][..]), None);
+        assert_eq!(Following::pop(&mut &[][..]), None);
     }
 }

@@ -9,13 +9,15 @@
 #![forbid(unsafe_code)]
 
 pub mod attr;
+pub mod batch;
 pub mod bay;
 pub mod device;
 pub mod frame;
 pub mod limits;
 pub mod message;
 pub mod path;
+pub mod xattr;
 
 /// Version of everything in this crate. Host and guest must have the same one; the appliance is
 /// built from the same tree as the binaries, so there is no negotiation.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

@@ -28,6 +28,17 @@ pub const MAX_LINK: usize = 4095;
 /// `XATTR_LIST_MAX` of linux/limits.h.
 pub const MAX_XATTR: usize = 65536;
 
+/// Bytes of an extended attribute's name: `XATTR_NAME_MAX` of linux/limits.h.
+pub const MAX_XATTR_NAME: usize = 255;
+
+/// Bytes of a value that [`crate::message::Request::ReadXattrs`] brings; larger ones are asked for
+/// one by one. Access control lists and capabilities have some dozens.
+pub const MAX_SMALL_XATTR: usize = 1024;
+
+/// Bytes of a file that is worth being read together with others. Larger ones keep a lane busy by
+/// themselves.
+pub const MAX_SMALL_FILE: usize = 64 * 1024;
+
 /// Bytes of the text that explains a failure.
 pub const MAX_DETAIL: usize = 4096;
 

@@ -5,9 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attr::Attr;
+use crate::batch::Wanted;
 use crate::device::DeviceName;
 use crate::limits::MAX_DETAIL;
-use crate::path::GuestPath;
+use crate::path::{EntryName, GuestPath};
 
 /// What the host asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +43,8 @@ pub enum Request {
     Stat(GuestPath),
     /// A symbolic link's target. Answer: [`Answer::Payload`].
     ReadLink(GuestPath),
-    /// A page of a directory's entries, see [`crate::attr::push_entry`]; an empty page at the
-    /// end. Answer: [`Answer::Payload`].
+    /// A page of a directory's entries with attributes and targets of links, see
+    /// [`crate::attr::push_entry`]. Answer: [`Answer::Payload`].
     ReadDir {
         /// The directory.
         path: GuestPath,
@@ -82,6 +83,23 @@ pub enum Request {
     },
     /// Size and usage of the filesystem that a file is on. Answer: [`Answer::StatFs`].
     StatFs(GuestPath),
+    /// The first bytes of several regular files of one directory, see [`crate::batch::Layout`].
+    /// Answer: [`Answer::Payload`].
+    ReadFiles {
+        /// The directory.
+        folder: GuestPath,
+        /// The files.
+        files: Vec<Wanted>,
+    },
+    /// Extended attributes of several files of one directory, small values among them, see
+    /// [`crate::xattr::push_file`]; for as many files, from the first on, as fit into a payload,
+    /// and for one at least. Answer: [`Answer::Payload`].
+    ReadXattrs {
+        /// The directory.
+        folder: GuestPath,
+        /// The files' names; symbolic links are not followed.
+        names: Vec<EntryName>,
+    },
     /// Where on its disk a regular file's bytes are. Answer: [`Answer::Layout`], or `EOPNOTSUPP`
     /// where only the guest can read them.
     Layout {

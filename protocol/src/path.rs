@@ -4,14 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{MAX_NAME, MAX_PATH};
+use crate::limits::{MAX_LINK, MAX_NAME, MAX_PATH};
 
 /// Why some bytes are no name or path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathError {
     /// No bytes at all.
     Empty,
-    /// More than [`MAX_NAME`] bytes in a name or [`MAX_PATH`] in a path.
+    /// More than [`MAX_NAME`] bytes in a name, [`MAX_PATH`] in a path, [`MAX_LINK`] in a target.
     TooLong,
     /// `.` or `..`.
     Dots,
@@ -78,6 +78,51 @@ impl From<EntryName> for serde_bytes::ByteBuf {
 }
 
 impl fmt::Debug for EntryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
+}
+
+/// Where a symbolic link leads, as it is stored: 1 to [`MAX_LINK`] bytes without NUL.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "serde_bytes::ByteBuf", into = "serde_bytes::ByteBuf")]
+pub struct LinkTarget(Box<[u8]>);
+
+impl LinkTarget {
+    /// Checks `bytes`.
+    ///
+    /// # Errors
+    /// [`PathError`] where no link can lead there.
+    pub fn new(bytes: &[u8]) -> Result<Self, PathError> {
+        match bytes {
+            [] => Err(PathError::Empty),
+            _ if bytes.len() > MAX_LINK => Err(PathError::TooLong),
+            _ if bytes.contains(&0) => Err(PathError::ForbiddenByte),
+            _ => Ok(Self(bytes.into())),
+        }
+    }
+
+    /// The target's bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TryFrom<serde_bytes::ByteBuf> for LinkTarget {
+    type Error = PathError;
+    fn try_from(bytes: serde_bytes::ByteBuf) -> Result<Self, PathError> {
+        Self::new(&bytes)
+    }
+}
+
+impl From<LinkTarget> for serde_bytes::ByteBuf {
+    fn from(target: LinkTarget) -> Self {
+        Self::from(target.0.into_vec())
+    }
+}
+
+impl fmt::Debug for LinkTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0.escape_ascii())
     }
@@ -230,6 +275,15 @@ mod tests {
         }
         assert!(EntryName::new(b"...").is_ok());
         assert!(EntryName::new(b"\xff\xfe\n").is_ok());
+    }
+
+    #[test]
+    fn targets_that_no_link_can_have_are_refused() {
+        assert_eq!(LinkTarget::new(b""), Err(PathError::Empty));
+        assert_eq!(LinkTarget::new(b"a\0"), Err(PathError::ForbiddenByte));
+        assert_eq!(LinkTarget::new(&[b'x'; MAX_LINK + 1]), Err(PathError::TooLong));
+        assert!(LinkTarget::new(b"../..//a/\xff").is_ok());
+        assert!(LinkTarget::new(&[b'x'; MAX_LINK]).is_ok());
     }
 
     #[test]

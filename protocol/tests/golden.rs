@@ -3,18 +3,23 @@
 //! what is still read must be within the limits.
 
 use guestmnt_protocol::attr::{Attr, Time};
+use guestmnt_protocol::batch::Wanted;
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD, SLOTS};
 use guestmnt_protocol::message::{
     Answer, Content, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
 };
-use guestmnt_protocol::path::GuestPath;
+use guestmnt_protocol::path::{EntryName, GuestPath};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 fn path(text: &str) -> GuestPath {
     GuestPath::parse(text.as_bytes()).expect("a good path")
+}
+
+fn name(text: &str) -> EntryName {
+    EntryName::new(text.as_bytes()).expect("a good name")
 }
 
 /// Requests with the bytes of their bodies.
@@ -57,7 +62,21 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             b"\x0d\x01f\x06user.x".to_vec(),
         ),
         (Request::StatFs(path("/")), vec![14, 0]),
-        (Request::Layout { path: path("/f"), from: 300 }, vec![15, 1, b'f', 0xac, 2]),
+        (
+            Request::ReadFiles {
+                folder: path("/d"),
+                files: vec![
+                    Wanted { name: name("a"), size: 300 },
+                    Wanted { name: name("b"), size: 1 },
+                ],
+            },
+            b"\x0f\x01d\x02\x01a\xac\x02\x01b\x01".to_vec(),
+        ),
+        (
+            Request::ReadXattrs { folder: path("/"), names: vec![name("a"), name("bc")] },
+            b"\x10\x00\x02\x01a\x02bc".to_vec(),
+        ),
+        (Request::Layout { path: path("/f"), from: 300 }, vec![17, 1, b'f', 0xac, 2]),
     ]
 }
 

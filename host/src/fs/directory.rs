@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use guestmnt_protocol::attr::DirEntry;
+use guestmnt_protocol::attr::{DirEntry, Following};
+use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::path::GuestPath;
 use nix::errno::Errno;
 
@@ -13,6 +14,12 @@ use crate::guest::Guest;
 /// The guest's positions are opaque, but non-negative as `loff_t`; those with the top bit are ours.
 const AFTER_DOT: u64 = 1 << 63;
 const AFTER_DOTS: u64 = AFTER_DOT | 1;
+
+/// Bytes of a directory's first page: some 200 entries, which are there at once.
+const FIRST_PAGE: u32 = 16 * 1024;
+
+/// How many times larger each further page is, up to a payload's size.
+const PAGE_GROWTH: u32 = 4;
 
 /// One line for the kernel.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +33,6 @@ pub enum Line {
 }
 
 /// A directory that is being read.
-#[derive(Default)]
 pub struct Directory {
     /// Entries that came from the guest and were not taken yet.
     page: VecDeque<DirEntry>,
@@ -34,6 +40,14 @@ pub struct Directory {
     at: u64,
     /// Whether the guest said that nothing follows the page.
     ended: bool,
+    /// Bytes of the next page.
+    page_size: u32,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { page: VecDeque::new(), at: 0, ended: false, page_size: FIRST_PAGE }
+    }
 }
 
 impl Directory {
@@ -81,8 +95,8 @@ impl Directory {
             if self.ended {
                 return Ok(());
             }
-            match guest.read_dir(path.clone(), self.at) {
-                Ok(entries) => self.accept(entries)?,
+            match guest.read_dir(path.clone(), self.at, self.page_size) {
+                Ok((entries, following)) => self.accept(entries, following)?,
                 Err(_) if taken > 0 => return Ok(()),
                 Err(errno) => return Err(errno),
             }
@@ -90,14 +104,19 @@ impl Directory {
     }
 
     /// Takes a page that the guest sent. Positions must lead on: a hostile guest shall not make
-    /// a directory without end out of one page.
-    fn accept(&mut self, entries: Vec<DirEntry>) -> Result<(), Errno> {
-        self.ended = entries.is_empty();
-        let leads_on = entries.last().is_none_or(|last| last.next != self.at);
+    /// a directory without end out of one page, or out of none.
+    fn accept(&mut self, entries: Vec<DirEntry>, following: Following) -> Result<(), Errno> {
+        self.ended = following == Following::Nothing;
+        let leads_on = match entries.last() {
+            Some(last) => last.next != self.at,
+            None => self.ended,
+        };
         if !leads_on || entries.iter().any(|entry| entry.next & AFTER_DOT != 0) {
             return Err(Errno::EIO);
         }
         self.page = entries.into();
+        let largest = u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits");
+        self.page_size = self.page_size.saturating_mul(PAGE_GROWTH).min(largest);
         Ok(())
     }
 }

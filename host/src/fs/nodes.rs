@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use guestmnt_protocol::attr::Attr;
-use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
 use nix::errno::Errno;
 
 /// A node's number in the FUSE protocol.
@@ -31,6 +31,8 @@ struct Node {
     name: EntryName,
     /// The type bits of the mode.
     kind: u32,
+    /// Where a symbolic link leads, if that came with a directory's entry.
+    target: Option<LinkTarget>,
     /// How often the kernel was told of this node and has not forgotten it.
     lookups: u64,
     /// Nodes in the table whose parent this is.
@@ -79,11 +81,26 @@ impl Nodes {
             node.lookups += 1;
             return Ok(id);
         }
-        table.insert(id, Node { parent, name, kind, lookups: 1, children: 0 });
+        table.insert(id, Node { parent, name, kind, target: None, lookups: 1, children: 0 });
         if let Some(node) = table.get_mut(&parent) {
             node.children += 1;
         }
         Ok(id)
+    }
+
+    /// Keeps a symbolic link's target for as long as the kernel knows the link.
+    pub fn keep_target(&self, id: NodeId, target: &LinkTarget) {
+        if let Some(node) = self.write().get_mut(&id)
+            && node.kind == libc::S_IFLNK
+        {
+            node.target.get_or_insert_with(|| target.clone());
+        }
+    }
+
+    /// The target that was kept.
+    #[must_use]
+    pub fn target(&self, id: NodeId) -> Option<LinkTarget> {
+        self.read().get(&id)?.target.clone()
     }
 
     /// Takes back `count` look-ups of a node. Nodes that nobody needs any more are dropped; these

@@ -104,6 +104,9 @@ impl Operations {
     /// # Errors
     /// As [`Operations::get_attr`].
     pub fn read_link(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
+        if let Some(target) = self.nodes.target(id) {
+            return Ok(target.as_bytes().to_vec());
+        }
         self.guest.read_link(self.nodes.path(id)?)
     }
 
@@ -172,6 +175,9 @@ impl Operations {
         // needs a number for it: readers take a line with number 0 for a hole.
         let attr = entry.attr.unwrap_or(Attr { mode: libc::S_IFREG, ..Attr::default() });
         let id = self.nodes.look_up(parent, entry.name.clone(), &attr).ok()?;
+        if let Some(target) = &entry.target {
+            self.nodes.keep_target(id, target);
+        }
         let shown = self.view.of(id, &attr);
         Some(if entry.attr.is_some() { Noted::File(shown) } else { Noted::Name(shown) })
     }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use guestmnt_protocol::attr::{self, Attr, DirEntry, Time};
+use guestmnt_protocol::attr::{self, Attr, DirEntry, Following, Time};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
 use guestmnt_protocol::message::{
     Answer, Extent, Layout, MountRequest, Outcome, Request, Run, StatFs, Volume,
@@ -27,9 +27,6 @@ use self::bulk::{Bulk, SharedMemory, Slot};
 pub use self::error::GuestError;
 use self::error::errno_of;
 use self::lane::{Lane, LaneError, Payload};
-
-/// Bytes of one directory page: some hundred entries.
-const DIRECTORY_PAGE: u32 = 64 * 1024;
 
 /// How long a launch step may take, mounting among them: a journal may have to be replayed.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -206,23 +203,30 @@ impl Guest {
         })
     }
 
-    /// The entries of a directory behind the position `from`; none at the end.
+    /// The entries of a directory behind the position `from`, as many as fit into `size` bytes,
+    /// and whether others follow them.
     ///
     /// # Errors
     /// The guest's error, or `EIO`.
-    pub fn read_dir(&self, path: GuestPath, from: u64) -> Result<Vec<DirEntry>, Errno> {
-        let request = Request::ReadDir { path, from, size: DIRECTORY_PAGE };
-        self.call(&request, DIRECTORY_PAGE as usize, |answer, mut page| {
+    pub fn read_dir(
+        &self,
+        path: GuestPath,
+        from: u64,
+        size: u32,
+    ) -> Result<(Vec<DirEntry>, Following), Errno> {
+        let request = Request::ReadDir { path, from, size };
+        self.call(&request, size as usize, |answer, mut page| {
             if answer != Answer::Payload {
                 return None;
             }
+            let following = Following::pop(&mut page)?;
             let mut entries = Vec::new();
             while !page.is_empty() {
                 let mut entry = attr::pop_entry(&mut page).ok()?;
                 entry.attr = entry.attr.and_then(sane);
                 entries.push(entry);
             }
-            Some(entries)
+            Some((entries, following))
         })
     }
 

@@ -1,0 +1,319 @@
+//! Where NTFS keeps the records of its files and the indexes of its directories: as much of the
+//! format as it takes to read them ahead. What is found here is never shown to anyone; the kernel's
+//! driver reads the same blocks again and judges them.
+//!
+//! Follows fs/ntfs3/ntfs.h of Linux. Everything is untrusted: what makes no sense gives nothing.
+
+/// What the boot sector says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of a cluster.
+    cluster: u64,
+    /// Bytes of a file's record.
+    pub record: u64,
+    /// The volume's byte at which record 0 is: that of the table of records itself.
+    pub table: u64,
+}
+
+/// Bytes of the smallest boot sector.
+pub const BOOT_LEN: usize = 512;
+
+/// Largest record and cluster that there are.
+const MAX_RECORD: u64 = 4096;
+const MAX_CLUSTER: u64 = 2 << 20;
+
+impl Geometry {
+    /// Reads the volume's first sector.
+    #[must_use]
+    pub fn parse(sector: &[u8]) -> Option<Self> {
+        if sector.get(3..11)? != b"NTFS    " {
+            return None;
+        }
+        let bytes = u64::from(u16_at(sector, 0x0b)?);
+        let cluster = match i8_at(sector, 0x0d)? {
+            // Beyond 64 KiB it is the power of two, negative.
+            shift @ ..0 => bytes.checked_shl(u32::from(shift.unsigned_abs()))?,
+            sectors => bytes * u64::from(sectors.unsigned_abs()),
+        };
+        let record = match i8_at(sector, 0x40)? {
+            shift @ ..0 => 1u64.checked_shl(u32::from(shift.unsigned_abs()))?,
+            clusters => cluster * u64::from(clusters.unsigned_abs()),
+        };
+        let good = |size: u64, most| size.is_power_of_two() && (512..=most).contains(&size);
+        if !good(cluster, MAX_CLUSTER) || !good(record, MAX_RECORD) {
+            return None;
+        }
+        Some(Self { cluster, record, table: u64_at(sector, 0x30)?.checked_mul(cluster)? })
+    }
+
+    /// Where the contents of the table of records are, by its own record; those of it that this
+    /// record tells of.
+    #[must_use]
+    pub fn table_runs(&self, record: &mut [u8]) -> Option<Runs> {
+        self.runs(record, DATA, &[])
+    }
+
+    /// Where the index of a directory is, by the directory's record. `None` for a small
+    /// directory, whose index is in the record.
+    #[must_use]
+    pub fn index_runs(&self, record: &mut [u8]) -> Option<Runs> {
+        self.runs(record, INDEX_ALLOCATION, INDEX_NAME)
+    }
+
+    fn runs(&self, record: &mut [u8], kind: u32, name: &[u8]) -> Option<Runs> {
+        mend(record)?;
+        let attribute = attribute(record, kind, name)?;
+        let first = u64_at(attribute, 0x10)?;
+        if first != 0 {
+            return None;
+        }
+        let list = attribute.get(usize::from(u16_at(attribute, 0x20)?)..)?;
+        Some(Runs(unpack(list, self.cluster)))
+    }
+}
+
+/// `$DATA`
+const DATA: u32 = 0x80;
+/// `$INDEX_ALLOCATION`
+const INDEX_ALLOCATION: u32 = 0xa0;
+/// `$I30`, the index of file names.
+const INDEX_NAME: &[u8] = b"$\0I\x003\x000\0";
+/// Behind the last attribute.
+const END: u32 = 0xffff_ffff;
+
+/// Puts back the last two bytes of each sector, which are replaced on the disk so that half a
+/// record is noticed.
+fn mend(record: &mut [u8]) -> Option<()> {
+    const SECTOR: usize = 512;
+    if record.get(..4)? != b"FILE" {
+        return None;
+    }
+    let start = usize::from(u16_at(record, 4)?);
+    let count = usize::from(u16_at(record, 6)?);
+    if count != record.len() / SECTOR + 1 {
+        return None;
+    }
+    let sign = u16_at(record, start)?;
+    for sector in 1..count {
+        let end = sector * SECTOR - 2;
+        if u16_at(record, end)? != sign {
+            return None;
+        }
+        let bytes = u16_at(record, start + 2 * sector)?.to_le_bytes();
+        record[end..end + 2].copy_from_slice(&bytes);
+    }
+    Some(())
+}
+
+/// The first attribute of this kind and name whose contents are outside of the record.
+fn attribute<'a>(record: &'a [u8], kind: u32, name: &[u8]) -> Option<&'a [u8]> {
+    const HEADER: usize = 0x40;
+    let mut rest = record.get(usize::from(u16_at(record, 0x14)?)..)?;
+    loop {
+        let found = u32_at(rest, 0)?;
+        let length = usize::try_from(u32_at(rest, 4)?).ok()?;
+        if found == END || length < 0x18 {
+            return None;
+        }
+        let attribute = rest.get(..length)?;
+        if found == kind && attribute[8] == 1 && length >= HEADER {
+            let name_at = usize::from(u16_at(attribute, 0x0a)?);
+            let name_len = 2 * usize::from(attribute[9]);
+            if attribute.get(name_at..name_at + name_len)? == name {
+                return Some(attribute);
+            }
+        }
+        rest = &rest[length..];
+    }
+}
+
+/// A part of a file that is in one piece on the volume. All in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    /// Where in the file.
+    offset: u64,
+    /// Where on the volume.
+    start: u64,
+    length: u64,
+}
+
+/// Where a file is on the volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runs(Vec<Run>);
+
+impl Runs {
+    /// The volume's bytes, as start and length, that hold `length` bytes of the file from `offset`
+    /// on.
+    pub fn places(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+        let end = offset.saturating_add(length);
+        // They are in the order of their offsets.
+        let first = self.0.partition_point(|run| run.offset + run.length <= offset);
+        let within = self.0[first..].iter().take_while(move |run| run.offset < end);
+        within.map(move |run| {
+            let from = offset.max(run.offset);
+            let to = end.min(run.offset + run.length);
+            (run.start + (from - run.offset), to - from)
+        })
+    }
+}
+
+/// Unpacks a list of runs as far as it makes sense.
+fn unpack(mut list: &[u8], cluster: u64) -> Vec<Run> {
+    let mut runs = Vec::new();
+    let (mut offset, mut at) = (0u64, 0i64);
+    while let Some((&sizes, behind)) = list.split_first()
+        && let (length_size, at_size) = (usize::from(sizes & 0xf), usize::from(sizes >> 4))
+        && length_size > 0
+        && let Some((length, behind)) = number(behind, length_size)
+        && let Some((step, behind)) = number(behind, at_size)
+        && let Some(length) = u64::try_from(length).ok().and_then(|n| n.checked_mul(cluster))
+        && let Some(next) = offset.checked_add(length)
+        && let Some(there) = at.checked_add(step)
+        && let Some(start) = u64::try_from(there).ok().and_then(|n| n.checked_mul(cluster))
+        && start.checked_add(length).is_some()
+    {
+        // Without a place on the volume it is a hole.
+        if at_size > 0 && length > 0 {
+            runs.push(Run { offset, start, length });
+        }
+        (offset, at, list) = (next, there, behind);
+    }
+    runs
+}
+
+/// A little-endian number with sign of `size` bytes, and what is behind it.
+fn number(bytes: &[u8], size: usize) -> Option<(i64, &[u8])> {
+    let (number, behind) = bytes.split_at_checked(size)?;
+    let sign = number.last().is_some_and(|byte| byte & 0x80 != 0);
+    let mut whole = if sign { [0xff; 8] } else { [0; 8] };
+    whole.get_mut(..size)?.copy_from_slice(number);
+    Some((i64::from_le_bytes(whole), behind))
+}
+
+fn i8_at(bytes: &[u8], at: usize) -> Option<i8> {
+    bytes.get(at).map(|byte| byte.cast_signed())
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GEOMETRY: Geometry = Geometry { cluster: 4096, record: 1024, table: 16384 };
+
+    fn boot(cluster: u8, record: u8) -> [u8; BOOT_LEN] {
+        let mut sector = [0; BOOT_LEN];
+        sector[3..11].copy_from_slice(b"NTFS    ");
+        sector[0x0b..0x0d].copy_from_slice(&512u16.to_le_bytes());
+        sector[0x0d] = cluster;
+        sector[0x30] = 4;
+        sector[0x40] = record;
+        sector
+    }
+
+    /// A record with one attribute, whose runs are `list`.
+    fn record(kind: u32, name: &[u8], list: &[u8]) -> Vec<u8> {
+        let mut record = vec![0; 1024];
+        record[..8].copy_from_slice(b"FILE\x30\0\x03\0");
+        record[0x14] = 0x38;
+        let attribute = &mut record[0x38..];
+        let name_at = 0x40;
+        let list_at = name_at + name.len();
+        let length = u32::try_from(list_at + list.len()).unwrap().next_multiple_of(8);
+        attribute[..4].copy_from_slice(&kind.to_le_bytes());
+        attribute[4..8].copy_from_slice(&length.to_le_bytes());
+        (attribute[8], attribute[9]) = (1, u8::try_from(name.len() / 2).unwrap());
+        attribute[0x0a] = u8::try_from(name_at).unwrap();
+        attribute[0x20] = u8::try_from(list_at).unwrap();
+        attribute[name_at..list_at].copy_from_slice(name);
+        attribute[list_at..list_at + list.len()].copy_from_slice(list);
+        let end = 0x38 + length as usize;
+        record[end..end + 4].copy_from_slice(&END.to_le_bytes());
+        // The sign, and what belongs at the sectors' ends.
+        record[0x30..0x36].copy_from_slice(&[0xaa, 0xbb, 0, 0, 0, 0]);
+        for end in [510, 1022] {
+            record[end..end + 2].copy_from_slice(&[0xaa, 0xbb]);
+        }
+        record
+    }
+
+    #[test]
+    fn the_boot_sector_says_where_the_table_is() {
+        assert_eq!(Geometry::parse(&boot(8, 0xf6)), Some(GEOMETRY));
+        let large = Geometry::parse(&boot(0xf4, 0xf4)).unwrap();
+        assert_eq!((large.cluster, large.record), (2 << 20, 4096));
+        for (cluster, record) in [(3, 0xf6), (0, 0xf6), (8, 0), (8, 2), (8, 0x80), (0x80, 0xf6)] {
+            assert_eq!(Geometry::parse(&boot(cluster, record)), None, "{cluster} {record}");
+        }
+        assert_eq!(Geometry::parse(&[0; BOOT_LEN]), None);
+        assert_eq!(Geometry::parse(&boot(8, 0xf6)[..60]), None);
+    }
+
+    #[test]
+    fn runs_follow_each_other_forward_and_backward() {
+        // 2 clusters at 0x100, a hole of 1, 16 clusters 0x80 before the first.
+        let list = [0x21, 2, 0x00, 0x01, 0x01, 1, 0x11, 16, 0x80, 0];
+        let runs = GEOMETRY.table_runs(&mut record(DATA, &[], &list)).unwrap();
+        let run = |offset: u64, start: u64, length: u64| Run {
+            offset: offset * 4096,
+            start: start * 4096,
+            length: length * 4096,
+        };
+        assert_eq!(runs.0, [run(0, 0x100, 2), run(3, 0x80, 16)]);
+        let places = |offset, length| runs.places(offset, length).collect::<Vec<_>>();
+        assert_eq!(places(4096, 1024), [(0x101 * 4096, 1024)]);
+        assert_eq!(places(4096, 3 * 4096), [(0x101 * 4096, 4096), (0x80 * 4096, 4096)]);
+        assert_eq!(places(2 * 4096, 4096), []);
+        assert_eq!(places(u64::MAX, u64::MAX), []);
+    }
+
+    #[test]
+    fn a_directorys_index_is_known_by_its_name() {
+        let list = [0x11, 1, 5, 0];
+        let named = |name| GEOMETRY.index_runs(&mut record(INDEX_ALLOCATION, name, &list));
+        assert!(named(INDEX_NAME).is_some());
+        assert_eq!(named(b"$\0I\x003\x001\0"), None);
+        assert_eq!(named(b""), None);
+    }
+
+    #[test]
+    fn records_that_make_no_sense_give_nothing() {
+        let good = record(DATA, &[], &[0x11, 1, 5, 0]);
+        assert!(GEOMETRY.table_runs(&mut good.clone()).is_some());
+        for length in 0..good.len() {
+            assert_eq!(GEOMETRY.table_runs(&mut good[..length].to_vec()), None, "{length}");
+        }
+        // Whatever bit is wrong, nothing panics.
+        for bit in 0..0x90 * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let _ = GEOMETRY.table_runs(&mut bytes);
+            let _ = GEOMETRY.index_runs(&mut bytes);
+        }
+        let mut torn = good;
+        torn[1022] = 0;
+        assert_eq!(GEOMETRY.table_runs(&mut torn), None);
+    }
+
+    #[test]
+    fn lists_that_lead_out_of_the_world_end_there() {
+        let far = [0x88, 1, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+        let long = [0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 1];
+        let wide = [0x9f, 1, 1];
+        let before = [0x11, 1, 0x80];
+        for list in [&far[..], &long, &wide, &before, &[0x11], &[0x11, 1]] {
+            assert_eq!(unpack(list, 4096), [], "{list:x?}");
+        }
+    }
+}
