@@ -168,3 +168,6 @@ fn segments(link: &Link) -> io::Result<Option<Vec<Segment>>> {
         _ => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests;

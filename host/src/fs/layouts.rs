@@ -168,25 +168,7 @@ impl Layouts {
         buffer: &mut Vec<u8>,
     ) -> io::Result<()> {
         let disk = self.disks.get(usize::from(layout.disk)).and_then(Option::as_ref);
-        let disk = disk.ok_or(io::ErrorKind::Unsupported)?;
-        let left = layout.size.saturating_sub(offset);
-        let length = usize::try_from(left).unwrap_or(usize::MAX).min(size);
-        buffer.resize(length, 0);
-        let end = offset + length as u64;
-        let first = layout.runs.partition_point(|run| run.at + run.length <= offset);
-        let mut at = offset;
-        let mut rest = buffer.as_mut_slice();
-        for run in layout.runs[first..].iter().take_while(|run| run.at < end) {
-            let (hole, behind) = rest.split_at_mut(distance(at, run.at));
-            hole.fill(0);
-            at = at.max(run.at);
-            let (part, behind) = behind.split_at_mut(distance(at, end.min(run.at + run.length)));
-            disk.read(part, run.stored + (at - run.at))?;
-            at += part.len() as u64;
-            rest = behind;
-        }
-        rest.fill(0);
-        Ok(())
+        fill(disk.ok_or(io::ErrorKind::Unsupported)?, layout, offset, size, buffer)
     }
 
     fn leave_to_guest(&self, node: NodeId) -> bool {
@@ -231,7 +213,98 @@ impl Known {
     }
 }
 
+/// Replaces `buffer` by what is at `offset` of a file with this layout on `disk`, at most `size`
+/// bytes, fewer only at its end.
+fn fill(
+    disk: &DiskReader,
+    layout: &Layout,
+    offset: u64,
+    size: usize,
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
+    let left = layout.size.saturating_sub(offset);
+    let length = usize::try_from(left).unwrap_or(usize::MAX).min(size);
+    buffer.resize(length, 0);
+    let end = offset + length as u64;
+    let first = layout.runs.partition_point(|run| run.at + run.length <= offset);
+    let mut at = offset;
+    let mut rest = buffer.as_mut_slice();
+    for run in layout.runs[first..].iter().take_while(|run| run.at < end) {
+        let (hole, behind) = rest.split_at_mut(distance(at, run.at));
+        hole.fill(0);
+        at = at.max(run.at);
+        let (part, behind) = behind.split_at_mut(distance(at, end.min(run.at + run.length)));
+        disk.read(part, run.stored + (at - run.at))?;
+        at += part.len() as u64;
+        rest = behind;
+    }
+    rest.fill(0);
+    Ok(())
+}
+
 /// Bytes from `from` to `to`; none where that is before. They are within one request.
 fn distance(from: u64, to: u64) -> usize {
     usize::try_from(to.saturating_sub(from)).expect("a part of one request")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use guestmnt_protocol::message::Run;
+
+    use super::*;
+    use crate::image::{Disk, Format, OpenOptions};
+
+    /// A raw disk of 64 KiB whose bytes tell their places.
+    fn disk() -> (tempfile::TempDir, DiskReader) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("raw");
+        fs::write(&path, (0..65_536u32).map(byte_at).collect::<Vec<u8>>()).unwrap();
+        let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+        let disk = Disk::open(&path, &options).unwrap();
+        (folder, DiskReader::of(&disk).unwrap().unwrap())
+    }
+
+    fn byte_at(place: u32) -> u8 {
+        u8::try_from(place / 7 % 251).unwrap()
+    }
+
+    #[test]
+    fn every_request_gets_runs_holes_and_nothing_behind_the_end() {
+        let (_folder, disk) = disk();
+        let runs = vec![
+            Run { at: 4096, length: 4096, stored: 20_480 },
+            Run { at: 8192, length: 4096, stored: 0 },
+            Run { at: 16_384, length: 8192, stored: 40_960 },
+        ];
+        let layout = Layout { disk: 0, size: 20_000, end: 20_000, runs };
+        let mut file = vec![0u8; 20_000];
+        for (at, byte) in (0u32..).zip(&mut file) {
+            *byte = match at {
+                4096..8192 => byte_at(at - 4096 + 20_480),
+                8192..12_288 => byte_at(at - 8192),
+                16_384.. => byte_at(at - 16_384 + 40_960),
+                _ => 0,
+            };
+        }
+        let mut buffer = Vec::new();
+        for offset in (0..21_000).step_by(617) {
+            for size in [1, 4096, 5000, 30_000] {
+                fill(&disk, &layout, offset as u64, size, &mut buffer).unwrap();
+                let expected = &file[offset.min(20_000)..(offset + size).min(20_000)];
+                assert!(buffer == expected, "{size} bytes at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn runs_beyond_the_disk_are_an_error() {
+        let (_folder, disk) = disk();
+        for stored in [65_536 - 4095, 65_536, 1 << 40, (1 << 63) - 4096] {
+            let runs = vec![Run { at: 0, length: 4096, stored }];
+            let layout = Layout { disk: 0, size: 4096, end: 4096, runs };
+            assert!(fill(&disk, &layout, 0, 4096, &mut Vec::new()).is_err(), "{stored}");
+        }
+    }
 }

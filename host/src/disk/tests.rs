@@ -1,0 +1,123 @@
+//! Disks put together byte by byte, some of them hostile. That good ones read as QEMU reads them
+//! is tested with QEMU's own images.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::DiskReader;
+use crate::image::{Disk, OpenOptions};
+
+const GRAIN: usize = 64 << 10;
+const DIRECTORY: usize = 512;
+const TABLE: usize = 1024;
+
+/// An extent of four grains, with these entries in its table; stored grains begin at 64 KiB, in
+/// the file's order filled with 1, 2, …
+fn sparse(entries: [u32; 4], flags: u32, grains: u8) -> Vec<u8> {
+    let mut bytes = vec![0; GRAIN];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, b"KDMV");
+    put(4, &1u32.to_le_bytes());
+    put(8, &flags.to_le_bytes());
+    put(12, &512u64.to_le_bytes());
+    put(20, &128u64.to_le_bytes());
+    put(44, &512u32.to_le_bytes());
+    put(56, &1u64.to_le_bytes());
+    put(64, &128u64.to_le_bytes());
+    put(73, b"\n \r\n");
+    put(DIRECTORY, &2u32.to_le_bytes());
+    for (n, entry) in entries.iter().enumerate() {
+        put(TABLE + 4 * n, &entry.to_le_bytes());
+    }
+    for grain in 1..=grains {
+        bytes.resize(bytes.len() + GRAIN, grain);
+    }
+    bytes
+}
+
+/// Writes a disk of one sparse extent; `parent` is its parent's name and id.
+fn write(folder: &Path, name: &str, extent: &[u8], parent: Option<&str>) -> PathBuf {
+    let (parent_cid, hint) = match parent {
+        None => ("ffffffff", String::new()),
+        Some(parent) => ("00000007", format!("parentFileNameHint=\"{parent}\"\n")),
+    };
+    let text = format!(
+        "# Disk DescriptorFile\nversion=1\nCID=00000007\nparentCID={parent_cid}\n\
+         createType=\"twoGbMaxExtentSparse\"\n{hint}RW 512 SPARSE \"{name}-s001.vmdk\"\n"
+    );
+    fs::write(folder.join(format!("{name}-s001.vmdk")), extent).unwrap();
+    let path = folder.join(format!("{name}.vmdk"));
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn reader(path: &Path) -> DiskReader {
+    let disk = Disk::open(path, &OpenOptions::default()).unwrap();
+    DiskReader::of(&disk).unwrap().expect("of a kind that can be read")
+}
+
+/// What each grain of a disk is filled with.
+fn grains(reader: &DiskReader) -> [u8; 4] {
+    let mut bytes = vec![0xee; 4 * GRAIN];
+    reader.read(&mut bytes, 0).unwrap();
+    std::array::from_fn(|n| {
+        let grain = &bytes[n * GRAIN..][..GRAIN];
+        assert!(grain.iter().all(|byte| byte == &grain[0]), "grain {n} is of one kind");
+        grain[0]
+    })
+}
+
+#[test]
+fn grains_are_stored_zero_or_the_parents() {
+    const ZERO_GRAINS: u32 = 4;
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "base", &sparse([256, 128, 384, 0], 1, 3), None);
+    let child = sparse([0, 128, 1, 0], 1 | ZERO_GRAINS, 1);
+    let path = write(folder.path(), "child", &child, Some("base.vmdk"));
+    assert_eq!(grains(&reader(&folder.path().join("base.vmdk"))), [2, 1, 3, 0]);
+    assert_eq!(grains(&reader(&path)), [2, 1, 0, 0]);
+}
+
+#[test]
+fn the_last_grain_may_end_with_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut extent = sparse([128, 0, 0, 0], 1, 1);
+    extent.truncate(GRAIN + 1000);
+    let reader = reader(&write(folder.path(), "short", &extent, None));
+    let mut bytes = vec![0xee; GRAIN];
+    reader.read(&mut bytes, 0).unwrap();
+    assert!(bytes[..1000].iter().all(|&byte| byte == 1));
+    assert!(bytes[1000..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn tables_that_lead_out_of_their_file_are_errors_where_they_are_used() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in [257, u32::MAX] {
+        let extent = sparse([128, entry, 0, 0], 1, 1);
+        let reader = reader(&write(folder.path(), "out", &extent, None));
+        assert!(reader.read(&mut vec![0; GRAIN], 0).is_ok(), "{entry}");
+        assert!(reader.read(&mut vec![0; GRAIN], GRAIN as u64).is_err(), "{entry}");
+    }
+    let mut extent = sparse([128, 0, 0, 0], 1, 1);
+    extent[DIRECTORY..DIRECTORY + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let reader = reader(&write(folder.path(), "table", &extent, None));
+    assert!(reader.read(&mut [0; 512], 0).is_err());
+}
+
+#[test]
+fn a_file_that_gets_shorter_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let reader = reader(&write(folder.path(), "cut", &sparse([128, 0, 0, 0], 1, 1), None));
+    let extent = fs::File::options().write(true).open(folder.path().join("cut-s001.vmdk")).unwrap();
+    extent.set_len(GRAIN as u64 + 1).unwrap();
+    assert!(reader.read(&mut vec![0; GRAIN], 0).is_err());
+}
+
+#[test]
+fn compressed_grains_are_qemus_to_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "packed", &sparse([128, 0, 0, 0], 1 | 1 << 16, 1), None);
+    let disk = Disk::open(&path, &OpenOptions::default()).unwrap();
+    assert!(DiskReader::of(&disk).unwrap().is_none());
+}
