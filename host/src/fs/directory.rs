@@ -4,10 +4,7 @@ use std::collections::VecDeque;
 
 use guestmnt_protocol::attr::{DirEntry, Following};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
-use guestmnt_protocol::path::GuestPath;
 use nix::errno::Errno;
-
-use crate::guest::Guest;
 
 /// A position in a directory, as the kernel hands it back.
 ///
@@ -32,6 +29,9 @@ pub enum Line {
     Entry(DirEntry),
 }
 
+/// What the guest sends of a directory at once.
+pub type Page = (Vec<DirEntry>, Following);
+
 /// A directory that is being read.
 pub struct Directory {
     /// Entries that came from the guest and were not taken yet.
@@ -52,15 +52,16 @@ impl Default for Directory {
 
 impl Directory {
     /// Gives lines from the position `from` on to `take`, with the position behind each, until
-    /// `take` says no or the directory ends. A line that was refused is not lost.
+    /// `take` says no or the directory ends. A line that was refused is not lost. Pages come from
+    /// `fetch`, by the position where they begin and their most bytes.
     ///
     /// # Errors
-    /// The guest's error, unless lines were taken before it; it comes again with the next call then.
+    /// That of `fetch`, unless lines were taken before it; it comes again with the next call then.
+    /// `EIO` for a page that leads nowhere.
     pub fn read(
         &mut self,
-        guest: &Guest,
-        path: &GuestPath,
         from: u64,
+        mut fetch: impl FnMut(u64, u32) -> Result<Page, Errno>,
         mut take: impl FnMut(&Line, u64) -> bool,
     ) -> Result<(), Errno> {
         let mut taken = 0u64;
@@ -95,7 +96,7 @@ impl Directory {
             if self.ended {
                 return Ok(());
             }
-            match guest.read_dir(path.clone(), self.at, self.page_size) {
+            match fetch(self.at, self.page_size) {
                 Ok((entries, following)) => self.accept(entries, following)?,
                 Err(_) if taken > 0 => return Ok(()),
                 Err(errno) => return Err(errno),
@@ -118,5 +119,65 @@ impl Directory {
         let largest = u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits");
         self.page_size = self.page_size.saturating_mul(PAGE_GROWTH).min(largest);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::listing::tests::page;
+    use super::*;
+
+    /// Reads from the start what `fetch` gives; returns how many entries there were.
+    fn read(fetch: impl FnMut(u64, u32) -> Result<Page, Errno>) -> Result<usize, Errno> {
+        let mut entries = 0;
+        let count = |line: &Line, _| {
+            entries += usize::from(matches!(line, Line::Entry(_)));
+            true
+        };
+        Directory::default().read(AFTER_DOTS, fetch, count)?;
+        Ok(entries)
+    }
+
+    #[test]
+    fn pages_grow_and_the_last_one_is_not_asked_for_again() {
+        let mut asked = Vec::new();
+        let count = read(|from, size| {
+            asked.push((from, size));
+            let mut entries = page(&[("a", 1, 1)]);
+            entries[0].next = from + 1;
+            let following = if from == 5 { Following::Nothing } else { Following::More };
+            Ok((entries, following))
+        });
+        assert_eq!(count, Ok(6));
+        let sizes = [16, 64, 256, 1024, 1024, 1024].map(|kib| kib * 1024);
+        assert_eq!(asked, (0..).zip(sizes).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn pages_that_lead_nowhere_are_refused() {
+        let nothing = read(|_, _| Ok((Vec::new(), Following::More)));
+        assert_eq!(nothing, Err(Errno::EIO));
+        let back = read(|from, _| {
+            let mut entries = page(&[("a", 1, 1)]);
+            entries[0].next = from;
+            Ok((entries, Following::More))
+        });
+        assert_eq!(back, Err(Errno::EIO));
+        let ours = read(|_, _| {
+            let mut entries = page(&[("a", 1, 1)]);
+            entries[0].next = AFTER_DOT;
+            Ok((entries, Following::Nothing))
+        });
+        assert_eq!(ours, Err(Errno::EIO));
+    }
+
+    #[test]
+    fn an_error_behind_some_entries_comes_with_the_next_call() {
+        let mut directory = Directory::default();
+        let mut fetch = |from, _| {
+            if from == 0 { Ok((page(&[("a", 1, 1)]), Following::More)) } else { Err(Errno::EIO) }
+        };
+        assert_eq!(directory.read(0, &mut fetch, |_, _| true), Ok(()));
+        assert_eq!(directory.read(1, &mut fetch, |_, _| true), Err(Errno::EIO));
     }
 }

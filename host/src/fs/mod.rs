@@ -7,11 +7,16 @@
 //! here knows that the guest is a VM.
 
 mod directory;
+mod folders;
 mod layouts;
+mod listing;
 pub mod nodes;
 mod operations;
 mod read_ahead;
+mod recent;
+mod small_files;
 pub mod view;
+mod xattrs;
 
 use std::ffi::OsStr;
 use std::fmt;

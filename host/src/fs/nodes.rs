@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use guestmnt_protocol::attr::Attr;
@@ -19,6 +20,9 @@ pub struct NodeId(pub u64);
 /// The mounted root, as FUSE fixes it.
 pub const ROOT: NodeId = NodeId(1);
 
+/// The root is known as long as the mount lives.
+const OF_ROOT: Lifetime = Lifetime(0);
+
 /// Numbers with this bit are ours; no filesystem's number is passed on with it.
 const OURS: u64 = 1 << 63;
 
@@ -26,9 +30,28 @@ const OURS: u64 = 1 << 63;
 /// their own numbers; those of nested mounts are told apart by the bits from here to 62.
 const VOLUME_SHIFT: u32 = 48;
 
+/// A node for as long as the kernel knows it: unlike its number, never another's afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lifetime(u64);
+
+/// A file as an entry of the folder that it is in.
+pub struct Entry {
+    /// The folder.
+    pub folder: Lifetime,
+    /// The file's name.
+    pub name: EntryName,
+    /// The volume that it is on.
+    pub volume: u16,
+    /// The type bits of its mode.
+    pub kind: u32,
+}
+
 struct Node {
+    lifetime: Lifetime,
     parent: NodeId,
     name: EntryName,
+    /// The volume that it is on.
+    volume: u16,
     /// The type bits of the mode.
     kind: u32,
     /// Where a symbolic link leads, if that came with a directory's entry.
@@ -42,6 +65,7 @@ struct Node {
 /// The table. All methods take `&self`.
 pub struct Nodes {
     table: RwLock<HashMap<NodeId, Node>>,
+    lifetimes: AtomicU64,
 }
 
 impl Default for Nodes {
@@ -54,7 +78,7 @@ impl Nodes {
     /// A table that holds only the root.
     #[must_use]
     pub fn new() -> Self {
-        Self { table: RwLock::new(HashMap::new()) }
+        Self { table: RwLock::new(HashMap::new()), lifetimes: AtomicU64::new(OF_ROOT.0 + 1) }
     }
 
     /// Notes that the kernel is told of the file `name` in `parent`, and gives its number.
@@ -81,7 +105,11 @@ impl Nodes {
             node.lookups += 1;
             return Ok(id);
         }
-        table.insert(id, Node { parent, name, kind, target: None, lookups: 1, children: 0 });
+        let lifetime = Lifetime(self.lifetimes.fetch_add(1, Ordering::Relaxed));
+        let volume = attr.volume;
+        let (target, lookups, children) = (None, 1, 0);
+        let node = Node { lifetime, parent, name, volume, kind, target, lookups, children };
+        table.insert(id, node);
         if let Some(node) = table.get_mut(&parent) {
             node.children += 1;
         }
@@ -151,6 +179,24 @@ impl Nodes {
         self.read().get(&id).map_or(ROOT, |node| node.parent)
     }
 
+    /// The node as an entry of its folder. `None` for the root, and for an unknown node.
+    #[must_use]
+    pub fn entry(&self, id: NodeId) -> Option<Entry> {
+        let table = self.read();
+        let node = table.get(&id)?;
+        let folder = match node.parent {
+            ROOT => OF_ROOT,
+            parent => table.get(&parent)?.lifetime,
+        };
+        Some(Entry { folder, name: node.name.clone(), volume: node.volume, kind: node.kind })
+    }
+
+    /// The lifetime of a node.
+    #[must_use]
+    pub fn lifetime(&self, id: NodeId) -> Option<Lifetime> {
+        if id == ROOT { Some(OF_ROOT) } else { Some(self.read().get(&id)?.lifetime) }
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, HashMap<NodeId, Node>> {
         self.table.read().expect("no code panics while it holds the table")
     }
@@ -205,6 +251,42 @@ mod tests {
         assert_eq!(nodes.path(b).unwrap().to_string(), "/a/b");
         assert_eq!(nodes.parent(b), a);
         assert_eq!(nodes.parent(a), ROOT);
+    }
+
+    #[test]
+    fn a_number_that_is_used_again_is_another_lifetime() {
+        let nodes = Nodes::new();
+        let folder_of = |name| {
+            let folder = nodes.look_up(ROOT, self::name(name), &folder(64)).unwrap();
+            let file = nodes.look_up(folder, self::name("f"), &file(65)).unwrap();
+            let entry = nodes.entry(file).unwrap();
+            assert_eq!(nodes.lifetime(folder), Some(entry.folder));
+            nodes.forget(file, 1);
+            nodes.forget(folder, 1);
+            (folder, entry.folder)
+        };
+        let (first, second) = (folder_of("a"), folder_of("b"));
+        assert_eq!(first.0, second.0);
+        assert_ne!(first.1, second.1);
+        let top = nodes.look_up(ROOT, name("top"), &file(66)).unwrap();
+        assert_eq!(Some(nodes.entry(top).unwrap().folder), nodes.lifetime(ROOT));
+        assert!(nodes.entry(ROOT).is_none() && nodes.entry(first.0).is_none());
+    }
+
+    #[test]
+    fn targets_are_kept_with_links_only() {
+        let nodes = Nodes::new();
+        let target = |text: &str| LinkTarget::new(text.as_bytes()).unwrap();
+        let link = Attr { mode: libc::S_IFLNK, ..file(64) };
+        let link = nodes.look_up(ROOT, name("l"), &link).unwrap();
+        let file = nodes.look_up(ROOT, name("f"), &file(65)).unwrap();
+        for id in [link, file] {
+            nodes.keep_target(id, &target("there"));
+            nodes.keep_target(id, &target("elsewhere"));
+        }
+        assert_eq!((nodes.target(link), nodes.target(file)), (Some(target("there")), None));
+        nodes.forget(link, 1);
+        assert_eq!(nodes.target(link), None);
     }
 
     #[test]

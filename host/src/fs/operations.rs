@@ -10,9 +10,11 @@ use fuser::FileAttr;
 use guestmnt_protocol::attr::{Attr, DirEntry};
 use guestmnt_protocol::message::{Extent, StatFs};
 use guestmnt_protocol::path::{EntryName, PathError};
+use guestmnt_protocol::xattr::XattrName;
 use nix::errno::Errno;
 
 use super::directory::{Directory, Line};
+use super::folders::Folders;
 use super::layouts::Layouts;
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
 use super::read_ahead::ReadAhead;
@@ -46,6 +48,7 @@ pub struct Operations {
     /// The nodes that the kernel knows.
     pub nodes: Nodes,
     guest: Arc<Guest>,
+    folders: Folders,
     layouts: Layouts,
     read_ahead: ReadAhead,
     view: View,
@@ -58,6 +61,7 @@ impl Operations {
     pub fn new(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>, view: View) -> Self {
         Self {
             nodes: Nodes::new(),
+            folders: Folders::new(Arc::clone(&guest)),
             layouts: Layouts::of(Arc::clone(&guest), disks),
             read_ahead: ReadAhead::of(Arc::clone(&guest)),
             guest,
@@ -121,6 +125,12 @@ impl Operations {
         size: u32,
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
+        if let Some(entry) = self.nodes.entry(id)
+            && let Some(bytes) = self.folders.contents(&entry, offset, size)
+        {
+            take(part(&bytes, offset, size));
+            return Ok(());
+        }
         let path = || self.nodes.path(id);
         BUFFER.with_borrow_mut(|buffer| {
             if self.layouts.read(id, path, offset, size, buffer) {
@@ -165,7 +175,14 @@ impl Operations {
         let directory = self.directories().get(&handle).cloned().ok_or(Errno::EBADF)?;
         let path = self.nodes.path(id)?;
         let mut directory = directory.lock().expect("reading a directory does not panic");
-        directory.read(&self.guest, &path, from, take)
+        let fetch = |at, size| {
+            let page = self.guest.read_dir(path.clone(), at, size)?;
+            if let Some(folder) = self.nodes.lifetime(id) {
+                self.folders.note(folder, &path, at, &page);
+            }
+            Ok(page)
+        };
+        directory.read(from, fetch, take)
     }
 
     /// Notes that the kernel is told of `entry` of the directory `parent`. `None` where it does not
@@ -195,7 +212,12 @@ impl Operations {
     /// # Errors
     /// As [`Operations::get_attr`]; `ENODATA` where there is none.
     pub fn get_xattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        self.guest.get_xattr(self.nodes.path(id)?, name)
+        let path = self.nodes.path(id)?;
+        let alone = || self.guest.get_xattr(path, name);
+        match (self.nodes.entry(id), XattrName::new(name)) {
+            (Some(entry), Ok(name)) => self.folders.get_xattr(&entry, name, alone),
+            _ => alone(),
+        }
     }
 
     /// The names of the extended attributes, each with a NUL behind it.
@@ -203,7 +225,9 @@ impl Operations {
     /// # Errors
     /// As [`Operations::get_attr`].
     pub fn list_xattr(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
-        self.guest.list_xattr(self.nodes.path(id)?)
+        let path = self.nodes.path(id)?;
+        let known = self.nodes.entry(id).and_then(|entry| self.folders.list_xattr(&entry));
+        known.unwrap_or_else(|| self.guest.list_xattr(path))
     }
 
     /// Where the next data or hole is; the kernel itself serves the other kinds of lseek(2).
@@ -224,4 +248,11 @@ impl Operations {
     fn directories(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Mutex<Directory>>>> {
         self.directories.lock().expect("nothing panics while it holds the handles")
     }
+}
+
+/// Up to `size` of `bytes` from `offset` on.
+fn part(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    let rest = &bytes[start..];
+    &rest[..rest.len().min(size as usize)]
 }

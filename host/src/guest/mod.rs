@@ -3,6 +3,7 @@
 //!
 //! **Invariant:** nothing here names FUSE or QEMU. A guest is what answers on some sockets.
 
+mod batches;
 pub mod bulk;
 mod error;
 pub mod lane;
