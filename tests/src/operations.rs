@@ -33,6 +33,7 @@ macro_rules! operations_in {
             a_folder_lists_itself_and_its_parent,
             hard_links_share_their_number,
             symbolic_links_show_their_target,
+            symbolic_links_lead_into_the_mount_and_never_out_of_it,
             sparse_files_keep_size_and_holes,
             extended_attributes_are_shown,
             space_is_that_of_the_guests_filesystem,
@@ -176,6 +177,39 @@ pub fn symbolic_links_show_their_target(world: &dyn World) {
     let shown = world.show(source.path(), "");
     for (name, target) in links {
         assert_eq!(fs::read_link(shown.path().join(name)).unwrap(), Path::new(target));
+    }
+}
+
+pub fn symbolic_links_lead_into_the_mount_and_never_out_of_it(world: &dyn World) {
+    let source = folder();
+    let root = source.path();
+    fs::create_dir_all(root.join("etc/deep")).unwrap();
+    fs::write(root.join("etc/passwd"), "of the image").unwrap();
+    let links = [
+        ("absolute", "/etc/passwd"),
+        ("etc/absolute", "/etc/passwd"),
+        ("climbing", "../../../../../../../../etc/passwd"),
+        ("etc/deep/climbing", "../../../../../../../../etc/passwd"),
+        ("etc/deep/root", "/"),
+        ("etc/deep/by-root", "root/../../../../etc/passwd"),
+        ("etc/deep/as-it-is", "../passwd"),
+    ];
+    for (name, target) in links {
+        symlink(target, root.join(name)).unwrap();
+    }
+    // A name at another depth must not be led by what is shown for the first.
+    fs::hard_link(root.join("etc/absolute"), root.join("linked")).unwrap();
+    let files = ["absolute", "etc/absolute", "linked", "climbing", "etc/deep/climbing"];
+    let others = ["etc/deep/by-root", "etc/deep/as-it-is", "etc/deep/root/etc/passwd"];
+
+    let shown = world.show(root, "");
+    for file in files.into_iter().chain(others) {
+        assert_eq!(fs::read_to_string(shown.path().join(file)).unwrap(), "of the image", "{file}");
+    }
+    drop(shown);
+    let raw = world.show(root, "symlinks=raw");
+    for (name, target) in links {
+        assert_eq!(fs::read_link(raw.path().join(name)).unwrap(), Path::new(target), "{name}");
     }
 }
 

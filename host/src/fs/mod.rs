@@ -15,6 +15,7 @@ mod operations;
 mod read_ahead;
 mod recent;
 mod small_files;
+mod symlinks;
 pub mod view;
 mod xattrs;
 

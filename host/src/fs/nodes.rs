@@ -93,7 +93,9 @@ impl Nodes {
         let kind = attr.mode & libc::S_IFMT;
         let shares = |node: &Node| {
             let same_entry = node.parent == parent && node.name == name;
-            let hard_link = attr.nlink > 1 && kind != libc::S_IFDIR;
+            // Where a symbolic link is shown to lead depends on the folder that it is in.
+            let one_for_all = kind != libc::S_IFDIR && kind != libc::S_IFLNK;
+            let hard_link = attr.nlink > 1 && one_for_all;
             node.kind == kind && (same_entry || hard_link)
         };
         let id = std::iter::once(natural_id(attr))

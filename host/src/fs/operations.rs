@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use fuser::FileAttr;
 use guestmnt_protocol::attr::{Attr, DirEntry};
+use guestmnt_protocol::limits::MAX_LINK;
 use guestmnt_protocol::message::{Extent, StatFs};
 use guestmnt_protocol::path::{EntryName, PathError};
 use guestmnt_protocol::xattr::XattrName;
@@ -18,7 +19,8 @@ use super::folders::Folders;
 use super::layouts::Layouts;
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
 use super::read_ahead::ReadAhead;
-use super::view::View;
+use super::symlinks;
+use super::view::{Targets, View};
 use crate::disk::DiskReader;
 use crate::guest::Guest;
 
@@ -103,15 +105,25 @@ impl Operations {
         Ok(self.view.of(shown, &attr))
     }
 
-    /// The target of a symbolic link.
+    /// The target of a symbolic link, as it is to be shown.
     ///
     /// # Errors
-    /// As [`Operations::get_attr`].
+    /// `ELOOP` where too many links are on the way, else as [`Operations::get_attr`].
     pub fn read_link(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
-        if let Some(target) = self.nodes.target(id) {
-            return Ok(target.as_bytes().to_vec());
+        let path = self.nodes.path(id)?;
+        let stored = match self.nodes.target(id) {
+            Some(target) => target.as_bytes().to_vec(),
+            None => self.guest.read_link(path.clone())?,
+        };
+        match self.view.targets {
+            Targets::Raw => Ok(stored),
+            // What is no link has no target, which is all that counts here.
+            Targets::Inside => {
+                symlinks::shown(&path, &stored, |at| self.guest.read_link(at.clone()).ok())
+                    .filter(|shown| shown.len() <= MAX_LINK)
+                    .ok_or(Errno::ELOOP)
+            }
         }
-        self.guest.read_link(self.nodes.path(id)?)
     }
 
     /// Hands up to `size` bytes at `offset` to `take`; fewer come only at the file's end.

@@ -19,6 +19,18 @@ pub struct View {
     pub file_mask: Option<u16>,
     /// Permission bits that directories lose.
     pub directory_mask: Option<u16>,
+    /// Where symbolic links lead.
+    pub targets: Targets,
+}
+
+/// What is shown as the target of a symbolic link (`-o symlinks=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Targets {
+    /// What leads, inside the mount, where the image means it to.
+    #[default]
+    Inside,
+    /// What is stored, which may lead to the host's files.
+    Raw,
 }
 
 impl View {
@@ -84,6 +96,7 @@ mod tests {
             gid: None,
             file_mask: Some(0o133),
             directory_mask: Some(0o022),
+            ..View::default()
         };
         let attr = Attr { mode: libc::S_IFREG | 0o777, uid: 5, gid: 6, ..Attr::default() };
         let file = view.of(NodeId(2), &attr);

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use fuser::SessionACL;
 
-use crate::fs::view::View;
+use crate::fs::view::{Targets, View};
 
 /// What the options of all `-o` say together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Others {
 
 /// The options that are known, for the error about one that is not.
 const KNOWN: &str = "allow_other, allow_root, default_permissions, noexec, exec, ro, nosuid, nodev, \
-    uid=, gid=, umask=, fmask=, dmask=";
+    uid=, gid=, umask=, fmask=, dmask=, symlinks=inside|raw";
 
 impl FromStr for FuseOptions {
     type Err = String;
@@ -68,6 +68,9 @@ impl FuseOptions {
             merged.view.gid = view.gid.or(merged.view.gid);
             merged.view.file_mask = view.file_mask.or(merged.view.file_mask);
             merged.view.directory_mask = view.directory_mask.or(merged.view.directory_mask);
+            if view.targets != Targets::default() {
+                merged.view.targets = view.targets;
+            }
             if options.others != Others::Nobody {
                 merged.others = options.others;
             }
@@ -98,6 +101,8 @@ impl FuseOptions {
             }
             ("fmask", Some(value)) => self.view.file_mask = Some(mask(option, value)?),
             ("dmask", Some(value)) => self.view.directory_mask = Some(mask(option, value)?),
+            ("symlinks", Some("raw")) => self.view.targets = Targets::Raw,
+            ("symlinks", Some("inside")) => self.view.targets = Targets::Inside,
             ("allow_other", None) => self.others = Others::All,
             ("allow_root", None) => self.others = Others::Root,
             ("default_permissions" | "noexec" | "exec", None) => self.kernel.push(name.to_owned()),
@@ -140,6 +145,7 @@ mod tests {
         assert_eq!(options.view.gid, Some(5));
         assert_eq!(options.view.file_mask, Some(0o137));
         assert_eq!(options.view.directory_mask, Some(0o77));
+        assert_eq!(options.view.targets, Targets::Inside);
         assert_eq!(options.for_fusermount(), ["allow_other"]);
     }
 
@@ -154,6 +160,7 @@ mod tests {
             "umask=1000",
             "umask=8",
             "nonsense",
+            "symlinks=stored",
             "fsname=x",
         ] {
             let error = option.parse::<FuseOptions>().unwrap_err();
@@ -163,8 +170,9 @@ mod tests {
 
     #[test]
     fn a_later_option_wins() {
-        let all = ["uid=1,umask=0", "uid=2"].map(|text| text.parse().unwrap());
+        let all = ["uid=1,umask=0,symlinks=raw", "uid=2"].map(|text| text.parse().unwrap());
         let merged = FuseOptions::merged(&all);
         assert_eq!((merged.view.uid, merged.view.file_mask), (Some(2), Some(0)));
+        assert_eq!(merged.view.targets, Targets::Raw);
     }
 }
