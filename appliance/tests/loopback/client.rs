@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use guestmnt_appliance::guest::Guest;
 use guestmnt_appliance::serve::{LaneError, serve};
-use guestmnt_protocol::attr::{Attr, DirEntry, pop_entry};
+use guestmnt_protocol::attr::{Attr, DirEntry, Following, pop_entry};
 use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
 use guestmnt_protocol::message::{Answer, Failure, Outcome, Request};
 use guestmnt_protocol::path::GuestPath;
@@ -106,6 +106,7 @@ impl Client {
         let page = self.bytes(&Request::ReadDir { path: path(at), from, size });
         assert!(page.len() <= size as usize);
         let mut rest = page.as_slice();
+        Following::pop(&mut rest).unwrap();
         let mut entries = Vec::new();
         while !rest.is_empty() {
             entries.push(pop_entry(&mut rest).unwrap());
