@@ -56,7 +56,12 @@ impl Disks {
         match (event.action, site) {
             ("remove", Site::Bay(number) | Site::Lun(number)) => drop(self.lock().remove(&number)),
             ("add", Site::Lun(number)) if is_on_virtio_scsi(event.path) => {
-                self.insert(number, kernel_name);
+                if is_empty(kernel_name) {
+                    ask_for_size(kernel_name);
+                    self.fill(number, kernel_name);
+                } else {
+                    self.insert(number, kernel_name);
+                }
             }
             ("add", Site::Bay(number)) if is_filled(kernel_name) => self.fill(number, kernel_name),
             ("change", Site::Bay(number)) if event.resized => self.fill(number, kernel_name),
@@ -225,6 +230,29 @@ fn lun(address: &str) -> Option<u8> {
         return None;
     };
     u8::try_from(lun).ok().filter(|&lun| DeviceName::try_from((lun, 0)).is_ok())
+}
+
+/// Whether a disk seems to have no sectors. Each disk that is plugged in has the controller tell all
+/// others that there is something new, and each is told that as the answer to its next request. A
+/// disk among many can hear it so often that the kernel gives up asking for its size.
+fn is_empty(kernel_name: &str) -> bool {
+    read_number::<u64>(&Path::new("/sys/block").join(kernel_name).join("size")) == Some(0)
+}
+
+/// Has the kernel ask a disk for its size until it has one.
+fn ask_for_size(kernel_name: &str) {
+    const ATTEMPTS: usize = 100;
+    let rescan = Path::new("/sys/block").join(kernel_name).join("device/rescan");
+    for _ in 0..ATTEMPTS {
+        if let Err(error) = fs::write(&rescan, "1") {
+            kmsg::warn(format_args!("{}: {error}", rescan.display()));
+            return;
+        }
+        if !is_empty(kernel_name) {
+            return;
+        }
+    }
+    kmsg::warn(format_args!("{kernel_name} does not tell its size"));
 }
 
 /// Whether there is a disk in a bay.
