@@ -1,55 +1,20 @@
-//! The system calls that no safe library offers. The only unsafe file of this crate.
+//! The system calls that no safe library offers. The only unsafe files of this crate are this one
+//! and those in its folder.
+
+pub mod confined;
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::ptr::NonNull;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
-/// Makes `command` start a child that cannot outlive us, with `inherited` descriptors open
-/// under their own numbers; everything else that we have open is close-on-exec.
-///
-/// The kernel kills the child when the *thread* that starts it ends, however it ends, so that
-/// thread has to live as long as the child shall. The child has a session of its own, so that a
-/// Ctrl-C at the terminal reaches only us; it can gain no privileges; it leaves no core dump,
-/// which would hold the image's data.
-pub fn bind_to_us(command: &mut Command, inherited: &[BorrowedFd]) {
-    let numbers: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
-    let parent = nix::unistd::getpid().as_raw();
-    // SAFETY: between fork and exec the closure makes plain system calls only, on values that
-    // it owns; it neither allocates nor takes a lock.
-    unsafe {
-        command.pre_exec(move || prepare(&numbers, parent));
-    }
-}
-
-fn prepare(inherited: &[RawFd], parent: libc::pid_t) -> io::Result<()> {
-    let check = |result: libc::c_int| {
-        if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
-    let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: system calls with plain numbers, and a pointer to a live rlimit.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        check(libc::setsid())?;
-        check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core))?;
-        for &fd in inherited {
-            check(libc::fcntl(fd, libc::F_SETFD, 0))?;
-        }
-        // The parent may have died before the first line took effect.
-        if libc::getppid() != parent {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-    }
-    Ok(())
-}
+/// The user and group that is nobody's on every Linux.
+pub const NOBODY: u32 = 65534;
 
 /// A descriptor that becomes readable when the process `pid` ends.
 ///
@@ -155,6 +120,18 @@ impl Drop for SharedMap {
         // SAFETY: the mapping was made by `of`, and nothing that was lent outlives `self`.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
+}
+
+/// The version of Landlock's interface that the kernel has; 0 without Landlock.
+#[must_use]
+pub fn landlock_abi() -> u32 {
+    const VERSION: libc::c_ulong = 1;
+    let none = std::ptr::null::<u8>();
+    // SAFETY: with this flag the call takes no memory and only tells the version.
+    let abi = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, none, 0 as libc::c_ulong, VERSION)
+    };
+    u32::try_from(abi).unwrap_or(0)
 }
 
 /// Forks. `Some(child's process id)` for the parent, `None` for the child.

@@ -23,6 +23,7 @@ use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
 use crate::sys;
 use crate::vm::accelerator::AcceleratorChoice;
+use crate::vm::confinement::Policy;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -81,6 +82,10 @@ struct Arguments {
     /// Let contents of files come by the requests' channel, slower than through shared memory.
     #[arg(long)]
     no_bulk_memory: bool,
+
+    /// Do not run QEMU with less confinement than there could be; say what this host lacks
+    #[arg(long)]
+    require_confinement: bool,
 
     /// Make the template now, and mount nothing
     #[arg(long, conflicts_with_all = ["add", "mount", "no_template"])]
@@ -205,8 +210,10 @@ fn resolved(specs: Vec<DiskSpec>, allow_paths: &[PathBuf]) -> Result<Vec<DiskSpe
 }
 
 fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn fmt::Display>> {
+    let confinement =
+        if arguments.require_confinement { Policy::Required } else { Policy::BestEffort };
     if arguments.prepare {
-        return prepare(arguments.accel, arguments.memsize)
+        return prepare(arguments.accel, arguments.memsize, confinement)
             .map(|()| ExitCode::SUCCESS)
             .map_err(boxed);
     }
@@ -221,6 +228,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         fuse_options: FuseOptions::merged(&arguments.option),
         accelerator: arguments.accel,
         use_template: !arguments.no_template,
+        confinement,
         through_guest: arguments.through_guest,
         bulk: !arguments.no_bulk_memory,
         memory_mib: arguments.memsize,

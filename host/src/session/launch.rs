@@ -23,6 +23,7 @@ use crate::guest::{Guest, GuestError};
 use crate::image::{Disk, ImageError, OpenOptions};
 use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
 use crate::vm::appliance::{Appliance, ApplianceError};
+use crate::vm::confinement::{Policy, Report};
 use crate::vm::template::{Template, TemplateKey};
 use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk, find_qemu};
 
@@ -40,6 +41,10 @@ pub struct Launched {
     pub vm: Vm,
     /// The disks that this process can read as well, by number.
     pub disks: Vec<Option<DiskReader>>,
+    /// What runs the guest.
+    pub accelerator: Accelerator,
+    /// What QEMU is confined by.
+    pub confinement: Report,
 }
 
 /// Why there is none.
@@ -147,6 +152,7 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
             accelerator,
             memory_mib: plan.memory_mib,
             bulk: plan.bulk && plan.memory_mib <= bulk::MAX_MEMORY_MIB,
+            confinement: plan.confinement,
             lanes: LANES,
         };
         let started = start(&config, plan, &disks, cache.as_deref(), timings);
@@ -172,7 +178,11 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
 ///
 /// # Errors
 /// [`LaunchError`] where none of the accelerators gives one.
-pub fn prepare(choice: AcceleratorChoice, memory_mib: u32) -> Result<(), LaunchError> {
+pub fn prepare(
+    choice: AcceleratorChoice,
+    memory_mib: u32,
+    confinement: Policy,
+) -> Result<(), LaunchError> {
     let appliance = Appliance::find().map_err(LaunchError::Appliance)?;
     let qemu = find_qemu()?;
     let cache = cache_folder().ok_or(LaunchError::NoTemplate)?;
@@ -184,6 +194,7 @@ pub fn prepare(choice: AcceleratorChoice, memory_mib: u32) -> Result<(), LaunchE
             accelerator,
             memory_mib,
             bulk: memory_mib <= bulk::MAX_MEMORY_MIB,
+            confinement,
             lanes: LANES,
         };
         let made = template(&config, Some(&cache));
@@ -213,6 +224,8 @@ fn start(
                     Ok(launched) => return Ok(launched),
                     // The disks are at fault, and no boot would change that.
                     Err(error @ LaunchError::Vm(VmError::Disk(..))) => return Err(error),
+                    // Nor is the template where QEMU cannot be confined.
+                    Err(error @ LaunchError::Vm(VmError::Confine(..))) => return Err(error),
                     Err(error) => {
                         info!("the template cannot be restored: {error}");
                         warn!("the template does not work and is removed; starting without");
@@ -317,7 +330,8 @@ fn boot(
     timings: &Timings,
 ) -> Result<Launched, LaunchError> {
     let entropy = entropy().map_err(LaunchError::Entropy)?;
-    let Started { mut vm, lanes, memory } = Vm::start(config, boot, disks, &env::temp_dir())?;
+    let Started { mut vm, lanes, memory, confinement } =
+        Vm::start(config, boot, disks, &env::temp_dir())?;
     timings.done("QEMU up");
     if let Boot::Restore(template) = boot {
         vm.restore(template)?;
@@ -351,7 +365,8 @@ fn boot(
         Ok(()) => timings.done("disks visible"),
         Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
     }
-    Ok(Launched { guest, vm, disks: Vec::new() })
+    let accelerator = config.accelerator;
+    Ok(Launched { guest, vm, disks: Vec::new(), accelerator, confinement })
 }
 
 fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {

@@ -6,12 +6,14 @@ pub mod fuse_options;
 pub mod launch;
 pub mod mountpoint;
 pub mod plan;
+pub mod record;
 pub mod serving;
 pub mod templates;
 pub mod timings;
 pub mod watcher;
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use self::launch::{LaunchError, Launched};
 use self::mountpoint::{Mountpoint, MountpointError};
 use self::plan::Plan;
+use self::record::Record;
 use self::serving::Serving;
 use self::timings::Timings;
 use self::watcher::Watcher;
@@ -70,6 +73,7 @@ pub struct Session {
     serving: Serving,
     guest: Arc<Guest>,
     vm: Vm,
+    _record: File,
     _watcher: Watcher,
 }
 
@@ -81,11 +85,21 @@ impl Session {
     /// [`SessionError`]; nothing is mounted and nothing runs then.
     pub fn start(plan: &Plan, timings: &Timings, watcher: Watcher) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
-        let Launched { guest, vm, disks } = launch::launch(plan, timings)?;
+        let Launched { guest, vm, disks, accelerator, confinement } =
+            launch::launch(plan, timings)?;
+        let images = plan
+            .disks
+            .iter()
+            .map(|disk| fs::canonicalize(&disk.path).unwrap_or_else(|_| disk.path.clone()))
+            .collect();
+        let qemu = vm.process_id();
+        let record = Record { images, accelerator, qemu, confinement }
+            .publish()
+            .map_err(|error| SessionError::Io("say what is mounted", error))?;
         let guest = Arc::new(guest);
         let serving = Serving::start(Arc::clone(&guest), disks, &mountpoint, &plan.fuse_options)?;
         timings.done("FUSE ready");
-        Ok(Self { serving, guest, vm, _watcher: watcher })
+        Ok(Self { serving, guest, vm, _record: record, _watcher: watcher })
     }
 
     /// Serves until the folder is unmounted or a signal says to end, then takes everything

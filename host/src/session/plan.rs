@@ -13,6 +13,7 @@ use guestmnt_protocol::path::GuestPath;
 use super::fuse_options::FuseOptions;
 use crate::image::{BlockSize, Format};
 use crate::vm::accelerator::AcceleratorChoice;
+use crate::vm::confinement::Policy;
 
 /// Everything that a mount needs to know.
 pub struct Plan {
@@ -32,6 +33,8 @@ pub struct Plan {
     pub use_template: bool,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
+    /// What to do where QEMU cannot be confined in full.
+    pub confinement: Policy,
     /// Whether the guest reads all files, those as well that this process could read.
     pub through_guest: bool,
     /// Whether contents of files come through memory that is shared with the guest.

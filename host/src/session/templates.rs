@@ -137,7 +137,7 @@ impl Templates {
             .tempdir_in(&self.folder)
             .map_err(failed)?;
         let boot = Boot::ToSave(unfinished.path());
-        let Started { vm, lanes, memory } =
+        let Started { vm, lanes, memory, .. } =
             Vm::start(config, &boot, &[], unfinished.path()).map_err(MakeError::Vm)?;
         let deadline = config.accelerator.hello_deadline();
         let prepared = Guest::connect(lanes, memory.as_ref(), deadline, deadline)

@@ -3,13 +3,12 @@
 //! **Invariant:** no name of an image is ever on it; disks arrive as descriptors.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::os::fd::RawFd;
-use std::path::Path;
 
 use guestmnt_protocol::bay;
 
 use super::accelerator::Accelerator;
+use super::boot::inherited_path;
 use super::{VmConfig, bulk};
 
 /// The guest's kernel parameters. The console is quiet because the serial port is slow under
@@ -40,29 +39,45 @@ pub struct Channels<'a> {
     pub lanes: &'a [RawFd],
 }
 
+/// What the machine is made of, by the numbers of inherited descriptors.
+pub struct Machine {
+    /// What it boots; `None` where it is restored.
+    pub boot: Option<BootFiles>,
+    /// Its memory.
+    pub memory: Memory,
+    /// The memory of its second node, if it has one.
+    pub bulk: Option<RawFd>,
+}
+
+/// What is booted.
+pub struct BootFiles {
+    /// The kernel.
+    pub kernel: RawFd,
+    /// The initramfs.
+    pub initramfs: RawFd,
+}
+
 /// What the guest's memory is made of.
-pub enum Memory<'a> {
+pub enum Memory {
     /// Nothing that outlives QEMU.
     Anonymous,
-    /// A new file, shared, from which a template is made.
-    Kept(&'a Path),
+    /// A file of its size, shared, from which a template is made.
+    Kept(RawFd),
     /// A template's memory, mapped privately.
     Template {
-        /// Its file, open for reading.
+        /// Its file.
         ram: RawFd,
-        /// Major and minor version of the QEMU that made it, and will restore it.
-        qemu_version: (u32, u32),
+        /// Whether QEMU can map it without being able to write it.
+        read_only: bool,
     },
 }
 
-/// The machine as a list of arguments, with bulk memory in a file that is to be inherited, and with
-/// a block node for each bay.
+/// The machine as a list of arguments, with a block node for each bay.
 #[must_use]
 pub fn arguments(
     config: &VmConfig,
     channels: &Channels,
-    memory: &Memory,
-    bulk: Option<&File>,
+    machine: &Machine,
     bays: &[String],
 ) -> Vec<OsString> {
     let cpu = match config.accelerator {
@@ -73,11 +88,11 @@ pub fn arguments(
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    let machine = "pc,usb=off,hpet=off,vmport=off,smbus=off,graphics=off";
-    match bulk {
-        None => add(&["-machine", &format!("{machine},memory-backend=ram")]),
+    let kind = "pc,usb=off,hpet=off,vmport=off,smbus=off,graphics=off";
+    match machine.bulk {
+        None => add(&["-machine", &format!("{kind},memory-backend=ram")]),
         Some(_) => {
-            add(&["-machine", machine]);
+            add(&["-machine", kind]);
             add(&[
                 "-numa",
                 "node,nodeid=0,memdev=ram,cpus=0",
@@ -87,7 +102,7 @@ pub fn arguments(
         }
     }
     add(&["-accel", config.accelerator.name(), "-cpu", cpu]);
-    let bulk_mib = bulk.map_or(0, |_| bulk::SIZE_MIB);
+    let bulk_mib = machine.bulk.map_or(0, |_| bulk::SIZE_MIB);
     add(&["-smp", "1", "-m", &format!("{}M", config.memory_mib + bulk_mib)]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", channels.qmp)]);
     add(&["-mon", "chardev=qmp,mode=control"]);
@@ -112,40 +127,31 @@ pub fn arguments(
         add(&["-device", &device]);
     }
     // What is restored has its kernel in memory; reading it from its file again costs 20 ms.
-    if !matches!(memory, Memory::Template { .. }) {
-        list.extend(["-append".into(), KERNEL_PARAMETERS.into()]);
-        list.extend(["-kernel".into(), config.appliance.kernel.clone().into()]);
-        list.extend(["-initrd".into(), config.appliance.initramfs.clone().into()]);
+    if let Some(BootFiles { kernel, initramfs }) = machine.boot {
+        add(&["-append", KERNEL_PARAMETERS]);
+        add(&["-kernel", &inherited_path(kernel), "-initrd", &inherited_path(initramfs)]);
     }
-    list.extend(self::memory(&format!("{}M", config.memory_mib), memory));
-    if let Some(file) = bulk {
-        // A path to what QEMU inherits, so there is no comma in it.
-        let path = bulk::inherited_path(file);
-        let size = bulk::SIZE;
-        let object = format!("memory-backend-file,id=bulk,size={size},share=on,mem-path={path}");
-        list.extend(["-object".into(), object.into()]);
+    let size = format!("{}M", config.memory_mib);
+    let file = |options: &str, number| {
+        let path = inherited_path(number);
+        format!("memory-backend-file,id=ram,size={size},{options},mem-path={path}")
+    };
+    let ram = match machine.memory {
+        Memory::Anonymous => format!("memory-backend-ram,id=ram,size={size}"),
+        Memory::Kept(ram) => file("share=on", ram),
+        Memory::Template { ram, read_only: true } => file("share=off,readonly=on,rom=off", ram),
+        Memory::Template { ram, read_only: false } => file("share=off", ram),
+    };
+    add(&["-object", &ram]);
+    if matches!(machine.memory, Memory::Template { .. }) {
+        add(&["-incoming", "defer"]);
+    }
+    if let Some(number) = machine.bulk {
+        let (path, size) = (inherited_path(number), bulk::SIZE);
+        add(&[
+            "-object",
+            &format!("memory-backend-file,id=bulk,size={size},share=on,mem-path={path}"),
+        ]);
     }
     list
-}
-
-fn memory(size: &str, memory: &Memory) -> Vec<OsString> {
-    let file = |path: &Path, options: &str| {
-        let mut object =
-            OsString::from(format!("memory-backend-file,id=ram,size={size},{options},mem-path="));
-        // QEMU's option lists double a comma that belongs to a value.
-        object.push(path.to_string_lossy().replace(',', ",,"));
-        object
-    };
-    let object = "-object".into();
-    match memory {
-        Memory::Anonymous => vec![object, format!("memory-backend-ram,id=ram,size={size}").into()],
-        Memory::Kept(path) => vec![object, file(path, "share=on")],
-        Memory::Template { ram, qemu_version } => {
-            let path = format!("/proc/self/fd/{ram}");
-            // Older ones open the file for writing although they map it privately.
-            let options =
-                if *qemu_version >= (8, 2) { "share=off,readonly=on,rom=off" } else { "share=off" };
-            vec![object, file(path.as_ref(), options), "-incoming".into(), "defer".into()]
-        }
-    }
 }

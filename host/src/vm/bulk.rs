@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -88,11 +87,6 @@ fn next(file: &File, from: u64, what: Whence) -> io::Result<Option<u64>> {
         Err(Errno::ENXIO) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
-}
-
-/// The name by which QEMU opens an inherited file.
-pub fn inherited_path(file: &File) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 #[cfg(test)]

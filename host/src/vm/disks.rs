@@ -114,6 +114,13 @@ impl<'d> DiskFiles<'d> {
         self.files.iter().map(AsFd::as_fd)
     }
 
+    /// Bytes that an overlay may grow to: a disk that was written whole, and its tables.
+    #[must_use]
+    pub fn largest_overlay(&self) -> u64 {
+        let largest = self.tops.iter().map(|top| top.size).max().unwrap_or(0);
+        largest.saturating_add(largest / 64).saturating_add(64 << 20)
+    }
+
     /// The words on QEMU's command line.
     #[must_use]
     pub fn arguments(&self) -> Vec<OsString> {

@@ -5,7 +5,9 @@
 pub mod accelerator;
 pub mod appliance;
 mod arguments;
+mod boot;
 pub mod bulk;
+pub mod confinement;
 mod disks;
 mod overlay;
 pub mod qmp;
@@ -15,26 +17,26 @@ pub mod template;
 
 use std::env;
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use log::{debug, info};
 
 use self::accelerator::Accelerator;
 use self::appliance::Appliance;
-use self::arguments::{Channels, Memory};
+use self::arguments::Channels;
+pub use self::boot::Boot;
+use self::confinement::{ConfineError, Confinement, Policy, Program, Report};
 use self::disks::DiskFiles;
 use self::qmp::{Qmp, QmpError};
 use self::tail::Tail;
-use self::template::Template;
 use crate::guest::bulk::SharedMemory;
 use crate::image::Disk;
 use crate::sys;
+use crate::sys::confined::Confined;
 
 /// How long QEMU may take for one step at its monitor. Under TCG on a busy machine it starts
 /// within a second.
@@ -56,38 +58,10 @@ pub struct VmConfig<'a> {
     pub memory_mib: u32,
     /// Whether it has bulk memory, beside that.
     pub bulk: bool,
+    /// What to do where QEMU cannot be confined in full.
+    pub confinement: Policy,
     /// The number of lanes, 1 to [`guestmnt_protocol::limits::MAX_LANES`].
     pub lanes: usize,
-}
-
-/// How a VM begins.
-pub enum Boot<'a> {
-    /// The kernel starts.
-    Cold,
-    /// The kernel starts; what the folder gets is a template once [`Vm::save`] was called.
-    ToSave(&'a Path),
-    /// It goes on where a template was saved, once [`Vm::restore`] was called.
-    Restore(&'a Template),
-}
-
-impl Boot<'_> {
-    /// The file with the memory of the guest's second node.
-    fn bulk_memory(&self) -> io::Result<File> {
-        match self {
-            Self::Cold => bulk::new_memory(),
-            Self::ToSave(folder) => {
-                let file = File::options()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .open(folder.join(template::BULK))?;
-                file.set_len(bulk::SIZE)?;
-                Ok(file)
-            }
-            Self::Restore(Template { bulk: Some(saved), .. }) => bulk::memory_with(saved),
-            Self::Restore(_) => Err(io::ErrorKind::NotFound.into()),
-        }
-    }
 }
 
 /// A VM that was started, and what leads into its guest.
@@ -98,6 +72,8 @@ pub struct Started {
     pub lanes: Vec<UnixStream>,
     /// The memory that is shared with the guest, if the machine has some.
     pub memory: Option<SharedMemory>,
+    /// What QEMU is confined by.
+    pub confinement: Report,
 }
 
 /// Why there is no VM.
@@ -107,6 +83,8 @@ pub enum VmError {
     NoQemu,
     /// QEMU cannot be started.
     Start(PathBuf, io::Error),
+    /// QEMU cannot be confined, or not be started so.
+    Confine(PathBuf, ConfineError),
     /// QEMU's monitor failed.
     Qmp(QmpError),
     /// QEMU refused a disk, for this reason.
@@ -118,6 +96,8 @@ pub enum VmError {
         /// Why not.
         error: io::Error,
     },
+    /// A file of the appliance cannot be read.
+    Appliance(PathBuf, io::Error),
     /// A template could not be written.
     Save(PathBuf, io::Error),
     /// There is no memory to be shared with the guest.
@@ -132,7 +112,8 @@ impl fmt::Display for VmError {
             Self::NoQemu => f.write_str(
                 "no qemu-system-x86_64 found\n  hint: install it (Debian: apt install qemu-system-x86), or name it in $GUESTMNT_QEMU",
             ),
-            Self::Start(program, error) => write!(f, "cannot start {}: {error}", program.display()),
+            Self::Confine(_, error @ ConfineError::Missing(_)) => error.fmt(f),
+            Self::Confine(program, ConfineError::Start(error)) | Self::Start(program, error) => write!(f, "cannot start {}: {error}", program.display()),
             Self::Qmp(error) => error.fmt(f),
             Self::Disk(reason) => {
                 write!(f, "QEMU cannot open the image: {reason}")?;
@@ -146,6 +127,10 @@ impl fmt::Display for VmError {
                 "cannot make the overlay in {}: {error}\n  hint: $TMPDIR names another folder",
                 folder.display()
             ),
+            Self::Appliance(file, error) => {
+                write!(f, "cannot read {}: {error}", file.display())?;
+                f.write_str("\n  hint: `cargo xtask build-appliance` builds the appliance anew")
+            }
             Self::Save(folder, error) => {
                 write!(f, "cannot save the template in {}: {error}", folder.display())
             }
@@ -185,8 +170,7 @@ pub fn find_qemu() -> Result<PathBuf, VmError> {
 
 /// A running QEMU. Dropping it kills it and waits until it is gone.
 pub struct Vm {
-    child: Child,
-    pidfd: OwnedFd,
+    process: Confined,
     qmp: Qmp,
     attachments: Vec<qmp::Command<'static>>,
     console: Option<Tail>,
@@ -226,65 +210,49 @@ impl Vm {
             .into_iter()
             .chain(qemu_lanes.iter().map(AsFd::as_fd))
             .collect();
-        let ram_path;
-        let memory = match boot {
-            Boot::Cold => Memory::Anonymous,
-            Boot::ToSave(folder) => {
-                ram_path = folder.join(template::RAM);
-                Memory::Kept(&ram_path)
-            }
-            Boot::Restore(template) => {
-                inherited.push(template.ram.as_fd());
-                Memory::Template {
-                    ram: template.ram.as_raw_fd(),
-                    qemu_version: template.qemu_version,
-                }
-            }
-        };
-        let bulk = config.bulk.then(|| boot.bulk_memory()).transpose().map_err(VmError::Bulk)?;
-        inherited.extend(bulk.as_ref().map(AsFd::as_fd));
+        let files = boot.files(config)?;
+        inherited.extend(files.all());
         let disks = DiskFiles::of(disks, overlay_folder)?;
         inherited.extend(disks.descriptors());
-        let mut arguments = {
-            let bays = disks.bays();
-            arguments::arguments(config, &channels, &memory, bulk.as_ref(), &bays)
-        };
+        let mut arguments =
+            arguments::arguments(config, &channels, &files.machine(), &disks.bays());
         arguments.extend(disks.arguments());
         debug!("{} {}", config.qemu.display(), shown(&arguments));
         let output = OwnedFd::from(qemu_messages);
-        let mut command = Command::new(config.qemu);
-        command.args(&arguments).env_clear().stdin(Stdio::null());
-        command.stdout(output.try_clone().map_err(start)?).stderr(output);
-        sys::bind_to_us(&mut command, &inherited);
-        let mut starting = Starting { child: Some(command.spawn().map_err(start)?) };
-        let pidfd = sys::pidfd_open(starting.child().id()).map_err(start)?;
+        let program = Program {
+            path: config.qemu,
+            arguments: &arguments,
+            output: output.as_fd(),
+            inherited: &inherited,
+            reopened: &files.reopened(),
+            kvm: config.accelerator == Accelerator::Kvm,
+            largest_file: disks.largest_overlay().max(files.largest()),
+        };
+        let (process, confinement) = Confinement::new(config.confinement)
+            .start(&program)
+            .map_err(|error| VmError::Confine(config.qemu.to_owned(), error))?;
+        confinement.warn_once();
         let console = Tail::of(console.into(), "console").map_err(start)?;
         let messages = Tail::of(messages.into(), "qemu-messages").map_err(start)?;
         // Our copies of QEMU's ends: while they are open, its death would not be seen.
-        drop((command, qemu_qmp, qemu_console, qemu_lanes));
+        drop((output, qemu_qmp, qemu_console, qemu_lanes));
         let qmp = match Qmp::connect(qmp, QMP_TIMEOUT) {
             Ok(qmp) => qmp,
             Err(error) => {
-                drop(starting);
+                drop(process);
                 return Err(with_messages(error, messages));
             }
         };
-        let child = starting.child.take().expect("it was put there above");
         let attachments = match boot {
             Boot::Cold | Boot::ToSave(_) => disks.plugs().collect(),
             Boot::Restore(_) => disks.plugs().chain(disks.size_changes()).collect(),
         };
-        let vm = Self {
-            child,
-            pidfd,
-            qmp,
-            attachments,
-            console: Some(console),
-            messages: Some(messages),
-        };
+        let vm =
+            Self { process, qmp, attachments, console: Some(console), messages: Some(messages) };
         let address = u64::from(config.memory_mib) << 20;
-        let memory = bulk.map(|file| SharedMemory { file, address, length: bulk::SIZE });
-        Ok(Started { vm, lanes, memory })
+        let shared = |file| SharedMemory { file, address, length: bulk::SIZE };
+        let memory = files.into_bulk().map(shared);
+        Ok(Started { vm, lanes, memory, confinement })
     }
 
     /// Shows the disks to the running machine, all at once.
@@ -302,7 +270,13 @@ impl Vm {
     /// Readable when QEMU has ended.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.process.pidfd()
+    }
+
+    /// QEMU's process id.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Asks QEMU to end, and returns when it is gone.
@@ -316,42 +290,10 @@ impl Vm {
     /// Ends QEMU and says what it and the guest's console printed last.
     #[must_use]
     pub fn last_words(mut self) -> Vec<String> {
-        self.kill();
+        self.process.kill();
         let mut lines = self.messages.take().map_or_else(Vec::new, |tail| tail.lines(10));
         lines.extend(self.console.take().into_iter().flat_map(|tail| tail.lines(20)));
         lines
-    }
-
-    fn kill(&mut self) {
-        // Fails where it has ended already; the wait below is what counts.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// A QEMU that is not a [`Vm`] yet, and is killed if it never becomes one.
-struct Starting {
-    child: Option<Child>,
-}
-
-impl Starting {
-    fn child(&self) -> &Child {
-        self.child.as_ref().expect("taken only at the end")
-    }
-}
-
-impl Drop for Starting {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

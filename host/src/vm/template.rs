@@ -20,11 +20,11 @@ use guestmnt_protocol::bay;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::arguments::{self, Channels, Memory};
-use super::{VmConfig, bulk};
+use super::arguments::{self, BootFiles, Channels, Machine, Memory};
+use super::{VmConfig, boot, bulk};
 
 /// Raised when what is saved, or how, changes without a change of QEMU's arguments.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// Longest stream of devices' state; it has some 200 KiB.
 const MAX_STATE: u64 = 64 << 20;
@@ -61,7 +61,12 @@ impl TemplateKey {
         let lanes = vec![0; config.lanes];
         let channels = Channels { qmp: 0, console: 0, lanes: &lanes };
         let bays = vec![String::new(); bay::BAYS.into()];
-        for word in arguments::arguments(config, &channels, &Memory::Anonymous, None, &bays) {
+        let machine = Machine {
+            boot: Some(BootFiles { kernel: 0, initramfs: 0 }),
+            memory: Memory::Anonymous,
+            bulk: None,
+        };
+        for word in arguments::arguments(config, &channels, &machine, &bays) {
             add(&word.to_string_lossy());
         }
         add(if config.bulk { "bulk" } else { "" });
@@ -113,6 +118,7 @@ impl Record {
         // After a power failure there shall be a whole template or none.
         let bulk = (record.bulk_len > 0).then_some(BULK);
         for name in [RAM, STATE].into_iter().chain(bulk) {
+            boot::protect(&folder.join(name), qemu_version)?;
             File::open(folder.join(name))?.sync_all()?;
         }
         let text = serde_json::to_vec_pretty(&record)?;

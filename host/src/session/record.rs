@@ -1,0 +1,80 @@
+//! What a live mount says of itself, for `guestimg status`: a piece of memory of the serving
+//! process, found among its open files. It is gone when the process is, however that ended.
+//!
+//! It is there for the user's own eyes. Who else could read it may read all of the process.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use crate::vm::accelerator::Accelerator;
+use crate::vm::confinement::Report;
+
+/// The memory's name, as `/proc/PID/fd` shows it.
+const NAME: &str = "guestmnt-session";
+
+/// Longest record that is read: 255 images with long names.
+const MAX_LEN: u64 = 2 << 20;
+
+/// The record of one mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The images, sda first.
+    pub images: Vec<PathBuf>,
+    /// What runs the guest.
+    pub accelerator: Accelerator,
+    /// QEMU's process id.
+    pub qemu: u32,
+    /// What QEMU is confined by.
+    pub confinement: Report,
+}
+
+impl Record {
+    /// Shows the record as long as the file is open.
+    ///
+    /// # Errors
+    /// As memfd_create(2).
+    pub fn publish(&self) -> io::Result<File> {
+        let mut file = File::from(memfd_create(NAME, MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(&serde_json::to_vec(self)?)?;
+        Ok(file)
+    }
+
+    /// The record of the process `server`; `None` where it shows none, or we may not look.
+    #[must_use]
+    pub fn of(server: u32) -> Option<Self> {
+        let link = format!("/memfd:{NAME} (deleted)");
+        let files = fs::read_dir(format!("/proc/{server}/fd")).ok()?.flatten();
+        let mut named = files.map(|entry| entry.path());
+        let path = named.find(|path| {
+            fs::read_link(path).is_ok_and(|found| found.as_os_str() == link.as_str())
+        })?;
+        let mut text = Vec::new();
+        // Opened anew, so that it is read from its beginning.
+        File::open(path).ok()?.take(MAX_LEN).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_found_while_its_file_is_open() {
+        let record = Record {
+            images: vec!["/a b.vmdk".into()],
+            accelerator: Accelerator::Tcg,
+            qemu: 7,
+            confinement: Report(Vec::new()),
+        };
+        let me = std::process::id();
+        let published = record.publish().unwrap();
+        assert_eq!(Record::of(me), Some(record));
+        drop(published);
+        assert_eq!(Record::of(me), None);
+    }
+}
