@@ -1,6 +1,7 @@
 //! The system calls that no safe library offers. The only unsafe files of this crate are this one
 //! and those in its folder.
 
+pub mod attempts;
 pub mod confined;
 
 use std::fs::File;

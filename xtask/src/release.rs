@@ -6,7 +6,7 @@ use crate::process::Tool;
 use crate::progress::step;
 
 /// Their names.
-pub const BINARIES: [&str; 2] = ["guestmnt", "guestunmnt"];
+pub const BINARIES: [&str; 3] = ["guestmnt", "guestunmnt", "guestimg"];
 
 /// Builds them in `target/release`, or finds them built. Cargo's own messages are shown.
 ///

@@ -17,7 +17,7 @@ use super::{descriptor, is_root, raise_file_limit, start_logging};
 use crate::image::{BlockSize, Format, ImageError, OpenOptions, disks_of};
 use crate::session::fuse_options::FuseOptions;
 use crate::session::launch::{cache_folder, prepare};
-use crate::session::plan::{DiskSpec, MountSpec, Plan, in_order};
+use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, MountSpec, Plan, in_order};
 use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
@@ -92,7 +92,7 @@ struct Arguments {
     prepare: bool,
 
     /// Memory of the VM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(128..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB, value_parser = clap::value_parser!(u32).range(128..=65536))]
     memsize: u32,
 
     /// Seconds that one request to the guest may take

@@ -15,6 +15,9 @@ use crate::image::{BlockSize, Format};
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::confinement::Policy;
 
+/// MiB of memory that a VM has where nothing else was asked for.
+pub const DEFAULT_MEMORY_MIB: u32 = 256;
+
 /// Everything that a mount needs to know.
 pub struct Plan {
     /// The disks, sda first.

@@ -132,7 +132,9 @@ impl Verdict {
         vec![Accelerator::Kvm, Accelerator::Tcg]
     }
 
-    fn remembered(&self) -> Option<bool> {
+    /// Whether KVM worked when it was tried last; `None` where that is not known.
+    #[must_use]
+    pub fn remembered(&self) -> Option<bool> {
         let record: Record = serde_json::from_slice(&fs::read(self.file.as_ref()?).ok()?).ok()?;
         (record.key == self.key).then_some(record.kvm_works)
     }

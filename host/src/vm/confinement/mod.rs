@@ -26,7 +26,8 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 
 use self::executable::Executable;
-use crate::sys::confined::{self, Confined, Layer, NotStarted, Outcomes, Recipe};
+pub use crate::sys::confined::Layer;
+use crate::sys::confined::{self, Confined, NotStarted, Outcomes, Recipe};
 use crate::sys::{self, NOBODY};
 
 /// What the program may do with an inherited file when it opens it once more by its name in

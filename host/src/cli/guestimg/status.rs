@@ -1,0 +1,154 @@
+//! `guestimg status`: the live mounts of this user, and what their QEMUs are confined by.
+
+use std::fmt::Display;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use guestmnt_protocol::path::Printable;
+use serde::Serialize;
+
+use crate::session::mountpoint::{MountEntry, absolute, mounts};
+use crate::session::record::Record;
+
+/// Shows live mounts: images, accelerator, QEMU, and the layers around it
+#[derive(Args)]
+pub struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    /// The folder of one mount; all of this user otherwise
+    #[arg(value_name = "FOLDER")]
+    mountpoint: Option<PathBuf>,
+}
+
+/// One mount.
+#[derive(Serialize)]
+struct Mount {
+    mountpoint: PathBuf,
+    /// The serving process.
+    server: u32,
+    /// What the serving process says; `None` where it cannot be asked.
+    session: Option<Record>,
+    /// What the kernel says of QEMU; `None` where it has ended.
+    qemu: Option<Seen>,
+}
+
+/// What `/proc` shows of QEMU, whatever was said when it started.
+#[derive(Serialize)]
+struct Seen {
+    no_new_privileges: bool,
+    seccomp_filters: u32,
+    capabilities: bool,
+    root: bool,
+    /// The namespaces that are its own.
+    namespaces: Vec<&'static str>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Display>> {
+    let wanted = arguments.mountpoint.as_deref().map(absolute).transpose().map_err(super::boxed)?;
+    let me = nix::unistd::geteuid().as_raw();
+    let entries = mounts().map_err(super::boxed)?;
+    let found: Vec<Mount> = entries
+        .iter()
+        .filter(|entry| wanted.as_deref().is_none_or(|path| path == entry.mountpoint))
+        .filter_map(|entry| looked_at(entry, me))
+        .collect();
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&found).map_err(super::boxed)?);
+    } else {
+        found.iter().for_each(print);
+    }
+    if let (Some(path), true) = (wanted, found.is_empty()) {
+        eprintln!("guestimg: {} is not a mount of yours by guestmnt", path.display());
+        return Ok(ExitCode::from(3));
+    }
+    let well = found.iter().all(Mount::is_well);
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+fn looked_at(entry: &MountEntry, me: u32) -> Option<Mount> {
+    let server = entry.server()?;
+    let owner = fs::metadata(format!("/proc/{server}")).map(|stat| stat.uid());
+    if me != 0 && owner.is_ok_and(|owner| owner != me) {
+        return None;
+    }
+    let session = Record::of(server);
+    let qemu = session.as_ref().and_then(|record| Seen::of(record.qemu, server));
+    Some(Mount { mountpoint: entry.mountpoint.clone(), server, session, qemu })
+}
+
+impl Mount {
+    fn is_well(&self) -> bool {
+        let complete = |record: &Record| record.confinement.missing().next().is_none();
+        self.session.as_ref().is_some_and(complete) && self.qemu.is_some()
+    }
+}
+
+impl Seen {
+    /// What is seen of `qemu`, if it is still a child of `server`.
+    fn of(qemu: u32, server: u32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{qemu}/status")).ok()?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.split_whitespace().next()
+        };
+        if field("PPid")?.parse() != Ok(server) {
+            return None;
+        }
+        let all = ["user", "mnt", "pid", "ipc", "uts", "net"];
+        let namespace = |pid: u32, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
+        let is_own = |name: &&'static str| {
+            namespace(qemu, name).is_some_and(|its| namespace(server, name) != Some(its))
+        };
+        Some(Self {
+            no_new_privileges: field("NoNewPrivs") == Some("1"),
+            seccomp_filters: field("Seccomp_filters").and_then(|n| n.parse().ok()).unwrap_or(0),
+            capabilities: u64::from_str_radix(field("CapPrm")?, 16) != Ok(0),
+            root: field("Uid") == Some("0"),
+            namespaces: all.into_iter().filter(is_own).collect(),
+        })
+    }
+}
+
+fn print(mount: &Mount) {
+    println!("{}", shown(&mount.mountpoint));
+    println!("  served by    process {}", mount.server);
+    let Some(record) = &mount.session else {
+        println!("  nothing else can be learned: the process has ended, or may not be looked into");
+        return;
+    };
+    for image in &record.images {
+        println!("  image        {}", shown(image));
+    }
+    println!("  accelerator  {}", record.accelerator);
+    for state in &record.confinement.0 {
+        let word = if state.missing.is_none() { "layer" } else { "MISSING" };
+        println!("  {word:<12} {}", Printable(state.to_string().as_bytes()));
+    }
+    match &mount.qemu {
+        None => println!("  QEMU         has ended; reads fail until it is unmounted"),
+        Some(seen) => {
+            println!("  QEMU         process {}", record.qemu);
+            println!("  seen         namespaces {}", seen.namespaces.join(", "));
+            println!(
+                "               no_new_privs {}, seccomp filters {}, capabilities {}, root {}",
+                yes(seen.no_new_privileges),
+                seen.seccomp_filters,
+                yes(seen.capabilities),
+                yes(seen.root)
+            );
+        }
+    }
+}
+
+fn yes(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+fn shown(path: &Path) -> Printable<'_> {
+    Printable(path.as_os_str().as_encoded_bytes())
+}
