@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use fuser::Session as FuseSession;
-use log::error;
+use log::{error, info};
 use nix::sys::signal::SigSet;
 
 use super::SessionError;
@@ -16,6 +16,7 @@ use super::mountpoint::{FuseMount, Mountpoint};
 use crate::disk::DiskReader;
 use crate::fs::GuestFs;
 use crate::guest::Guest;
+use crate::vm::confinement::confine_thread;
 
 /// A folder that shows a guest's files. Dropping it unmounts.
 pub struct Serving {
@@ -59,6 +60,10 @@ fn run(fuse: FuseSession<GuestFs>) -> io::Result<OwnedFd> {
     thread::Builder::new().name("fuse".to_owned()).spawn(move || {
         // Signals are the main thread's. Blocking them cannot fail with a valid set.
         let _ = SigSet::all().thread_block();
+        // The threads that fuser starts take the guest's answers.
+        if let Err(error) = confine_thread() {
+            info!("the FUSE threads are not confined: {error}");
+        }
         if let Err(error) = fuse.run() {
             error!("FUSE ended: {error}");
         }

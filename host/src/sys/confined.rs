@@ -280,6 +280,18 @@ pub fn start(recipe: &Recipe) -> Result<(Confined, Outcomes), NotStarted> {
     unreachable!("the last attempt returns either way")
 }
 
+/// Sets `no_new_privs` for this thread and puts a Landlock ruleset and a filter of system calls on
+/// it. The process's other threads stay as they are.
+///
+/// # Errors
+/// As prctl(2), landlock_restrict_self(2) and seccomp(2).
+pub fn restrict_thread(ruleset: Option<&OwnedFd>, filter: &[libc::sock_filter]) -> io::Result<()> {
+    child::renounce()
+        .and_then(|()| ruleset.map_or(Ok(()), |ruleset| child::restrict(ruleset.as_raw_fd())))
+        .and_then(|()| child::install(filter))
+        .map_err(io::Error::from_raw_os_error)
+}
+
 /// What the child says: the outcomes, and the error where the program did not start.
 fn told(status: &mut UnixStream, all_or_nothing: bool) -> Result<Outcomes, NotStarted> {
     let mut said = Vec::new();

@@ -112,12 +112,7 @@ impl Child<'_> {
                 outcomes.note(Layer::NoNewPrivileges, result);
             }
             if let Some(ruleset) = &recipe.landlock {
-                let result = libc::syscall(
-                    libc::SYS_landlock_restrict_self,
-                    c_long::from(ruleset.as_raw_fd()),
-                    NONE,
-                );
-                outcomes.note(Layer::Landlock, check(result));
+                outcomes.note(Layer::Landlock, restrict(ruleset.as_raw_fd()));
             }
             // Changes of user and capabilities would have undone it.
             let bound = check(libc::prctl(libc::PR_SET_PDEATHSIG, c_long::from(libc::SIGKILL)));
@@ -253,7 +248,20 @@ unsafe fn drop_capabilities() -> Result<(), c_int> {
     }
 }
 
-unsafe fn install(filter: &[libc::sock_filter]) -> Result<(), c_int> {
+/// Sets `no_new_privs` for this thread.
+pub fn renounce() -> Result<(), c_int> {
+    // SAFETY: a system call with plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as c_ulong, NONE, NONE, NONE) })
+}
+
+/// Puts a Landlock ruleset on this thread.
+pub fn restrict(ruleset: RawFd) -> Result<(), c_int> {
+    // SAFETY: a system call with plain numbers.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, c_long::from(ruleset), NONE) })
+}
+
+/// Puts a filter of system calls on this thread.
+pub fn install(filter: &[libc::sock_filter]) -> Result<(), c_int> {
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(|_| libc::EINVAL)?,
         filter: filter.as_ptr().cast_mut(),

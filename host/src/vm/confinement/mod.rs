@@ -11,6 +11,7 @@ mod executable;
 mod landlock;
 mod root;
 mod seccomp;
+mod thread;
 
 use std::ffi::{CString, OsString};
 use std::fmt;
@@ -26,6 +27,8 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 
 use self::executable::Executable;
+use self::seccomp::Execute;
+pub use self::thread::confine_thread;
 pub use crate::sys::confined::Layer;
 use crate::sys::confined::{self, Confined, NotStarted, Outcomes, Recipe};
 use crate::sys::{self, NOBODY};
@@ -210,7 +213,7 @@ impl Confinement {
             drop_capabilities: has(Layer::Capabilities),
             no_new_privileges: has(Layer::NoNewPrivileges),
             landlock: landlock.flatten(),
-            seccomp: has(Layer::Seccomp).then(seccomp::filter),
+            seccomp: has(Layer::Seccomp).then(|| seccomp::filter(Execute::Once)),
             all_or_nothing: self.policy == Policy::Required,
         };
         if self.policy == Policy::Required && executable.is_script {

@@ -135,9 +135,18 @@ const DENIED: &[c_long] = &[
     libc::SYS_modify_ldt,
 ];
 
+/// Whether programs may be started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Execute {
+    /// Yes: the filter is there before the program is, which forbids it then.
+    Once,
+    /// No.
+    Never,
+}
+
 /// The filter.
 #[must_use]
-pub fn filter() -> Vec<sock_filter> {
+pub fn filter(execute: Execute) -> Vec<sock_filter> {
     let deny = |errno| libc::SECCOMP_RET_ERRNO | errno_bits(errno);
     let mut code = vec![
         load(offset_of!(libc::seccomp_data, arch)),
@@ -148,7 +157,8 @@ pub fn filter() -> Vec<sock_filter> {
     if cfg!(target_arch = "x86_64") {
         code.extend([jump(libc::BPF_JGE, X32, 0, 1), give(deny(libc::EPERM))]);
     }
-    for &number in DENIED {
+    let executing = (execute == Execute::Never).then_some(&libc::SYS_execve);
+    for &number in DENIED.iter().chain(executing) {
         code.extend([skip_unless_equal(call(number), 1), give(deny(libc::EPERM))]);
     }
     // Its flags are in memory, where a filter cannot look; the C library then calls clone.
