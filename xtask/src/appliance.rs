@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,8 @@ use crate::initramfs::Initramfs;
 use crate::kernel::{Kernel, Origin, Source};
 use crate::modules::{Selection, read_module};
 use crate::places::Places;
-use crate::progress::{size, step};
+use crate::programs::Programs;
+use crate::progress::{line, size, step};
 
 /// The uncompressed kernel.
 pub const KERNEL: &str = "vmlinux";
@@ -35,6 +37,7 @@ const RECIPE: &[&str] = &[
     include_str!("initramfs.rs"),
     include_str!("kernel.rs"),
     include_str!("modules.rs"),
+    include_str!("programs.rs"),
 ];
 
 /// `manifest.json`: says what an appliance is, and lets its reader check the files.
@@ -81,7 +84,8 @@ pub fn build(source: &Source, places: &Places) -> Result<(), Error> {
             Ok((kernel, detail))
         })?,
     };
-    let stamp = stamp(&daemon, &kernel)?;
+    let programs = programs(source, places)?;
+    let stamp = stamp(&daemon, &kernel, programs.as_ref())?;
     let finished = places.appliance();
     if is_current(&finished, &stamp) {
         eprintln!("{} is up to date", finished.display());
@@ -97,7 +101,7 @@ pub fn build(source: &Source, places: &Places) -> Result<(), Error> {
     })?;
     step("initramfs", || {
         let path = staging.path().join(INITRAMFS);
-        let modules = write_initramfs(&path, &daemon, &kernel)?;
+        let modules = write_initramfs(&path, &daemon, &kernel, programs.as_ref())?;
         let bytes = fs::metadata(&path).map_err(Error::file("find", &path))?.len();
         Ok(((), format!("{}, {modules} modules", size(bytes))))
     })?;
@@ -108,12 +112,36 @@ pub fn build(source: &Source, places: &Places) -> Result<(), Error> {
     })
 }
 
+/// The programs that go into the appliance. They are fetched where the kernel would be, too; a user
+/// who brings a kernel may have no Debian, and gets an appliance without LVM and the like then.
+fn programs(source: &Source, places: &Places) -> Result<Option<Programs>, Error> {
+    if let Some(programs) = Programs::present(places) {
+        return Ok(Some(programs));
+    }
+    let start = Instant::now();
+    let fetched = step("packages of programs", || {
+        let programs = Programs::fetch(places)?;
+        Ok((programs, places.programs().display().to_string()))
+    });
+    match (fetched, source) {
+        (Ok(programs), _) => Ok(Some(programs)),
+        (Err(error), Source::Debian) => Err(error),
+        (Err(error), Source::Files { .. }) => {
+            line("packages of programs", start.elapsed(), "none: no LVM, RAID, LUKS");
+            eprintln!("{error}");
+            Ok(None)
+        }
+    }
+}
+
 /// Digest of what goes into an appliance.
-fn stamp(daemon: &Path, kernel: &Kernel) -> Result<String, Error> {
+fn stamp(daemon: &Path, kernel: &Kernel, programs: Option<&Programs>) -> Result<String, Error> {
     let daemon = digest::of_file(daemon)?;
     let kernel = kernel.identity()?;
     let protocol = guestmnt_protocol::VERSION.to_string();
-    let parts = [daemon.as_str(), &kernel, &protocol].into_iter().chain(RECIPE.iter().copied());
+    let programs = programs.map(Programs::identity).unwrap_or_default();
+    let parts =
+        [daemon.as_str(), &kernel, &protocol, &programs].into_iter().chain(RECIPE.iter().copied());
     Ok(digest::of_parts(parts.map(str::as_bytes)))
 }
 
@@ -131,7 +159,12 @@ fn is_current(folder: &Path, stamp: &str) -> bool {
 }
 
 /// Writes the archive and returns the number of modules in it.
-fn write_initramfs(path: &Path, daemon: &Path, kernel: &Kernel) -> Result<usize, Error> {
+fn write_initramfs(
+    path: &Path,
+    daemon: &Path,
+    kernel: &Kernel,
+    programs: Option<&Programs>,
+) -> Result<usize, Error> {
     let selection = Selection::of(kernel)?;
     let write = Error::file;
     let file = File::create(path).map_err(write("create", path))?;
@@ -143,6 +176,13 @@ fn write_initramfs(path: &Path, daemon: &Path, kernel: &Kernel) -> Result<usize,
         archive
             .file(&format!("modules/{name}.ko"), 0o644, &read_module(module)?)
             .map_err(write("write", path))?;
+    }
+    if let Some(programs) = programs {
+        let image = path.with_file_name("programs.staged");
+        programs.pack(&image)?;
+        let bytes = fs::read(&image).map_err(Error::file("read", &image))?;
+        archive.file("programs.squashfs", 0o644, &bytes).map_err(write("write", path))?;
+        fs::remove_file(&image).map_err(Error::file("remove", &image))?;
     }
     archive.finish().map_err(write("write", path))?;
     Ok(selection.files.len())

@@ -6,6 +6,7 @@
 //! mirror to ask is read from the machine's configuration (`apt-get indextargets`); keys, proxies
 //! and everything else apply as the machine has them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -154,16 +155,27 @@ impl Apt {
     /// [`Error::Program`] with apt's own words.
     pub fn download(&self, name: &str, folder: &Path) -> Result<Package, Error> {
         self.tool("apt-get").args(["download", name]).within(folder).logged(&self.log())?;
-        let file = fs::read_dir(folder)
-            .map_err(Error::file("list", folder))?
-            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .ok_or_else(|| Error::unfit(format!("apt-get download {name} left no file"), NO_APT))?;
-        let field = |field: &str| -> Result<String, Error> {
-            let value = Tool::new("dpkg-deb").arg("--field").arg(&file).arg(field).output()?;
-            Ok(String::from_utf8_lossy(&value).trim().to_owned())
-        };
-        Ok(Package { name: field("Package")?, version: field("Version")?, file: file.clone() })
+        packages_in(folder)?
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::unfit(format!("apt-get download {name} left no file"), NO_APT))
+    }
+
+    /// Downloads the packages `names` and the libraries that they depend on into `folder`, without
+    /// installing anything. They come sorted by their files' names.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with apt's own words.
+    pub fn download_with_libraries(
+        &self,
+        names: &[&str],
+        folder: &Path,
+    ) -> Result<Vec<Package>, Error> {
+        let words = ["depends", "--recurse", "--important"];
+        let depends = self.tool("apt-cache").args(words).args(names).output()?;
+        let all = with_libraries(names, &String::from_utf8_lossy(&depends));
+        self.tool("apt-get").arg("download").args(all).within(folder).logged(&self.log())?;
+        packages_in(folder)
     }
 
     /// What apt printed, all of it.
@@ -185,6 +197,50 @@ impl Apt {
             set("Dir::Cache", "cache"),
         ]
     }
+}
+
+/// The packages in a folder, as their own fields call them.
+fn packages_in(folder: &Path) -> Result<Vec<Package>, Error> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .map_err(Error::file("list", folder))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect();
+    files.sort();
+    let package = |file: PathBuf| {
+        let field = |field: &str| -> Result<String, Error> {
+            let value = Tool::new("dpkg-deb").arg("--field").arg(&file).arg(field).output()?;
+            Ok(String::from_utf8_lossy(&value).trim().to_owned())
+        };
+        Ok(Package { name: field("Package")?, version: field("Version")?, file: file.clone() })
+    };
+    files.into_iter().map(package).collect()
+}
+
+/// `names` and those that they depend on which are libraries by their names, in what
+/// `apt-cache depends --recurse` prints: a package's name, and below it, indented, what it depends
+/// on. A virtual package stands in angle brackets.
+fn with_libraries(names: &[&str], depends: &str) -> BTreeSet<String> {
+    let mut needs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut package = "";
+    for line in depends.lines() {
+        if line.starts_with(' ') {
+            let line = line.trim_start().trim_start_matches('|');
+            let name = ["Depends: ", "PreDepends: "].iter().find_map(|key| line.strip_prefix(key));
+            needs.entry(package).or_default().extend(name);
+        } else {
+            package = line;
+        }
+    }
+    let mut all = BTreeSet::new();
+    let mut todo = names.to_vec();
+    while let Some(name) = todo.pop() {
+        if all.insert(name.to_owned()) {
+            let needed = needs.get(name).into_iter().flatten();
+            todo.extend(needed.filter(|name| name.starts_with("lib") || **name == "zlib1g"));
+        }
+    }
+    all
 }
 
 /// `VERSION_CODENAME` of this machine. Source: os-release(5).
@@ -260,6 +316,26 @@ impl Suites {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libraries_of_libraries_are_needed_and_nothing_else() {
+        let depends = "\
+lvm2
+  PreDepends: init-system-helpers
+  Depends: libaio1
+ |Depends: default-libfoo
+  Depends: <libvirtual>
+libaio1
+  Depends: libc6
+libc6
+  Depends: libgcc-s1
+init-system-helpers
+  Depends: libperl
+";
+        let all = with_libraries(&["lvm2", "busybox"], depends);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        assert_eq!(all, ["busybox", "libaio1", "libc6", "libgcc-s1", "lvm2"]);
+    }
 
     const BEFORE_UPDATE: &str = "\
 $(ORIGIN) bookworm main http://mirror.example/debian/

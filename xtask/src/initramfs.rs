@@ -11,7 +11,8 @@ use cpio::newc::ModeFileType;
 
 /// Folders that the daemon mounts on, and those that the archive's files need. A folder comes
 /// before what is in it.
-pub const FOLDERS: &[&str] = &["dev", "modules", "proc", "run", "sys", "sysroot", "tmp"];
+pub const FOLDERS: &[&str] =
+    &["dev", "modules", "proc", "programs", "run", "sys", "sysroot", "tmp"];
 
 /// Character devices that must be there before devtmpfs is: the kernel opens the console for
 /// PID 1 itself. Name, mode, major, minor; source: Documentation/admin-guide/devices.txt.
@@ -32,14 +33,22 @@ impl<W: Write> Initramfs<W> {
     pub fn new(archive: W) -> io::Result<Self> {
         let mut new = Self { archive, entries: 0 };
         for folder in FOLDERS {
-            let entry = NewcBuilder::new(folder).mode(0o755).nlink(2);
-            new.add(entry.set_mode_file_type(ModeFileType::Directory), &[])?;
+            new.folder(folder)?;
         }
         for &(name, mode, major, minor) in DEVICES {
             let entry = NewcBuilder::new(name).mode(mode).rdev_major(major).rdev_minor(minor);
             new.add(entry.set_mode_file_type(ModeFileType::Char), &[])?;
         }
         Ok(new)
+    }
+
+    /// Adds a folder.
+    ///
+    /// # Errors
+    /// Those of the archive.
+    pub fn folder(&mut self, name: &str) -> io::Result<()> {
+        let entry = NewcBuilder::new(name).mode(0o755).nlink(2);
+        self.add(entry.set_mode_file_type(ModeFileType::Directory), &[])
     }
 
     /// Adds a file with permission bits `mode`.

@@ -18,6 +18,7 @@ pub mod kernel;
 mod modules;
 pub mod places;
 pub mod process;
+pub mod programs;
 pub mod progress;
 mod release;
 pub mod setup;

@@ -60,6 +60,12 @@ impl Places {
         self.target.join("kernel")
     }
 
+    /// Unpacked packages of the appliance's programs.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.target.join("programs")
+    }
+
     /// apt's private state for downloads.
     #[must_use]
     pub fn apt(&self) -> PathBuf {
