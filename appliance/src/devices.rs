@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -303,6 +304,14 @@ fn device(number: u8, partition: u16, directory: &Path) -> Option<Device> {
         // In sysfs sectors have 512 bytes whatever the disk's have.
         size: sectors.checked_mul(sector_size)?,
     })
+}
+
+/// Bytes of the block device that has this node.
+///
+/// # Errors
+/// As open(2) and lseek(2).
+pub fn size_of_node(node: &Path) -> std::io::Result<u64> {
+    File::open(node)?.seek(SeekFrom::End(0))
 }
 
 fn read_number<N: std::str::FromStr>(file: &Path) -> Option<N> {

@@ -9,6 +9,7 @@
 mod ahead;
 #[allow(unsafe_code)]
 mod aio;
+mod assembly;
 #[allow(unsafe_code)]
 mod blkid;
 mod bulk;
@@ -23,6 +24,7 @@ pub mod init;
 mod kmsg;
 mod lane;
 mod layouts;
+mod lvm;
 mod machine;
 mod modules;
 mod mounts;
@@ -30,6 +32,8 @@ mod ntfs;
 mod open_files;
 mod payload;
 mod ports;
+mod programs;
+mod raid;
 mod resolve;
 pub mod serve;
 mod signatures;

@@ -17,6 +17,7 @@ use nix::time::{ClockId, clock_settime};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Failure, Layout, MountRequest, Volume};
 
+use crate::assembly::Assembly;
 use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::failure::{errno_of, explained};
@@ -24,6 +25,7 @@ use crate::kmsg;
 use crate::layouts;
 use crate::modules::Modules;
 use crate::mounts::Mounts;
+use crate::programs::Programs;
 use crate::sys;
 use crate::volumes;
 
@@ -42,6 +44,8 @@ pub struct Machine {
     pub modules: Modules,
     /// The memory that the host maps as well, if it gave the machine such memory.
     pub bulk: Option<Bulk>,
+    /// The programs that assemble volumes.
+    programs: Programs,
     mounts: Mutex<Mounts>,
     /// `/dev/random`, once it was needed.
     random: OnceLock<File>,
@@ -62,6 +66,7 @@ impl Machine {
             bulk: bulk.ok(),
             disks: Disks::default(),
             modules: Modules::new(modules),
+            programs: Programs::default(),
             mounts: Mutex::default(),
             random: OnceLock::new(),
         }
@@ -70,6 +75,9 @@ impl Machine {
     /// Does what every mount would have to do otherwise, so that a template has it done.
     pub fn prepare(&self) {
         self.modules.load_all();
+        if let Err(failure) = self.programs.make_ready(&self.modules) {
+            kmsg::warn(format_args!("{}", failure.detail));
+        }
         // The clock is read without the kernel, from a page that has to be mapped first.
         let _ = SystemTime::now();
         let _ = self.random();
@@ -116,10 +124,10 @@ impl Machine {
         })
     }
 
-    /// Probes all disks and partitions.
+    /// Assembles what can be assembled from the disks, and probes all.
     #[must_use]
     pub fn volumes(&self) -> Vec<Volume> {
-        volumes::list(&self.disks)
+        volumes::list(self.assembly().all())
     }
 
     /// Mounts a filesystem; `root` is what is mounted on `/`.
@@ -127,7 +135,7 @@ impl Machine {
     /// # Errors
     /// As [`Mounts::mount`].
     pub fn mount(&self, request: &MountRequest, root: Option<BorrowedFd>) -> Result<(), Failure> {
-        self.mounts().mount(request, root, &self.disks, &self.modules)
+        self.mounts().mount(request, root, &self.assembly())
     }
 
     /// Where on its disk the bytes of an open file are, from byte `from` on.
@@ -149,6 +157,10 @@ impl Machine {
     /// As [`Mounts::unmount_all`].
     pub fn unmount_all(&self) -> Result<(), Failure> {
         self.mounts().unmount_all()
+    }
+
+    fn assembly(&self) -> Assembly<'_> {
+        Assembly { disks: &self.disks, modules: &self.modules, programs: &self.programs }
     }
 
     fn mounts(&self) -> MutexGuard<'_, Mounts> {

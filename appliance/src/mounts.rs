@@ -19,6 +19,7 @@ use guestmnt_protocol::limits::MAX_DETAIL;
 use guestmnt_protocol::message::{Content, Failure, MountRequest};
 use guestmnt_protocol::path::{GuestPath, Printable};
 
+use crate::assembly::Assembly;
 use crate::devices::Disks;
 use crate::failure::{explained, plain};
 use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
@@ -42,7 +43,8 @@ pub struct Mounts(Vec<Mounted>);
 
 struct Mounted {
     path: PathBuf,
-    device: DeviceName,
+    /// `None` for what is assembled.
+    device: Option<DeviceName>,
     node: PathBuf,
     /// Where the device is, by its number in `st_dev`, once that was asked for.
     place: OnceCell<Option<(u64, layouts::Place)>>,
@@ -55,16 +57,17 @@ impl Mounts {
     /// # Errors
     /// `ENODEV` for a device that does not exist or a type that the kernel does not know,
     /// `EMEDIUMTYPE` for a device without a filesystem, `ENOENT` or `ENOTDIR` for the mountpoint,
-    /// `EBUSY` where something is mounted there; else as mount(2). The detail says more.
+    /// `EBUSY` where something is mounted there; else as [`Assembly::node`] and mount(2). The detail
+    /// says more.
     pub fn mount(
         &mut self,
         request: &MountRequest,
         root: Option<BorrowedFd>,
-        disks: &Disks,
-        modules: &Modules,
+        assembly: &Assembly,
     ) -> Result<(), Failure> {
-        let node =
-            disks.find(request.device).ok_or_else(|| explained(Errno::ENODEV, "no such device"))?;
+        let Assembly { disks, modules, .. } = assembly;
+        let volume = request.device.volume();
+        let (node, device) = (assembly.node(volume)?, volume.device());
         let place = Place::find(&request.at, root)?;
         let target = place.target();
         let options = own_options(&request.options);
@@ -78,13 +81,13 @@ impl Mounts {
             (Some(kind), _) => mount_as(kind)?,
             (None, guess) => match guess.map(mount_as) {
                 Some(Ok(())) => {}
-                failed => match (filesystem_on(request.device, &node, disks)?, failed) {
+                failed => match (filesystem_on(device, &node, disks)?, failed) {
                     (kind, Some(Err(failure))) if guess == Some(&kind) => return Err(failure),
                     (kind, _) => mount_as(&kind)?,
                 },
             },
         }
-        let (path, device) = (place.path, request.device);
+        let path = place.path;
         self.0.push(Mounted { path, device, node, place: OnceCell::new() });
         Ok(())
     }
@@ -94,9 +97,10 @@ impl Mounts {
     pub fn place(&self, st_dev: u64, disks: &Disks) -> Option<layouts::Place> {
         self.0.iter().find_map(|mounted| {
             let (number, place) = (*mounted.place.get_or_init(|| {
-                let start = disks.start(mounted.device)?;
+                let device = mounted.device?;
+                let start = disks.start(device)?;
                 let number = stat(&mounted.node).ok()?.st_rdev;
-                Some((number, layouts::Place { disk: mounted.device.disk, start }))
+                Some((number, layouts::Place { disk: device.disk, start }))
             }))?;
             (number == st_dev).then_some(place)
         })
@@ -184,8 +188,12 @@ impl Place {
     }
 }
 
-/// libblkid's name for the filesystem on `device`, whose node is `node`.
-fn filesystem_on(device: DeviceName, node: &Path, disks: &Disks) -> Result<String, Failure> {
+/// libblkid's name for the filesystem on the node `node`, which is `device`'s where it is given.
+fn filesystem_on(
+    device: Option<DeviceName>,
+    node: &Path,
+    disks: &Disks,
+) -> Result<String, Failure> {
     let content = volumes::content_of(device, node, disks)
         .map_err(|errno| explained(errno, format!("cannot be read: {}", errno.desc())))?;
     match content {

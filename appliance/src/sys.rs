@@ -203,6 +203,28 @@ pub fn read_partition_table(disk: BorrowedFd) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// The number of a loop device that is free, made if need be. `control` is `/dev/loop-control`.
+///
+/// # Errors
+/// As ioctl(2) with `LOOP_CTL_GET_FREE`.
+pub fn free_loop(control: BorrowedFd) -> nix::Result<u32> {
+    const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
+    // SAFETY: this request has no argument.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    u32::try_from(Errno::result(number)?).map_err(|_| Errno::EIO)
+}
+
+/// Makes a file the contents of a loop device.
+///
+/// # Errors
+/// As ioctl(2) with `LOOP_SET_FD`: `EBUSY` where it has some.
+pub fn attach_loop(device: BorrowedFd, file: BorrowedFd) -> nix::Result<()> {
+    const LOOP_SET_FD: libc::c_ulong = 0x4c00;
+    // SAFETY: the argument is a descriptor's number, which the kernel looks up and holds by itself.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, file.as_raw_fd()) };
+    Errno::result(done).map(drop)
+}
+
 /// Mixes `seed` into the random pool, counts all its bits as entropy, and reseeds the generator
 /// at once. `random` is `/dev/random`, open for writing.
 ///

@@ -1,4 +1,4 @@
-//! What disks and partitions hold, as libblkid tells.
+//! What disks, partitions and what is assembled from them hold, as libblkid tells.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -6,22 +6,24 @@ use std::path::Path;
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Content, Volume};
+use guestmnt_protocol::volume::VolumeName;
 
 use nix::errno::Errno;
 
+use crate::assembly::Block;
 use crate::blkid::{Found, Probe};
-use crate::devices::{Device, Disks};
+use crate::devices::Disks;
 use crate::failure::errno_of;
 
 /// What was found on one device.
 #[derive(Debug, PartialEq, Eq)]
-struct Probed {
+pub struct Probed {
     /// What it holds.
-    content: Content,
+    pub content: Content,
     /// Label of the filesystem or of what else it holds; empty where there is none.
-    label: String,
+    pub label: String,
     /// UUID, likewise.
-    uuid: String,
+    pub uuid: String,
     /// Numbers of the partitions on it that only hold others.
     extended: Vec<u16>,
 }
@@ -48,15 +50,15 @@ fn probe(device: &File) -> nix::Result<Probed> {
     Ok(Probed { content, label, uuid, extended })
 }
 
-/// What `device` with the node `node` holds, one of `disks`.
+/// What a volume with the node `node` holds, which is `device` of `disks` where it is one of theirs.
 ///
 /// # Errors
-/// As open(2) and [`probe`].
-pub fn content_of(device: DeviceName, node: &Path, disks: &Disks) -> nix::Result<Content> {
+/// As [`probe_node`].
+pub fn content_of(device: Option<DeviceName>, node: &Path, disks: &Disks) -> nix::Result<Content> {
     let content = probe_node(node)?.content;
     // An extended partition begins with a table as a disk does. What it is stands in its disk's.
     let has_table = matches!(content, Content::Partitions(_));
-    if has_table && device.partition != 0 {
+    if let Some(device) = device.filter(|device| has_table && device.partition != 0) {
         let disk = disks.find(DeviceName::whole(device.disk)).ok_or(Errno::ENODEV)?;
         if probe_node(&disk)?.extended.contains(&device.partition) {
             return Ok(Content::Extended);
@@ -65,35 +67,51 @@ pub fn content_of(device: DeviceName, node: &Path, disks: &Disks) -> nix::Result
     Ok(content)
 }
 
-/// Probes all disks and partitions. Those that cannot be read hold nothing that is known.
-pub fn list(disks: &Disks) -> Vec<Volume> {
+/// All block devices as they are listed, given that a disk stands before its partitions.
+pub fn list(blocks: Vec<(Block, Probed)>) -> Vec<Volume> {
     let mut extended = Vec::new();
     let mut volumes = Vec::new();
-    for Device { name, node, size } in disks.list() {
-        let mut probed = probe_node(&node).unwrap_or_else(|_| Probed::nothing());
-        if name.partition == 0 {
-            extended = std::mem::take(&mut probed.extended);
-        } else if extended.contains(&name.partition) {
-            probed = Probed { content: Content::Extended, ..Probed::nothing() };
+    for (Block { name, size, .. }, mut probed) in blocks {
+        match &name {
+            VolumeName::Partition(DeviceName { partition: 0, .. }) => {
+                extended = std::mem::take(&mut probed.extended);
+            }
+            VolumeName::Partition(device) if extended.contains(&device.partition) => {
+                probed = Probed { content: Content::Extended, ..Probed::default() };
+            }
+            _ => {}
         }
         let Probed { content, label, uuid, .. } = probed;
-        volumes.push(Volume { device: name, size, content, label, uuid });
+        volumes.push(Volume { device: name.into(), size, content, label, uuid });
     }
     volumes
 }
 
-fn probe_node(node: &Path) -> nix::Result<Probed> {
+/// Probes the device with the node `node`.
+///
+/// # Errors
+/// As open(2) and [`Probe::search`].
+pub fn probe_node(node: &Path) -> nix::Result<Probed> {
     probe(&File::open(node).map_err(|error| errno_of(&error))?)
 }
 
-impl Probed {
-    fn nothing() -> Self {
+/// Nothing that is known.
+impl Default for Probed {
+    fn default() -> Self {
         Self {
             content: Content::Unknown,
             label: String::new(),
             uuid: String::new(),
             extended: Vec::new(),
         }
+    }
+}
+
+impl Probed {
+    /// Whether it holds what is no filesystem and what libblkid calls `kind`.
+    #[must_use]
+    pub fn is_other(&self, kind: &str) -> bool {
+        matches!(&self.content, Content::Other(other) if other == kind)
     }
 }
 

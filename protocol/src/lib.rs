@@ -16,6 +16,7 @@ pub mod frame;
 pub mod limits;
 pub mod message;
 pub mod path;
+pub mod volume;
 pub mod xattr;
 
 /// Version of everything in this crate. Host and guest must have the same one; the appliance is

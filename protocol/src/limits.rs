@@ -45,5 +45,8 @@ pub const MAX_DETAIL: usize = 4096;
 /// Lanes, that is requests in flight, between one host process and its guest.
 pub const MAX_LANES: usize = 16;
 
+/// Bytes of a [`crate::volume::PlainName`]: what LVM allows (NAME_LEN in its lib/misc) fits.
+pub const MAX_PLAIN_NAME: usize = 127;
+
 /// Disks of one VM: LUNs of one virtio-scsi target stay below 16384, names stay readable.
 pub const MAX_DISKS: usize = 255;

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::attr::Attr;
 use crate::batch::Wanted;
-use crate::device::DeviceName;
 use crate::limits::MAX_DETAIL;
 use crate::path::{EntryName, GuestPath};
+use crate::volume::Mountable;
 
 /// What the host asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub enum Request {
         /// Number of disks.
         count: u8,
     },
-    /// Probes every disk and partition. Answer: [`Answer::Volumes`].
+    /// Assembles what can be assembled from the disks, and probes all. Answer: [`Answer::Volumes`].
     Volumes,
     /// Mounts a filesystem. Answer: [`Answer::Done`], or the kernel's error with what it logged.
     Mount(MountRequest),
@@ -113,8 +113,8 @@ pub enum Request {
 /// What is mounted where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
-    /// The disk or partition.
-    pub device: DeviceName,
+    /// What is mounted.
+    pub device: Mountable,
     /// Where: the root first, others in a directory of what is mounted already.
     pub at: GuestPath,
     /// The filesystem's type by the kernel's name or libblkid's, or `None` to probe.
@@ -190,12 +190,12 @@ pub struct Run {
     pub stored: u64,
 }
 
-/// A disk or partition and what libblkid found on it.
+/// A disk, partition or assembled volume and what libblkid found on it; or a subvolume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
     /// Its name.
-    pub device: DeviceName,
-    /// Bytes.
+    pub device: Mountable,
+    /// Bytes; of a subvolume, those of its device.
     pub size: u64,
     /// What it holds.
     pub content: Content,

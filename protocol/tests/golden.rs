@@ -22,6 +22,12 @@ fn name(text: &str) -> EntryName {
     EntryName::new(text.as_bytes()).expect("a good name")
 }
 
+fn mount(device: &str) -> Request {
+    let device = device.parse().expect("a good name");
+    let at = GuestPath::root();
+    Request::Mount(MountRequest { device, at, fstype: None, options: String::new() })
+}
+
 /// Requests with the bytes of their bodies.
 fn requests() -> Vec<(Request, Vec<u8>)> {
     let mut wake = vec![1, 0x80, 0x94, 0xeb, 0xdc, 3];
@@ -34,13 +40,17 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         (Request::Volumes, vec![4]),
         (
             Request::Mount(MountRequest {
-                device: DeviceName { disk: 1, partition: 2 },
+                device: DeviceName { disk: 1, partition: 2 }.into(),
                 at: path("/m"),
                 fstype: Some("xfs".to_owned()),
                 options: "a".to_owned(),
             }),
-            b"\x05\x01\x02\x01m\x01\x03xfs\x01a".to_vec(),
+            b"\x05\x00\x00\x01\x02\x01m\x01\x03xfs\x01a".to_vec(),
         ),
+        (mount("/dev/vg/lv"), b"\x05\x00\x01\x02vg\x02lv\x00\x00\x00".to_vec()),
+        (mount("/dev/md0"), b"\x05\x00\x02\x010\x00\x00\x00".to_vec()),
+        (mount("/dev/mapper/m"), b"\x05\x00\x03\x01m\x00\x00\x00".to_vec()),
+        (mount("btrfsvol:/dev/sda2/@"), b"\x05\x01\x00\x00\x02\x01@\x00\x00\x00".to_vec()),
         (Request::Unmount, vec![6]),
         (Request::Stat(path("/a/b")), b"\x07\x03a/b".to_vec()),
         (Request::ReadLink(path("/l")), b"\x08\x01l".to_vec()),
@@ -103,7 +113,7 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
     ]
     .concat();
     let volume = Volume {
-        device: DeviceName { disk: 0, partition: 1 },
+        device: DeviceName { disk: 0, partition: 1 }.into(),
         size: 512,
         content: Content::Filesystem("ntfs".to_owned()),
         label: "V".to_owned(),
@@ -130,7 +140,7 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
         ),
         (
             Ok(Answer::Volumes(vec![volume])),
-            b"\x00\x03\x01\x00\x01\x80\x04\x00\x04ntfs\x01V\x00".to_vec(),
+            b"\x00\x03\x01\x00\x00\x00\x01\x80\x04\x00\x04ntfs\x01V\x00".to_vec(),
         ),
         (Ok(Answer::Attr(attr)), attr_bytes),
         (Ok(Answer::Payload), vec![0, 5]),

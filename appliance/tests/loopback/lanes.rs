@@ -31,7 +31,7 @@ fn hello_says_the_version() {
 fn a_guest_without_devices_says_so() {
     let mut client = client();
     let mount = MountRequest {
-        device: DeviceName::whole(0),
+        device: DeviceName::whole(0).into(),
         at: GuestPath::root(),
         fstype: None,
         options: String::new(),

@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Content, Volume};
-use guestmnt_protocol::path::{GuestPath, Printable};
+use guestmnt_protocol::path::Printable;
+use guestmnt_protocol::volume::Mountable;
 use log::{info, warn};
-use nix::errno::Errno;
 
 use super::plan::{DEFAULT_MEMORY_MIB, MountSpec, Plan};
 use super::templates::{MakeError, Templates};
@@ -29,6 +28,9 @@ use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk, find_qemu};
 
 /// Requests that can be in flight.
 const LANES: usize = 8;
+
+/// The number of `ENODEV` on the wire.
+const ENODEV: u16 = 19;
 
 /// How long a restored guest may take to say hello. It needs a twentieth of a second.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(15);
@@ -63,13 +65,11 @@ pub enum LaunchError {
     /// A template was wanted and could not be made.
     NoTemplate,
     /// A device is not there.
-    NoSuchDevice(DeviceName, Vec<Volume>),
+    NoSuchDevice(Mountable, Vec<Volume>),
     /// The guest could not mount a filesystem.
     Mount {
-        /// The device.
-        device: DeviceName,
-        /// Where.
-        at: GuestPath,
+        /// Which, and where.
+        spec: Box<MountSpec>,
         /// Why not.
         reason: String,
         /// What is there instead.
@@ -95,7 +95,8 @@ impl fmt::Display for LaunchError {
             Self::NoSuchDevice(device, volumes) => {
                 write!(f, "there is no {device} in the image{}", Suggestions(volumes))
             }
-            Self::Mount { device, at, reason, volumes } => {
+            Self::Mount { spec, reason, volumes } => {
+                let MountSpec { device, at, .. } = &**spec;
                 write!(f, "cannot mount {device} on {at}: {reason}{}", Suggestions(volumes))
             }
         }
@@ -115,11 +116,11 @@ struct Suggestions<'a>(&'a [Volume]);
 
 impl fmt::Display for Suggestions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let filesystems: Vec<(DeviceName, &str)> = self
+        let filesystems: Vec<(&Mountable, &str)> = self
             .0
             .iter()
             .filter_map(|volume| match &volume.content {
-                Content::Filesystem(kind) => Some((volume.device, kind.as_str())),
+                Content::Filesystem(kind) => Some((&volume.device, kind.as_str())),
                 _ => None,
             })
             .collect();
@@ -406,15 +407,13 @@ fn explain(error: GuestError, spec: &MountSpec, launched: Launched) -> LaunchErr
         Ok(volumes) => volumes,
         Err(error) => return LaunchError::Guest(error, vm.last_words()),
     };
-    if !volumes.iter().any(|volume| volume.device == spec.device) {
-        return LaunchError::NoSuchDevice(spec.device, volumes);
+    let wanted = Mountable::from(spec.device.volume().clone());
+    let missing = failure.errno == ENODEV && !volumes.iter().any(|volume| volume.device == wanted);
+    if missing {
+        return LaunchError::NoSuchDevice(spec.device.clone(), volumes);
     }
-    let reason = match Errno::from_raw(failure.errno.into()) {
-        Errno::ENOENT => "no such directory in the image".to_owned(),
-        Errno::ENOTDIR => "not a directory in the image".to_owned(),
-        _ => error.to_string(),
-    };
-    LaunchError::Mount { device: spec.device, at: spec.at.clone(), reason, volumes }
+    let reason = error.to_string();
+    LaunchError::Mount { spec: Box::new(spec.clone()), reason, volumes }
 }
 
 fn entropy() -> io::Result<[u8; 32]> {

@@ -9,6 +9,7 @@ use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DISKS;
 use guestmnt_protocol::message::MountRequest;
 use guestmnt_protocol::path::GuestPath;
+use guestmnt_protocol::volume::{Mountable, SUBVOLUME_PREFIX};
 
 use super::fuse_options::FuseOptions;
 use crate::image::{BlockSize, Format};
@@ -60,8 +61,8 @@ pub struct DiskSpec {
 /// One `-m`: `DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountSpec {
-    /// The disk or partition.
-    pub device: DeviceName,
+    /// The filesystem.
+    pub device: Mountable,
     /// Where in the mounted tree.
     pub at: GuestPath,
     /// Options for the guest's filesystem, comma-separated.
@@ -73,9 +74,15 @@ pub struct MountSpec {
 impl FromStr for MountSpec {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut fields = text.splitn(4, ':');
+        // The name of a subvolume has a colon of its own.
+        let (prefix, rest) = match text.strip_prefix(SUBVOLUME_PREFIX) {
+            Some(rest) => (SUBVOLUME_PREFIX, rest),
+            None => ("", text),
+        };
+        let mut fields = rest.splitn(4, ':');
         let mut field = || fields.next().filter(|field| !field.is_empty());
         let device = field().ok_or("a device is missing, such as /dev/sda1")?;
+        let device = format!("{prefix}{device}");
         let device = device.parse().map_err(|error| format!("{device} is {error}"))?;
         let at = field().unwrap_or("/");
         let at = match at.strip_prefix('/') {
@@ -91,7 +98,7 @@ impl FromStr for MountSpec {
 impl From<&MountSpec> for MountRequest {
     fn from(spec: &MountSpec) -> Self {
         Self {
-            device: spec.device,
+            device: spec.device.clone(),
             at: spec.at.clone(),
             fstype: spec.fstype.clone(),
             options: spec.options.clone(),
@@ -146,8 +153,9 @@ pub fn in_order(mut mounts: Vec<MountSpec>, disks: usize) -> Result<Vec<MountSpe
         _ if disks > MAX_DISKS => return Err(PlanError::TooManyDisks),
         _ => {}
     }
-    if let Some(spec) = mounts.iter().find(|spec| usize::from(spec.device.disk) >= disks) {
-        return Err(PlanError::NoSuchDisk(spec.device, disks));
+    let given = mounts.iter().filter_map(|spec| spec.device.volume().device());
+    if let Some(device) = given.into_iter().find(|device| usize::from(device.disk) >= disks) {
+        return Err(PlanError::NoSuchDisk(device, disks));
     }
     mounts.sort_by_key(|spec| spec.at.depth());
     if !mounts.first().is_some_and(|spec| spec.at.is_root()) {
@@ -177,6 +185,9 @@ mod tests {
         assert_eq!(full.options, "uid=5,ro");
         assert_eq!(full.fstype.as_deref(), Some("ntfs3"));
         assert_eq!(spec("/dev/sda1:::ext4").fstype.as_deref(), Some("ext4"));
+        let home = spec("btrfsvol:/dev/sda2/@home:/home");
+        assert_eq!(home.device.to_string(), "btrfsvol:/dev/sda2/@home");
+        assert_eq!(home.at.to_string(), "/home");
     }
 
     #[test]
@@ -196,8 +207,8 @@ mod tests {
     fn nested_mounts_come_after_what_they_are_in() {
         let mounts = vec![spec("/dev/sda3:/a/b"), spec("/dev/sda2:/a"), spec("/dev/sda1:/")];
         let ordered = in_order(mounts, 1).unwrap();
-        let partitions: Vec<u16> = ordered.iter().map(|spec| spec.device.partition).collect();
-        assert_eq!(partitions, [1, 2, 3]);
+        let devices: Vec<String> = ordered.iter().map(|spec| spec.device.to_string()).collect();
+        assert_eq!(devices, ["/dev/sda1", "/dev/sda2", "/dev/sda3"]);
     }
 
     #[test]

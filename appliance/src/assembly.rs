@@ -1,0 +1,169 @@
+//! From names to nodes: partitions are there, all else is assembled when it is named, from whatever
+//! the disks hold. Nothing is looked at for a partition's sake.
+
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use guestmnt_protocol::message::Failure;
+use guestmnt_protocol::volume::VolumeName;
+
+use crate::devices::{self, Device, Disks};
+use crate::failure::explained;
+use crate::kmsg;
+use crate::lvm::{Logical, Lvm, Physical};
+use crate::modules::Modules;
+use crate::programs::Programs;
+use crate::raid::{self, Array, Member};
+use crate::volumes::{Probed, probe_node};
+
+/// A block device, given or assembled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Its name on the wire.
+    pub name: VolumeName,
+    /// Its node.
+    pub node: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl From<Device> for Block {
+    fn from(Device { name, node, size }: Device) -> Self {
+        Self { name: name.into(), node, size }
+    }
+}
+
+/// What assembling takes.
+pub struct Assembly<'a> {
+    /// The disks.
+    pub disks: &'a Disks,
+    /// The kernel's modules.
+    pub modules: &'a Modules,
+    /// The programs that do it.
+    pub programs: &'a Programs,
+}
+
+impl Assembly<'_> {
+    /// The node of the volume `name`, which is assembled if need be.
+    ///
+    /// # Errors
+    /// `ENODEV` where there is no such volume; where it cannot be assembled, with the reason.
+    pub fn node(&self, name: &VolumeName) -> Result<PathBuf, Failure> {
+        match name {
+            VolumeName::Partition(device) => self.disks.find(*device).ok_or_else(no_such_device),
+            VolumeName::Logical { group, volume } => {
+                let wanted = Logical { group: group.clone(), volume: volume.clone() };
+                let blocks = self.with_arrays();
+                let physical = physical_of(&blocks);
+                if physical.is_empty() {
+                    return Err(no_such_device());
+                }
+                self.lvm(&physical).activate(&wanted)
+            }
+            VolumeName::Raid(name) => {
+                let probed = probed(self.given());
+                let array = arrays_of(&probed).into_iter().find(|array| array.is_called(name));
+                array.ok_or_else(no_such_device)?.assemble(self.programs, self.modules)
+            }
+            VolumeName::Mapper(_) => Err(no_such_device()),
+        }
+    }
+
+    /// All block devices, those that had to be assembled among them, each with what it holds.
+    /// What cannot be assembled is left out.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Block, Probed)> {
+        let mut blocks = self.with_arrays();
+        let physical = physical_of(&blocks);
+        let lvm = self.lvm(&physical);
+        let logical = lvm.list().unwrap_or_else(|failure| {
+            warn("logical volumes", &failure);
+            Vec::new()
+        });
+        let active = logical.into_iter().filter_map(|logical| {
+            let node = lvm.activate(&logical);
+            let Logical { group, volume } = logical;
+            assembled(VolumeName::Logical { group, volume }, node)
+        });
+        blocks.extend(probed(active.collect()));
+        blocks
+    }
+
+    /// The given devices and all arrays, each with what it holds.
+    fn with_arrays(&self) -> Vec<(Block, Probed)> {
+        let mut blocks = probed(self.given());
+        let arrays = arrays_of(&blocks).into_iter().filter_map(|array| {
+            let node = array.assemble(self.programs, self.modules);
+            assembled(VolumeName::Raid(array.name), node)
+        });
+        let arrays = probed(arrays.collect());
+        blocks.extend(arrays);
+        blocks
+    }
+
+    fn given(&self) -> Vec<Block> {
+        self.disks.list().into_iter().map(Block::from).collect()
+    }
+
+    fn lvm<'b>(&'b self, physical: &'b [Physical]) -> Lvm<'b> {
+        Lvm { programs: self.programs, modules: self.modules, physical }
+    }
+}
+
+fn probed(blocks: Vec<Block>) -> Vec<(Block, Probed)> {
+    let probe = |block: Block| {
+        // What cannot be read holds nothing that is known.
+        let probed = probe_node(&block.node).unwrap_or_default();
+        (block, probed)
+    };
+    blocks.into_iter().map(probe).collect()
+}
+
+/// A block device that was just assembled; none, and a line in the log, where that failed.
+fn assembled(name: VolumeName, node: Result<PathBuf, Failure>) -> Option<Block> {
+    match node {
+        Ok(node) => {
+            let size = devices::size_of_node(&node).unwrap_or(0);
+            Some(Block { name, node, size })
+        }
+        Err(failure) => {
+            warn(&name.to_string(), &failure);
+            None
+        }
+    }
+}
+
+fn warn(what: &str, failure: &Failure) {
+    let first = failure.detail.lines().next().unwrap_or_default();
+    kmsg::warn(format_args!("{what}: {first}"));
+}
+
+fn arrays_of(blocks: &[(Block, Probed)]) -> Vec<Array> {
+    let members: Vec<Member> = blocks
+        .iter()
+        .filter(|(_, probed)| probed.is_other("linux_raid_member"))
+        .map(|(block, probed)| Member {
+            node: block.node.clone(),
+            uuid: probed.uuid.clone(),
+            label: probed.label.clone(),
+        })
+        .collect();
+    raid::arrays(&members)
+}
+
+fn physical_of(blocks: &[(Block, Probed)]) -> Vec<Physical> {
+    blocks
+        .iter()
+        .filter(|(_, probed)| probed.is_other("LVM2_member"))
+        .map(|(block, probed)| Physical {
+            name: block.name.to_string(),
+            node: block.node.clone(),
+            uuid: probed.uuid.clone(),
+        })
+        .collect()
+}
+
+fn no_such_device() -> Failure {
+    explained(Errno::ENODEV, "no such device")
+}
