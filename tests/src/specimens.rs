@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use xtask::digest;
+use xtask::disks::assembled;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::manifest::Entry;
 use xtask::disks::specimens::{Specimen, Specimens};
@@ -33,6 +34,26 @@ pub fn specimen(kind: Kind) -> Option<(PathBuf, BTreeMap<String, Entry>)> {
             None
         }
     }
+}
+
+/// The disks `names` that have to be assembled. `None`, and a skip, where they could not be made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn assembled<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
+    let specimens = specimens();
+    let mut images = Vec::new();
+    for name in names {
+        match assembled::image(&specimens, name) {
+            Ok(image) => images.push(image),
+            Err(reason) => {
+                skip(&reason);
+                return None;
+            }
+        }
+    }
+    images.try_into().ok()
 }
 
 /// The hash of a file.

@@ -14,6 +14,7 @@
 //! They are made once and kept under `target/disks`. Making them takes ntfs-3g in a mount
 //! namespace: as root, or as a user who may make namespaces and open `/dev/fuse`.
 
+pub mod assembled;
 mod build;
 pub mod chain;
 mod content;
@@ -25,6 +26,7 @@ pub mod ntfs;
 pub mod partitions;
 pub mod sparse;
 pub mod specimens;
+pub mod workshop;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -20,7 +20,7 @@ use super::content::{Tree, set_moment};
 use super::filesystems::{Keeps, Kind, Names, Times};
 use super::manifest::{Entry, scan};
 use super::ntfs::{Edit, Volume};
-use super::{locked, mkfs, sparse};
+use super::{assembled, locked, mkfs, sparse};
 use crate::Error;
 use crate::places::Places;
 use crate::process::Tool;
@@ -69,7 +69,7 @@ impl Specimens {
         let lacking = || -> Vec<Kind> {
             Kind::ALL.into_iter().filter(|&kind| !specimens.file(kind, "json").exists()).collect()
         };
-        if lacking().is_empty() && specimens.crowd().exists() {
+        if lacking().is_empty() && specimens.crowd().exists() && assembled::are_there(&specimens) {
             // Perhaps root made them, and this user may not lock anything there.
             return Ok(specimens);
         }
@@ -86,6 +86,12 @@ impl Specimens {
             step("a large folder", || {
                 specimens.make_crowd()?;
                 Ok(((), format!("{CROWD} files")))
+            })?;
+        }
+        if !assembled::are_there(&specimens) {
+            step("disks to be assembled", || {
+                assembled::ensure(&specimens, places)?;
+                Ok(((), size(sparse::size_on_disk(folder)?)))
             })?;
         }
         Ok(specimens)

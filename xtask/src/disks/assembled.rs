@@ -1,0 +1,179 @@
+//! Disks whose filesystems only appear once something is assembled: LVM, software RAID, Btrfs on
+//! several devices, LUKS. Made in the [`workshop`](super::workshop), all in one boot.
+//!
+//! In each is the content of the ext4 specimen: block by block, or file by file in Btrfs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::filesystems::Kind;
+use super::partitions::gpt;
+use super::specimens::{Specimen, Specimens};
+use super::{sparse, workshop};
+use crate::Error;
+use crate::places::Places;
+
+/// The passphrase of the encrypted disks.
+pub const PASSPHRASE: &str = "correct horse: battery/staple";
+
+/// A disk that is made.
+struct Recipe {
+    name: &'static str,
+    mebibytes: u64,
+    /// Whether all of it is in one partition.
+    partitioned: bool,
+}
+
+const fn disk(name: &'static str, mebibytes: u64) -> Recipe {
+    Recipe { name, mebibytes, partitioned: false }
+}
+
+/// The disks, in the order in which the script sees them from `/dev/vdb` on.
+const DISKS: [Recipe; 9] = [
+    Recipe { name: "lvm-a.img", mebibytes: 128, partitioned: true },
+    disk("lvm-b.img", 128),
+    disk("raid-a.img", 48),
+    disk("raid-b.img", 48),
+    disk("btrfs-a.img", 160),
+    disk("btrfs-b.img", 160),
+    disk("luks1.img", 64),
+    disk("luks2.img", 96),
+    disk("raid-lvm.img", 64),
+];
+
+/// Makes all of them. `vda` is the ext4 specimen.
+const SCRIPT: &str = r#"
+copy() { dd if=/dev/vda of=$1 bs=1M 2>/dev/null || fail "copy $1"; }
+mount -t ext4 -o ro /dev/vda /source || fail source
+
+# One volume striped over both disks, one in a thin pool.
+lvm pvcreate /dev/vdb1 /dev/vdc || fail pvcreate
+lvm vgcreate my-vg /dev/vdb1 /dev/vdc || fail vgcreate
+lvm lvcreate -an -Zn -i2 -L 40M -n root my-vg || fail lvcreate
+lvm lvchange -ay my-vg/root || fail lvchange
+copy /dev/mapper/my--vg-root
+lvm lvcreate -L 64M -T my-vg/pool -V 100M -n thin || fail thin
+copy /dev/mapper/my--vg-thin
+lvm vgchange -an my-vg || fail vgchange
+
+# A mirror that another host made.
+mdadm --create /dev/md0 --run --homehost=elsewhere --name=0 --metadata=1.2 --level=1 \
+    --raid-devices=2 --assume-clean /dev/vdd /dev/vde || fail mirror
+copy /dev/md0
+mdadm --stop /dev/md0 || fail stop
+
+# A volume group on an array that has one member and a name.
+mdadm --create /dev/md5 --run --homehost=elsewhere --name=data --metadata=1.2 --level=1 --force \
+    --raid-devices=1 /dev/vdj || fail array
+lvm pvcreate /dev/md5 || fail pvcreate-array
+lvm vgcreate array /dev/md5 || fail vgcreate-array
+lvm lvcreate -an -Zn -L 40M -n root array || fail lvcreate-array
+lvm lvchange -ay array/root || fail lvchange-array
+copy /dev/mapper/array-root
+lvm vgchange -an array || fail vgchange-array
+mdadm --stop /dev/md5 || fail stop-array
+
+# Two subvolumes on two devices.
+mkfs_btrfs -q -L pair -d raid0 -m raid1 /dev/vdf /dev/vdg || fail mkfs.btrfs
+btrfs device scan /dev/vdf /dev/vdg
+mount -t btrfs -o device=/dev/vdf,device=/dev/vdg /dev/vdf /mnt || fail mount-btrfs
+btrfs subvolume create /mnt/@ || fail subvolume
+btrfs subvolume create /mnt/@home || fail subvolume
+echo root > /mnt/@/name
+(cd /source && tar cf - .) | (cd /mnt/@home && tar xf -) || fail fill
+umount /mnt || fail umount-btrfs
+
+# Encrypted: a filesystem, and a volume group.
+printf %s 'PASSPHRASE' > /key
+cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 --key-file /key /dev/vdh \
+    || fail luks1
+cryptsetup open --key-file /key /dev/vdh one || fail open-luks1
+copy /dev/mapper/one
+cryptsetup close one
+cryptsetup luksFormat -q --type luks2 --pbkdf argon2id --pbkdf-force-iterations 4 \
+    --pbkdf-memory 32768 --key-file /key /dev/vdi || fail luks2
+cryptsetup open --key-file /key /dev/vdi two || fail open-luks2
+lvm pvcreate /dev/mapper/two || fail pvcreate-luks
+lvm vgcreate secret /dev/mapper/two || fail vgcreate-luks
+lvm lvcreate -an -Zn -L 40M -n root secret || fail lvcreate-luks
+lvm lvchange -ay secret/root || fail lvchange-luks
+copy /dev/mapper/secret-root
+lvm vgchange -an secret
+cryptsetup close two
+sync
+"#;
+
+/// Makes what is missing of the disks in the folder of `specimens`, or notes why it cannot.
+///
+/// # Errors
+/// [`Error::File`]. That they cannot be made is none.
+pub fn ensure(specimens: &Specimens, places: &Places) -> Result<(), Error> {
+    let missing = missing_in(specimens);
+    match make(specimens, places) {
+        Ok(()) => Ok(()),
+        Err(error) => fs::write(&missing, format!("assembled disks cannot be made here: {error}"))
+            .map_err(Error::file("write", &missing)),
+    }
+}
+
+/// Whether all are there.
+#[must_use]
+pub fn are_there(specimens: &Specimens) -> bool {
+    DISKS.iter().all(|recipe| specimens.folder().join(recipe.name).exists())
+}
+
+/// The image `name`, or why there is none.
+///
+/// # Errors
+/// The reason.
+pub fn image(specimens: &Specimens, name: &str) -> Result<PathBuf, String> {
+    let path = specimens.folder().join(name);
+    if path.exists() {
+        return Ok(path);
+    }
+    let reason = fs::read_to_string(missing_in(specimens));
+    Err(reason.unwrap_or_else(|_| format!("{name} was not made")))
+}
+
+fn missing_in(specimens: &Specimens) -> PathBuf {
+    specimens.folder().join("assembled.missing")
+}
+
+fn make(specimens: &Specimens, places: &Places) -> Result<(), Error> {
+    let Specimen::Image { path: source, .. } = specimens.of(Kind::Ext4)? else {
+        return Err(Error::unfit("there is no ext4 image", "cargo xtask setup"));
+    };
+    let staging = tempfile::tempdir_in(specimens.folder())
+        .map_err(Error::file("write in", specimens.folder()))?;
+    // The script mounts it, so it is a copy.
+    let copy = staging.path().join("source");
+    fs::copy(&source, &copy).map_err(Error::file("copy", &source))?;
+    let mut disks = vec![copy];
+    for recipe in &DISKS {
+        disks.push(recipe.blank(staging.path())?);
+    }
+    workshop::run(&SCRIPT.replace("PASSPHRASE", PASSPHRASE), &disks, places)?;
+    for disk in &disks[1..] {
+        let kept = specimens.folder().join(disk.file_name().expect("recipes have names"));
+        fs::set_permissions(disk, fs::Permissions::from_mode(0o644))
+            .and_then(|()| fs::rename(disk, &kept))
+            .map_err(Error::file("write", &kept))?;
+    }
+    Ok(())
+}
+
+impl Recipe {
+    /// The empty disk, in `folder`.
+    fn blank(&self, folder: &Path) -> Result<PathBuf, Error> {
+        let path = folder.join(self.name);
+        if self.partitioned {
+            let partition = folder.join("partition");
+            sparse::create(&partition, self.mebibytes << 20)?;
+            gpt(&path, &[&partition])?;
+        } else {
+            sparse::create(&path, self.mebibytes << 20)?;
+        }
+        Ok(path)
+    }
+}
