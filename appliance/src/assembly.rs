@@ -90,6 +90,12 @@ impl Assembly<'_> {
         blocks
     }
 
+    /// The nodes of all block devices.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<PathBuf> {
+        self.all().into_iter().map(|(block, _)| block.node).collect()
+    }
+
     /// The given devices and all arrays, each with what it holds.
     fn with_arrays(&self) -> Vec<(Block, Probed)> {
         let mut blocks = probed(self.given());

@@ -127,7 +127,10 @@ impl Machine {
     /// Assembles what can be assembled from the disks, and probes all.
     #[must_use]
     pub fn volumes(&self) -> Vec<Volume> {
-        volumes::list(self.assembly().all())
+        let assembly = self.assembly();
+        let blocks = assembly.all();
+        let subvolumes = volumes::subvolumes(&blocks, &assembly);
+        volumes::with_subvolumes(volumes::list(blocks), &subvolumes)
     }
 
     /// Mounts a filesystem; `root` is what is mounted on `/`.

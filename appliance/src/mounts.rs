@@ -18,8 +18,10 @@ use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DETAIL;
 use guestmnt_protocol::message::{Content, Failure, MountRequest};
 use guestmnt_protocol::path::{GuestPath, Printable};
+use guestmnt_protocol::volume::Mountable;
 
 use crate::assembly::Assembly;
+use crate::btrfs;
 use crate::devices::Disks;
 use crate::failure::{explained, plain};
 use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
@@ -71,14 +73,24 @@ impl Mounts {
         let place = Place::find(&request.at, root)?;
         let target = place.target();
         let options = own_options(&request.options);
+        let subvolume = match &request.device {
+            Mountable::Volume(_) => String::new(),
+            Mountable::Subvolume { path, .. } => btrfs::subvolume_option(path)?,
+        };
         let mount_as = |kind: &str| {
             let filesystem = Filesystem::named(kind);
+            let own = match filesystem.kernel_name {
+                "btrfs" => btrfs::device_options(&node, || assembly.nodes())?,
+                _ => String::new(),
+            };
+            let options = join_options(&[&own, &subvolume, &options]);
             let tried = Attempt { node: &node, target: &target, filesystem, options: &options };
             load_modules(&tried, modules);
             tried.run()
         };
         match (&request.fstype, signatures::usual_filesystem(&node)) {
             (Some(kind), _) => mount_as(kind)?,
+            (None, _) if !subvolume.is_empty() => mount_as("btrfs")?,
             (None, guess) => match guess.map(mount_as) {
                 Some(Ok(())) => {}
                 failed => match (filesystem_on(device, &node, disks)?, failed) {
@@ -243,7 +255,7 @@ struct Attempt<'a> {
     node: &'a Path,
     target: &'a Path,
     filesystem: Filesystem<'a>,
-    /// The user's, for the filesystem itself.
+    /// For the filesystem itself: the user's, and those that say what of it is meant.
     options: &'a str,
 }
 
@@ -278,6 +290,7 @@ impl Attempt<'_> {
     fn why(&self, errno: Errno, log: &str) -> String {
         let kind = Printable(self.filesystem.kernel_name.as_bytes());
         let error = match errno {
+            Errno::ENOENT => "there is no such subvolume".to_owned(),
             Errno::ENODEV => format!("the appliance's kernel has no filesystem {kind}"),
             Errno::EINVAL => format!("not a good {kind} filesystem, or an option that it refuses"),
             other => format!("{kind}: {}", other.desc()),

@@ -6,14 +6,17 @@ use std::path::Path;
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Content, Volume};
-use guestmnt_protocol::volume::VolumeName;
+use guestmnt_protocol::path::GuestPath;
+use guestmnt_protocol::volume::{Mountable, VolumeName};
 
 use nix::errno::Errno;
 
-use crate::assembly::Block;
+use crate::assembly::{Assembly, Block};
 use crate::blkid::{Found, Probe};
+use crate::btrfs;
 use crate::devices::Disks;
 use crate::failure::errno_of;
+use crate::kmsg;
 
 /// What was found on one device.
 #[derive(Debug, PartialEq, Eq)]
@@ -85,6 +88,58 @@ pub fn list(blocks: Vec<(Block, Probed)>) -> Vec<Volume> {
         volumes.push(Volume { device: name.into(), size, content, label, uuid });
     }
     volumes
+}
+
+/// The subvolumes of the Btrfs filesystems on `blocks`, each by the first of its devices.
+pub fn subvolumes(
+    blocks: &[(Block, Probed)],
+    assembly: &Assembly,
+) -> Vec<(VolumeName, Vec<GuestPath>)> {
+    let mut seen: Vec<&str> = Vec::new();
+    let mut found = Vec::new();
+    for (Block { name, node, .. }, probed) in blocks {
+        let is_btrfs = matches!(&probed.content, Content::Filesystem(kind) if kind == "btrfs");
+        let several = btrfs::Superblock::of(node).is_some_and(|block| block.devices > 1);
+        if !is_btrfs || several && seen.contains(&probed.uuid.as_str()) {
+            continue;
+        }
+        seen.push(&probed.uuid);
+        let nodes = || blocks.iter().map(|(block, _)| block.node.clone()).collect();
+        let listed = btrfs::device_options(node, nodes).and_then(|options| {
+            btrfs::subvolumes(node, &options, assembly.programs, assembly.modules)
+        });
+        match listed {
+            Ok(paths) => found.push((name.clone(), paths)),
+            // The device itself is listed all the same.
+            Err(failure) => {
+                let first = failure.detail.lines().next().unwrap_or_default();
+                kmsg::warn(format_args!("subvolumes of {name}: {first}"));
+            }
+        }
+    }
+    found
+}
+
+/// `volumes`, with each one's subvolumes behind it.
+pub fn with_subvolumes(
+    volumes: Vec<Volume>,
+    subvolumes: &[(VolumeName, Vec<GuestPath>)],
+) -> Vec<Volume> {
+    let mut all = Vec::with_capacity(volumes.len());
+    for volume in volumes {
+        let own = subvolumes.iter().filter(|(name, _)| name == volume.device.volume());
+        let own = own.flat_map(|(_, paths)| paths).map(|path| Volume {
+            device: Mountable::Subvolume {
+                volume: volume.device.volume().clone(),
+                path: path.clone(),
+            },
+            ..volume.clone()
+        });
+        let own: Vec<Volume> = own.collect();
+        all.push(volume);
+        all.extend(own);
+    }
+    all
 }
 
 /// Probes the device with the node `node`.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use guestmnt_tests::program::{Finished, Workplace, text};
 use guestmnt_tests::specimens::{assembled, sha256, specimen};
-use guestmnt_tests::tree::assert_same;
+use guestmnt_tests::tree::{assert_same, assert_same_but_times};
 use xtask::disks::filesystems::Kind;
+use xtask::disks::specimens::MOUNTPOINTS;
 
 /// Arguments for `disks` and what is mounted where.
 fn arguments<'a>(disks: &'a [PathBuf], mounts: &[&'a str], mnt: &'a Path) -> Vec<&'a str> {
@@ -108,4 +109,47 @@ fn a_volume_group_on_an_array_is_found() {
     let finished = refusal(&disks, "/dev/md/data");
     let reason = "cannot mount /dev/md/data on /: is part of a volume group (LVM2_member)";
     assert!(finished.stderr.contains(reason), "{finished:?}");
+}
+
+#[test]
+fn subvolumes_on_two_devices_are_mounted_where_they_belong() {
+    let Some(disks) = assembled(["btrfs-a.img", "btrfs-b.img"]) else { return };
+    let Some((_, entries)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let home = place.folder("home");
+    place.mount(&arguments(&disks, &["btrfsvol:/dev/sdb/@home"], &home));
+    assert_same_but_times(&home, &entries);
+    place.unmount(&home);
+
+    let expected = "\
+Did you mean to mount one of these filesystems?
+    /dev/sda (btrfs)
+    btrfsvol:/dev/sda/@ (btrfs)
+    btrfsvol:/dev/sda/@home (btrfs)
+    /dev/sdb (btrfs)
+";
+    let finished = refusal(&disks, "btrfsvol:/dev/sda/@nix");
+    let reason = "cannot mount btrfsvol:/dev/sda/@nix on /: there is no such subvolume";
+    assert!(finished.stderr.contains(reason), "{finished:?}");
+    assert!(finished.stderr.ends_with(expected), "{finished:?}");
+
+    place.mount(&arguments(&disks, &["/dev/sda"], &mnt));
+    assert_eq!(fs::read_to_string(mnt.join("@/name")).unwrap(), "root\n");
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt", "home"]);
+}
+
+#[test]
+fn a_btrfs_clone_is_mounted_beside_its_original() {
+    let Some((image, entries)) = specimen(Kind::Btrfs) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let copy = place.path().join("copy");
+    fs::copy(&image, &copy).unwrap();
+    let inner = format!("/dev/sdb:/{}", MOUNTPOINTS[0]);
+    place.mount(&arguments(&[image, copy], &["/dev/sda", &inner], &mnt));
+    assert_same_but_times(&mnt.join(MOUNTPOINTS[0]), &entries);
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt", "copy"]);
 }
