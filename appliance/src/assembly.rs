@@ -9,6 +9,7 @@ use guestmnt_protocol::message::Failure;
 use guestmnt_protocol::volume::VolumeName;
 
 use crate::devices::{self, Device, Disks};
+use crate::encryption::Opened;
 use crate::failure::explained;
 use crate::kmsg;
 use crate::lvm::{Logical, Lvm, Physical};
@@ -42,14 +43,20 @@ pub struct Assembly<'a> {
     pub modules: &'a Modules,
     /// The programs that do it.
     pub programs: &'a Programs,
+    /// The encrypted volumes that are open.
+    pub opened: Vec<Opened>,
 }
 
 impl Assembly<'_> {
-    /// The node of the volume `name`, which is assembled if need be.
+    /// The node of the volume `name`, which is assembled if need be; of an encrypted one that is
+    /// open, the node of what is in it.
     ///
     /// # Errors
     /// `ENODEV` where there is no such volume; where it cannot be assembled, with the reason.
     pub fn node(&self, name: &VolumeName) -> Result<PathBuf, Failure> {
+        if let Some(opened) = self.opened.iter().find(|opened| opened.of == *name) {
+            return Ok(opened.node());
+        }
         match name {
             VolumeName::Partition(device) => self.disks.find(*device).ok_or_else(no_such_device),
             VolumeName::Logical { group, volume } => {
@@ -66,8 +73,17 @@ impl Assembly<'_> {
                 let array = arrays_of(&probed).into_iter().find(|array| array.is_called(name));
                 array.ok_or_else(no_such_device)?.assemble(self.programs, self.modules)
             }
-            VolumeName::Mapper(_) => Err(no_such_device()),
+            VolumeName::Mapper(name) => {
+                let opened = self.opened.iter().find(|opened| opened.name == *name);
+                opened.map(Opened::node).ok_or_else(no_such_device)
+            }
         }
+    }
+
+    /// Whether a volume is encrypted and open.
+    #[must_use]
+    pub fn is_open(&self, name: &VolumeName) -> bool {
+        self.opened.iter().any(|opened| opened.of == *name)
     }
 
     /// All block devices, those that had to be assembled among them, each with what it holds.
@@ -96,7 +112,7 @@ impl Assembly<'_> {
         self.all().into_iter().map(|(block, _)| block.node).collect()
     }
 
-    /// The given devices and all arrays, each with what it holds.
+    /// The given devices, all arrays and what is in open volumes, each with what it holds.
     fn with_arrays(&self) -> Vec<(Block, Probed)> {
         let mut blocks = probed(self.given());
         let arrays = arrays_of(&blocks).into_iter().filter_map(|array| {
@@ -105,6 +121,10 @@ impl Assembly<'_> {
         });
         let arrays = probed(arrays.collect());
         blocks.extend(arrays);
+        let opened = self.opened.iter().filter_map(|opened| {
+            assembled(VolumeName::Mapper(opened.name.clone()), Ok(opened.node()))
+        });
+        blocks.extend(probed(opened.collect()));
         blocks
     }
 

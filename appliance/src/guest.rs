@@ -77,6 +77,9 @@ impl Guest {
             Request::Volumes => Ok(Answer::Volumes(self.devices()?.volumes())),
             Request::Mount(request) => self.mount(request),
             Request::Unmount => self.unmount(),
+            Request::Unlock { volume, key } => {
+                self.devices()?.unlock(volume, key).map(|()| Answer::Done)
+            }
 
             Request::Stat(path) => self.on_files(|tree| tree.stat(path).map(Answer::Attr)),
             Request::ReadLink(path) => {

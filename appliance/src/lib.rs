@@ -17,6 +17,7 @@ mod bulk;
 mod contents;
 mod devices;
 mod directories;
+mod encryption;
 mod failure;
 mod files;
 mod filesystems;

@@ -16,10 +16,13 @@ use nix::time::{ClockId, clock_settime};
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Failure, Layout, MountRequest, Volume};
+use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::volume::VolumeName;
 
 use crate::assembly::Assembly;
 use crate::bulk::Bulk;
 use crate::devices::Disks;
+use crate::encryption::Opened;
 use crate::failure::{errno_of, explained};
 use crate::kmsg;
 use crate::layouts;
@@ -46,6 +49,8 @@ pub struct Machine {
     pub bulk: Option<Bulk>,
     /// The programs that assemble volumes.
     programs: Programs,
+    /// The encrypted volumes that were opened.
+    opened: Mutex<Vec<Opened>>,
     mounts: Mutex<Mounts>,
     /// `/dev/random`, once it was needed.
     random: OnceLock<File>,
@@ -67,6 +72,7 @@ impl Machine {
             disks: Disks::default(),
             modules: Modules::new(modules),
             programs: Programs::default(),
+            opened: Mutex::default(),
             mounts: Mutex::default(),
             random: OnceLock::new(),
         }
@@ -133,6 +139,24 @@ impl Machine {
         volumes::with_subvolumes(volumes::list(blocks), &subvolumes)
     }
 
+    /// Opens an encrypted volume; one that is open stays so.
+    ///
+    /// # Errors
+    /// As [`Opened::open`] and [`Assembly::node`].
+    pub fn unlock(&self, volume: &VolumeName, key: &Secret) -> Result<(), Failure> {
+        let assembly = self.assembly();
+        if assembly.is_open(volume) {
+            return Ok(());
+        }
+        let node = assembly.node(volume)?;
+        let content = volumes::content_of(volume.device(), &node, &self.disks)
+            .map_err(|errno| failed("read the volume", errno))?;
+        let programs = &self.programs;
+        let opened = Opened::open(volume, &node, &content, key, programs, &self.modules)?;
+        self.opened().push(opened);
+        Ok(())
+    }
+
     /// Mounts a filesystem; `root` is what is mounted on `/`.
     ///
     /// # Errors
@@ -163,7 +187,17 @@ impl Machine {
     }
 
     fn assembly(&self) -> Assembly<'_> {
-        Assembly { disks: &self.disks, modules: &self.modules, programs: &self.programs }
+        Assembly {
+            disks: &self.disks,
+            modules: &self.modules,
+            programs: &self.programs,
+            opened: self.opened().clone(),
+        }
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Vec<Opened>> {
+        // A volume is in the list or not.
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mounts(&self) -> MutexGuard<'_, Mounts> {

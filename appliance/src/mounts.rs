@@ -69,7 +69,8 @@ impl Mounts {
     ) -> Result<(), Failure> {
         let Assembly { disks, modules, .. } = assembly;
         let volume = request.device.volume();
-        let (node, device) = (assembly.node(volume)?, volume.device());
+        let node = assembly.node(volume)?;
+        let device = volume.device().filter(|_| !assembly.is_open(volume));
         let place = Place::find(&request.at, root)?;
         let target = place.target();
         let options = own_options(&request.options);

@@ -45,6 +45,8 @@ pub struct Programs {
 /// What a program that failed left.
 #[derive(Debug)]
 pub struct Failed {
+    /// Its status; `None` where a signal ended it.
+    pub status: Option<i32>,
     /// What it printed on standard error.
     pub said: String,
 }
@@ -107,7 +109,7 @@ impl Programs {
             .map_err(failed)?;
         let (printed, said) = converse(&mut child, input);
         let status = child.wait().map_err(failed)?;
-        Ok(if status.success() { Ok(printed) } else { Err(Failed { said }) })
+        Ok(if status.success() { Ok(printed) } else { Err(Failed { status: status.code(), said }) })
     }
 }
 

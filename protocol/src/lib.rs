@@ -16,6 +16,7 @@ pub mod frame;
 pub mod limits;
 pub mod message;
 pub mod path;
+pub mod secret;
 pub mod volume;
 pub mod xattr;
 

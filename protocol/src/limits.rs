@@ -48,5 +48,8 @@ pub const MAX_LANES: usize = 16;
 /// Bytes of a [`crate::volume::PlainName`]: what LVM allows (NAME_LEN in its lib/misc) fits.
 pub const MAX_PLAIN_NAME: usize = 127;
 
+/// Bytes of a [`crate::secret::Secret`]; leaves room in a body. Passphrases have at most 512.
+pub const MAX_SECRET: usize = 32 * 1024;
+
 /// Disks of one VM: LUNs of one virtio-scsi target stay below 16384, names stay readable.
 pub const MAX_DISKS: usize = 255;

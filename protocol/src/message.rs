@@ -8,7 +8,8 @@ use crate::attr::Attr;
 use crate::batch::Wanted;
 use crate::limits::MAX_DETAIL;
 use crate::path::{EntryName, GuestPath};
-use crate::volume::Mountable;
+use crate::secret::Secret;
+use crate::volume::{Mountable, VolumeName};
 
 /// What the host asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +108,15 @@ pub enum Request {
         path: GuestPath,
         /// The first byte of interest.
         from: u64,
+    },
+    /// Opens an encrypted volume, so that what is in it is there by [`VolumeName::Mapper`], by
+    /// the encrypted one's own name, and for all that is assembled from it. Answer:
+    /// [`Answer::Done`], or `EACCES` for a key that does not fit.
+    Unlock {
+        /// The encrypted volume.
+        volume: VolumeName,
+        /// A passphrase, recovery key or key.
+        key: Secret,
     },
 }
 

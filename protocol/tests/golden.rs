@@ -11,6 +11,7 @@ use guestmnt_protocol::message::{
     Answer, Content, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
 };
 use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::secret::Secret;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -87,6 +88,13 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             b"\x10\x00\x02\x01a\x02bc".to_vec(),
         ),
         (Request::Layout { path: path("/f"), from: 300 }, vec![17, 1, b'f', 0xac, 2]),
+        (
+            Request::Unlock {
+                volume: DeviceName { disk: 0, partition: 2 }.into(),
+                key: Secret::try_from(b"k".to_vec()).expect("short"),
+            },
+            b"\x12\x00\x00\x02\x01k".to_vec(),
+        ),
     ]
 }
 

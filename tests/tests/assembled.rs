@@ -2,11 +2,14 @@
 //! file by file, and the images unchanged.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use guestmnt_tests::program::{Finished, Workplace, text};
 use guestmnt_tests::specimens::{assembled, sha256, specimen};
 use guestmnt_tests::tree::{assert_same, assert_same_but_times};
+use xtask::disks::assembled::PASSPHRASE;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::specimens::MOUNTPOINTS;
 
@@ -152,4 +155,67 @@ fn a_btrfs_clone_is_mounted_beside_its_original() {
     assert_same_but_times(&mnt.join(MOUNTPOINTS[0]), &entries);
     place.unmount(&mnt);
     place.assert_clean(&["mnt", "copy"]);
+}
+
+#[test]
+fn encrypted_volumes_are_opened_with_their_keys() {
+    let Some(disks) = assembled(["luks1.img", "luks2.img"]) else { return };
+    let Some((_, entries)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let file = place.path().join("key");
+    fs::write(&file, format!("{PASSPHRASE}\n")).unwrap();
+    let by_file = format!("/dev/sdb:file:{}", file.display());
+    let for_all = format!("all:key:{PASSPHRASE}");
+    let table: [(&[&str], &str); 4] = [
+        (&["--key", &for_all], "/dev/sda"),
+        (&["--key", &for_all], "/dev/mapper/cryptsda"),
+        (&["--key", "all:key:wrong", "--key", &by_file], "/dev/secret/root"),
+        (&["--key", "/dev/sda:key:wrong", "--key", &for_all], "/dev/sda"),
+    ];
+    for (keys, volume) in table {
+        place.mount(&[keys, &arguments(&disks, &[volume], &mnt)].concat());
+        assert_same(&mnt, &entries);
+        place.unmount(&mnt);
+    }
+    place.assert_clean(&["mnt", "key"]);
+}
+
+#[test]
+fn keys_are_read_from_standard_input() {
+    let Some(disks) = assembled(["luks1.img"]) else { return };
+    let Some((_, entries)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let arguments = [&["--keys-from-stdin"], &arguments(&disks, &["/dev/sda"], &mnt)[..]].concat();
+    let mut command = place.command("guestmnt", &arguments);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let lines = format!("wrong\n{PASSPHRASE}\n");
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_same(&mnt, &entries);
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_wrong_key_and_no_key_say_so() {
+    let Some(disks) = assembled(["luks1.img"]) else { return };
+    let finished = refusal(&disks, "/dev/sda");
+    let reason = "cannot mount /dev/sda on /: holds an encrypted volume (crypto_LUKS)";
+    assert!(finished.stderr.contains(reason), "{finished:?}");
+    assert!(finished.stderr.contains("hint: --key /dev/sda:file:PATH opens it"), "{finished:?}");
+
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let key = ["--key", "/dev/sda:key:hunter2"];
+    let arguments = [&key, &arguments(&disks, &["/dev/sda"], &mnt)[..]].concat();
+    let finished = place.run("guestmnt", &arguments);
+    assert_eq!(finished.status, Some(1), "{finished:?}");
+    assert!(
+        finished.stderr.contains("cannot open /dev/sda: no key given for it fits"),
+        "{finished:?}"
+    );
+    assert!(!finished.stderr.contains("hunter2"), "{finished:?}");
+    place.assert_clean(&["mnt"]);
 }

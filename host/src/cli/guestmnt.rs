@@ -16,6 +16,7 @@ use super::background::{self, Side};
 use super::{descriptor, is_root, raise_file_limit, start_logging};
 use crate::image::{BlockSize, Format, ImageError, OpenOptions, disks_of};
 use crate::session::fuse_options::FuseOptions;
+use crate::session::keys::{self, Key, KeyError, KeySpec};
 use crate::session::launch::{cache_folder, prepare};
 use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, MountSpec, Plan, in_order};
 use crate::session::timings::Timings;
@@ -91,9 +92,18 @@ struct Arguments {
     #[arg(long, conflicts_with_all = ["add", "mount", "no_template"])]
     prepare: bool,
 
-    /// Memory of the VM in MiB
-    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MEMORY_MIB, value_parser = clap::value_parser!(u32).range(128..=65536))]
-    memsize: u32,
+    /// Key of an encrypted volume: DEVICE, UUID or all, and key:PASSPHRASE (which others can see
+    /// in the list of processes), file:PATH or fd:N
+    #[arg(long, value_name = "SELECTOR:KIND:VALUE")]
+    key: Vec<String>,
+
+    /// Read keys for all encrypted volumes from standard input, one on each line
+    #[arg(long)]
+    keys_from_stdin: bool,
+
+    /// Memory of the VM in MiB; 256, or 1536 with keys
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(128..=65536))]
+    memsize: Option<u32>,
 
     /// Seconds that one request to the guest may take
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
@@ -213,15 +223,19 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     let confinement =
         if arguments.require_confinement { Policy::Required } else { Policy::BestEffort };
     if arguments.prepare {
-        return prepare(arguments.accel, arguments.memsize, confinement)
+        let memory_mib = arguments.memsize.unwrap_or(DEFAULT_MEMORY_MIB);
+        return prepare(arguments.accel, memory_mib, confinement)
             .map(|()| ExitCode::SUCCESS)
             .map_err(boxed);
     }
     let timings = Timings::start();
     let disks = resolved(disks, &arguments.allow_path).map_err(boxed)?;
     let mounts = in_order(arguments.mount, disks.len()).map_err(boxed)?;
+    let keys = fetch_keys(&arguments.key, arguments.keys_from_stdin).map_err(boxed)?;
+    let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
     let plan = Plan {
         disks,
+        keys,
         allow_paths: arguments.allow_path,
         mounts,
         mountpoint: arguments.mountpoint.unwrap_or_default(),
@@ -231,7 +245,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         confinement,
         through_guest: arguments.through_guest,
         bulk: !arguments.no_bulk_memory,
-        memory_mib: arguments.memsize,
+        memory_mib: arguments.memsize.unwrap_or(usual_memory),
         timeout: Duration::from_secs(arguments.timeout),
     };
     let ready = arguments.fd.map(sys::take_inherited).transpose();
@@ -279,6 +293,17 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         let _ = fs::remove_file(file);
     }
     waited.map_err(boxed).map(|()| ExitCode::SUCCESS)
+}
+
+/// The keys that the options name. Before anything is started: standard input and descriptors are
+/// the caller's.
+fn fetch_keys(specs: &[String], from_stdin: bool) -> Result<Vec<Key>, KeyError> {
+    let fetched = specs.iter().map(|spec| spec.parse::<KeySpec>()?.fetch());
+    let mut keys: Vec<Key> = fetched.collect::<Result<_, _>>()?;
+    if from_stdin {
+        keys.extend(keys::from_lines(std::io::stdin().lock())?);
+    }
+    Ok(keys)
 }
 
 /// An error of any of the steps: all that is done with it is to print it.

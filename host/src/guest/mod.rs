@@ -21,6 +21,8 @@ use guestmnt_protocol::message::{
     Answer, Extent, Layout, MountRequest, Outcome, Request, Run, StatFs, Volume,
 };
 use guestmnt_protocol::path::GuestPath;
+use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::volume::VolumeName;
 use log::{debug, info, warn};
 use nix::errno::Errno;
 
@@ -150,6 +152,14 @@ impl Guest {
     /// [`GuestError::Failed`] with the reason.
     pub fn mount(&self, request: MountRequest) -> Result<(), GuestError> {
         self.launch_step(&Request::Mount(request))
+    }
+
+    /// Opens an encrypted volume.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with `EACCES` for a key that does not fit, or with the reason.
+    pub fn unlock(&self, volume: VolumeName, key: Secret) -> Result<(), GuestError> {
+        self.launch_step(&Request::Unlock { volume, key })
     }
 
     /// Writes everything back and unmounts all.

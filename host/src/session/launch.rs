@@ -14,6 +14,7 @@ use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::Mountable;
 use log::{info, warn};
 
+use super::keys::{self, KeyError};
 use super::plan::{DEFAULT_MEMORY_MIB, MountSpec, Plan};
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
@@ -64,6 +65,8 @@ pub enum LaunchError {
     Entropy(io::Error),
     /// A template was wanted and could not be made.
     NoTemplate,
+    /// A key is wrong, or an encrypted volume cannot be opened.
+    Key(KeyError),
     /// A device is not there.
     NoSuchDevice(Mountable, Vec<Volume>),
     /// The guest could not mount a filesystem.
@@ -92,6 +95,7 @@ impl fmt::Display for LaunchError {
             }
             Self::Entropy(error) => write!(f, "cannot read /dev/urandom: {error}"),
             Self::NoTemplate => f.write_str("no template could be made\n  hint: -v says why"),
+            Self::Key(error) => error.fmt(f),
             Self::NoSuchDevice(device, volumes) => {
                 write!(f, "there is no {device} in the image{}", Suggestions(volumes))
             }
@@ -388,9 +392,13 @@ fn boot(
 }
 
 fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
+    if !plan.keys.is_empty() {
+        keys::open_volumes(&launched.guest, &plan.keys).map_err(LaunchError::Key)?;
+        timings.done("volumes opened");
+    }
     for spec in &plan.mounts {
         if let Err(error) = launched.guest.mount(spec.into()) {
-            return Err(explain(error, spec, launched));
+            return Err(explain(error, spec, plan, launched));
         }
     }
     timings.done("mounted");
@@ -398,7 +406,7 @@ fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launc
 }
 
 /// Says why `spec` could not be mounted, and what could be.
-fn explain(error: GuestError, spec: &MountSpec, launched: Launched) -> LaunchError {
+fn explain(error: GuestError, spec: &MountSpec, plan: &Plan, launched: Launched) -> LaunchError {
     let Launched { guest, vm, .. } = launched;
     let GuestError::Failed(failure) = &error else {
         return LaunchError::Guest(error, vm.last_words());
@@ -412,7 +420,11 @@ fn explain(error: GuestError, spec: &MountSpec, launched: Launched) -> LaunchErr
     if missing {
         return LaunchError::NoSuchDevice(spec.device.clone(), volumes);
     }
-    let reason = error.to_string();
+    let mut reason = error.to_string();
+    let named = volumes.iter().find(|volume| volume.device == wanted);
+    if named.is_some_and(keys::is_encrypted) && plan.keys.is_empty() {
+        reason += &format!("\n  hint: --key {wanted}:file:PATH opens it");
+    }
     LaunchError::Mount { spec: Box::new(spec.clone()), reason, volumes }
 }
 

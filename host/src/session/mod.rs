@@ -3,6 +3,7 @@
 
 pub mod end;
 pub mod fuse_options;
+pub mod keys;
 pub mod launch;
 pub mod mountpoint;
 pub mod plan;

@@ -12,6 +12,7 @@ use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::volume::{Mountable, SUBVOLUME_PREFIX};
 
 use super::fuse_options::FuseOptions;
+use super::keys::Key;
 use crate::image::{BlockSize, Format};
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::confinement::Policy;
@@ -27,6 +28,8 @@ pub struct Plan {
     pub allow_paths: Vec<PathBuf>,
     /// What is mounted in the guest, the root first, then by depth.
     pub mounts: Vec<MountSpec>,
+    /// Keys of encrypted volumes.
+    pub keys: Vec<Key>,
     /// The folder on the host.
     pub mountpoint: PathBuf,
     /// What `-o` says.

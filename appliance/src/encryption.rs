@@ -1,0 +1,100 @@
+//! Encrypted volumes: LUKS and BitLocker, opened by cryptsetup. The key goes to its standard input.
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use guestmnt_protocol::message::{Content, Failure};
+use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::volume::{PlainName, VolumeName};
+
+use crate::failure::explained;
+use crate::modules::Modules;
+use crate::programs::Programs;
+
+/// An encrypted volume that was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The encrypted one.
+    pub of: VolumeName,
+    /// What is in it: `/dev/mapper/NAME`.
+    pub name: PlainName,
+}
+
+impl Opened {
+    /// The node of what is in it.
+    #[must_use]
+    pub fn node(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(self.name.as_str())
+    }
+
+    /// Opens the volume `of`, which has the node `node` and holds `content`.
+    ///
+    /// # Errors
+    /// `EMEDIUMTYPE` for what is not encrypted, `EACCES` for a key that is none of its keys, `EIO`
+    /// with what cryptsetup said.
+    pub fn open(
+        of: &VolumeName,
+        node: &Path,
+        content: &Content,
+        key: &Secret,
+        programs: &Programs,
+        modules: &Modules,
+    ) -> Result<Self, Failure> {
+        let kind = match content {
+            Content::Other(kind) if kind == "crypto_LUKS" => "luks",
+            Content::Other(kind) if kind == "BitLocker" => "bitlk",
+            _ => return Err(explained(Errno::EMEDIUMTYPE, "is not encrypted")),
+        };
+        let opened = Self { of: of.clone(), name: name_for(of) };
+        let node = node.to_string_lossy();
+        let arguments = [
+            "open",
+            "--batch-mode",
+            "--disable-locks",
+            "--disable-keyring",
+            "--type",
+            kind,
+            "--key-file",
+            "-",
+            node.as_ref(),
+            opened.name.as_str(),
+        ];
+        match programs.run(modules, "cryptsetup", &arguments, key.as_bytes())? {
+            Ok(_) => Ok(opened),
+            Err(failed) => Err(match failed.status {
+                Some(NO_PERMISSION) => explained(Errno::EACCES, "the key does not open it"),
+                Some(NO_MEMORY) => explained(
+                    Errno::ENOMEM,
+                    "the VM has too little memory for its key; --memsize gives more",
+                ),
+                _ => failed.explained(Errno::EIO, "cryptsetup cannot open it"),
+            }),
+        }
+    }
+}
+
+/// cryptsetup's statuses for a key that does not fit and for memory; cryptsetup(8), RETURN CODES.
+const NO_PERMISSION: i32 = 2;
+const NO_MEMORY: i32 = 3;
+
+/// `cryptsda2` for `/dev/sda2`, as libguestfs calls it; two copies of one volume get two names.
+fn name_for(of: &VolumeName) -> PlainName {
+    let device = of.to_string();
+    let device = device.strip_prefix("/dev/").unwrap_or(&device).replace('/', ".");
+    format!("crypt{device}").parse().unwrap_or_else(|_| PlainName::from(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_opened_is_called_after_its_device() {
+        for (of, name) in
+            [("/dev/sda2", "cryptsda2"), ("/dev/vg/root", "cryptvg.root"), ("/dev/md0", "cryptmd0")]
+        {
+            assert_eq!(name_for(&of.parse().unwrap()).as_str(), name);
+        }
+    }
+}
