@@ -1,5 +1,6 @@
 //! What the daemon answers from: each request with the one call that carries it out.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 
 use guestmnt_protocol::VERSION;
+use guestmnt_protocol::batch::Plain;
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Failure, MountRequest, Outcome, Request};
 use guestmnt_protocol::path::GuestPath;
@@ -102,8 +104,13 @@ impl Guest {
                 self.on_files(|tree| tree.get_xattr(path, name, payload).map(|()| Answer::Payload))
             }
             Request::StatFs(path) => self.on_files(|tree| tree.stat_fs(path).map(Answer::StatFs)),
-            Request::ReadFiles { folder, files } => self
-                .on_files(|tree| tree.read_files(folder, files, payload).map(|()| Answer::Payload)),
+            Request::ReadFiles { folder, plain, files } => self.on_files(|tree| {
+                let place = |folder: BorrowedFd| match plain {
+                    Plain::Bytes => None,
+                    Plain::Places => self.machine.as_ref()?.place(folder).ok(),
+                };
+                tree.read_files(folder, files, place, payload).map(|()| Answer::Payload)
+            }),
             Request::ReadXattrs { folder, names } => self.on_files(|tree| {
                 tree.read_xattrs(folder, names, payload).map(|()| Answer::Payload)
             }),

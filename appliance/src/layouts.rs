@@ -36,18 +36,36 @@ pub struct Place {
     pub start: u64,
 }
 
-/// Where the bytes of an open file are from byte `from` on, given the place of its filesystem.
+/// Where the bytes of an open file are from byte `from` on, given the place of its filesystem,
+/// which [`is_trusted`].
 ///
 /// # Errors
 /// `EOPNOTSUPP` where the host cannot read them itself; as ioctl(2) with `FS_IOC_FIEMAP`.
 pub fn layout(file: BorrowedFd, from: u64, place: Place) -> nix::Result<Layout> {
-    if !TRUSTED.contains(&fstatfs(file)?.filesystem_type().0) {
-        return Err(Errno::EOPNOTSUPP);
-    }
     let size = u64::try_from(fstat(file)?.st_size).map_err(|_| Errno::EIO)?;
     let mut extents = [FiemapExtent::default(); MAX_RUNS];
     let found = sys::fiemap(file, from, &mut extents)?;
     runs(&extents[..found], from, size, place)
+}
+
+/// Whether the extents of files on the filesystem of `file` tell where their bytes are.
+///
+/// # Errors
+/// As fstatfs(2).
+pub fn is_trusted(file: BorrowedFd) -> nix::Result<bool> {
+    Ok(TRUSTED.contains(&fstatfs(file)?.filesystem_type().0))
+}
+
+/// The place on its disk of the first `length` bytes of an open file, if they are in one piece;
+/// given the place of its filesystem, which [`is_trusted`].
+pub fn in_one_piece(file: BorrowedFd, length: u64, place: Place) -> Option<u64> {
+    // With a second one it would not be in one piece.
+    let mut extents = [FiemapExtent::default(); 1];
+    let found = sys::fiemap(file, 0, &mut extents).ok()?;
+    match runs(&extents[..found], 0, length, place).ok()?.runs.as_slice() {
+        [Run { at: 0, length: stored, stored: start }] if *stored >= length => Some(*start),
+        _ => None,
+    }
 }
 
 fn runs(extents: &[FiemapExtent], from: u64, size: u64, place: Place) -> nix::Result<Layout> {

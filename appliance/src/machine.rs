@@ -170,12 +170,20 @@ impl Machine {
     /// # Errors
     /// `EOPNOTSUPP` where only the guest can read them, else as [`layouts::layout`].
     pub fn layout(&self, file: BorrowedFd, from: u64) -> nix::Result<Layout> {
+        layouts::layout(file, from, self.place(file)?)
+    }
+
+    /// The place on its disk of the filesystem that an open file is on.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where the image does not hold the files as the guest sees them.
+    pub fn place(&self, file: BorrowedFd) -> nix::Result<layouts::Place> {
         let place =
             self.mounts().place(fstat(file)?.st_dev, &self.disks).ok_or(Errno::EOPNOTSUPP)?;
-        if self.disks.written(place.disk) {
+        if !layouts::is_trusted(file)? || self.disks.written(place.disk) {
             return Err(Errno::EOPNOTSUPP);
         }
-        layouts::layout(file, from, place)
+        Ok(place)
     }
 
     /// Unmounts everything.

@@ -1,7 +1,8 @@
-//! Reading the contents of several small files of one directory at once.
+//! Contents of several small files of one directory at once.
 //!
-//! What such files cost is the disk: one read for each, wherever it lies. So all of them are under
-//! way together, in the order of their inodes, which mostly is the order on the disk.
+//! What such files cost is the disk: one read for each, wherever it lies. Where the host can read
+//! the disk itself, it is told the places. Otherwise all reads are under way together, in the order
+//! of the inodes, which mostly is the order on the disk.
 //!
 //! **Invariant:** nothing is opened but regular files, and nothing for writing.
 
@@ -13,12 +14,12 @@ use nix::fcntl::{AtFlags, FcntlArg, OFlag, PosixFadviseAdvice, fcntl, openat, po
 use nix::sys::stat::{Mode, fstatat};
 use nix::sys::uio::pread;
 
-use guestmnt_protocol::batch::{ALIGNMENT, Layout, Wanted, set_outcome};
-use guestmnt_protocol::limits::MAX_PAYLOAD;
+use guestmnt_protocol::batch::{Outcome, Planned, Stored, Wanted, push_outcome};
 use guestmnt_protocol::path::GuestPath;
 
 use crate::aio::{Queue, Read};
 use crate::failure;
+use crate::layouts::{self, Place};
 use crate::payload::Payload;
 use crate::resolve;
 use crate::tree::Tree;
@@ -26,9 +27,12 @@ use crate::tree::Tree;
 /// Files that are open and reads that are under way at once. A process may have 1024 files open.
 const AT_ONCE: usize = 128;
 
+/// Bytes of a disk's sector: what direct reading wants its memory aligned to.
+const SECTOR: usize = 512;
+
 impl Tree {
-    /// Puts the first bytes of the files `wanted` of one directory into `payload`, as
-    /// [`Layout`] says.
+    /// Puts the contents of the files `wanted` of one directory into `payload`, or their places
+    /// on the disk where `place` says where their filesystem is.
     ///
     /// # Errors
     /// As [`resolve::open_directory`]; `EINVAL` for more than fits into a payload. That a file
@@ -37,26 +41,41 @@ impl Tree {
         &self,
         folder: &GuestPath,
         wanted: &[Wanted],
+        place: impl FnOnce(BorrowedFd) -> Option<Place>,
         payload: &mut Payload,
     ) -> nix::Result<()> {
-        let sizes: Vec<u32> = wanted.iter().map(|wanted| wanted.size).collect();
-        let layout = Layout::of(&sizes).ok_or(Errno::EINVAL)?;
+        let mut planned = Planned::default();
+        if !wanted.iter().all(|wanted| planned.add(wanted.size)) {
+            return Err(Errno::EINVAL);
+        }
         let directory = self.directory(folder)?;
+        let place = place(directory.as_fd());
         let mut space = self.spaces.take();
-        let outcomes = space.fill(payload.space(layout.len()), |queue, destination| {
-            read_all(directory.as_fd(), wanted, &layout, queue, destination)
+        let mut contents = Vec::new();
+        payload.append_with(|page| {
+            for wanted in wanted.chunks(AT_ONCE) {
+                for file in space.read(directory.as_fd(), wanted, place) {
+                    let outcome = match file {
+                        Ok(File::Stored(stored)) => Outcome::Stored(stored),
+                        Ok(File::Read(bytes)) => {
+                            contents.extend_from_slice(bytes);
+                            Outcome::Here(length(bytes.len()))
+                        }
+                        Err(errno) => Outcome::Failed(failure::number(errno)),
+                    };
+                    push_outcome(page, &outcome);
+                }
+            }
+            page.extend_from_slice(&contents);
         });
         self.spaces.give_back(space);
-        let answer = payload.space(layout.len());
-        answer[..layout.contents_start()].fill(0);
-        for (index, outcome) in outcomes.into_iter().enumerate() {
-            let outcome = outcome.map(|length| {
-                u32::try_from(length).expect("no more was read than 32 bits of bytes")
-            });
-            set_outcome(answer, index, outcome.map_err(failure::number));
-        }
         Ok(())
     }
+}
+
+/// A length that was checked against the protocol's limits.
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("no more than a payload")
 }
 
 /// What reading several files at once takes; kept, since making it costs more than using it.
@@ -67,7 +86,7 @@ impl Spaces {
     fn take(&self) -> Space {
         // A push or a pop is all or nothing.
         let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        free.unwrap_or_else(|| Space { queue: Queue::new(AT_ONCE).ok(), aligned: Vec::new() })
+        free.unwrap_or_else(|| Space { queue: Queue::new(AT_ONCE).ok(), memory: Vec::new() })
     }
 
     fn give_back(&self, space: Space) {
@@ -78,90 +97,86 @@ impl Spaces {
 struct Space {
     /// `None` where the kernel has none.
     queue: Option<Queue>,
-    /// Where the disk writes to if the destination is not aligned.
-    aligned: Vec<u8>,
+    /// Where the disk writes to.
+    memory: Vec<u8>,
+}
+
+/// A file whose contents are to be had.
+enum File<'a> {
+    Stored(Stored),
+    Read(&'a [u8]),
 }
 
 impl Space {
-    /// Has `read` fill `destination`, or aligned memory that is copied there.
-    fn fill<T>(
+    /// The contents or places of some files, at most [`AT_ONCE`].
+    fn read(
         &mut self,
-        destination: &mut [u8],
-        read: impl FnOnce(Option<&mut Queue>, &mut [u8]) -> T,
-    ) -> T {
-        let queue = self.queue.as_mut();
-        if destination.as_ptr().align_offset(ALIGNMENT) == 0 {
-            return read(queue, destination);
+        folder: BorrowedFd,
+        wanted: &[Wanted],
+        place: Option<Place>,
+    ) -> impl Iterator<Item = nix::Result<File<'_>>> {
+        let mut files = Vec::with_capacity(wanted.len());
+        let mut to_read = Vec::new();
+        for (index, wanted) in wanted.iter().enumerate() {
+            files.push(match Opened::open(folder, wanted) {
+                Ok(None) => Ok(File::Read(&[])),
+                Ok(Some(opened)) => match place.and_then(|place| opened.stored(place)) {
+                    Some(stored) => Ok(File::Stored(stored)),
+                    None => {
+                        to_read.push((index, opened));
+                        Err(Errno::EIO)
+                    }
+                },
+                Err(errno) => Err(errno),
+            });
         }
-        self.aligned.resize(MAX_PAYLOAD + ALIGNMENT, 0);
-        let start = self.aligned.as_ptr().align_offset(ALIGNMENT);
-        let aligned = &mut self.aligned[start..start + destination.len()];
-        let result = read(queue, aligned);
-        destination.copy_from_slice(aligned);
-        result
-    }
-}
-
-/// Reads each file to its room in `destination`; returns how many bytes there were.
-fn read_all(
-    folder: BorrowedFd,
-    wanted: &[Wanted],
-    layout: &Layout,
-    mut queue: Option<&mut Queue>,
-    destination: &mut [u8],
-) -> Vec<nix::Result<usize>> {
-    let mut outcomes = vec![Err(Errno::EIO); wanted.len()];
-    let mut rest = &mut destination[layout.contents_start()..];
-    for start in (0..wanted.len()).step_by(AT_ONCE) {
-        let mut group = Vec::new();
-        let end = wanted.len().min(start + AT_ONCE);
-        for index in start..end {
-            let room = layout.rooms()[index].len();
-            let (place, behind) = rest.split_at_mut(room.next_multiple_of(ALIGNMENT));
+        to_read.sort_by_key(|(_, opened)| opened.inode);
+        let needed = to_read.iter().map(|(_, opened)| opened.room()).sum::<usize>() + SECTOR;
+        if self.memory.len() < needed {
+            self.memory.resize(needed, 0);
+        }
+        let start = self.memory.as_ptr().align_offset(SECTOR);
+        let mut rest = &mut self.memory[start..];
+        let mut group = Vec::with_capacity(to_read.len());
+        for (index, opened) in to_read {
+            let (room, behind) = rest.split_at_mut(opened.room());
             rest = behind;
-            match Opened::open(folder, &wanted[index]) {
-                Ok(Some(opened)) => group.push((index, opened, place)),
-                Ok(None) => outcomes[index] = Ok(0),
-                Err(errno) => outcomes[index] = Err(errno),
-            }
+            group.push((index, opened, room));
         }
-        group.sort_by_key(|(_, opened, _)| opened.inode);
-        read_group(group, queue.as_deref_mut(), &mut outcomes);
+        for (index, bytes) in read_group(group, self.queue.as_mut()) {
+            files[index] = bytes.map(File::Read);
+        }
+        files.into_iter()
     }
-    outcomes
 }
 
-/// Reads some files that are open, all at once as far as that goes.
-fn read_group(
-    mut group: Vec<(usize, Opened, &mut [u8])>,
+/// Reads some files that are open, all at once as far as that goes, each to its room.
+fn read_group<'a>(
+    mut group: Vec<(usize, Opened, &'a mut [u8])>,
     queue: Option<&mut Queue>,
-    outcomes: &mut [nix::Result<usize>],
-) {
+) -> Vec<(usize, nix::Result<&'a [u8]>)> {
     for (_, opened, _) in group.iter().filter(|(_, opened, _)| !opened.direct) {
         // Where this is not possible, reading only takes longer.
         let _ = posix_fadvise(&opened.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
+    let reads = group.iter_mut().map(|(_, opened, room)| Read {
+        file: opened.file.as_fd(),
+        buffer: room,
+        outcome: Err(Errno::EIO),
+    });
+    let mut reads: Vec<Read> = reads.collect();
     if let Some(queue) = queue {
-        let direct = group.iter_mut().filter(|(_, opened, _)| opened.direct);
-        let (indices, mut reads): (Vec<usize>, Vec<Read>) = direct
-            .map(|(index, opened, place)| {
-                let file = opened.file.as_fd();
-                (*index, Read { file, buffer: place, outcome: Err(Errno::EIO) })
-            })
-            .unzip();
         queue.read(&mut reads);
-        for (index, read) in indices.into_iter().zip(reads) {
-            outcomes[index] = read.outcome;
-        }
     }
-    for (index, opened, place) in group {
+    let counts: Vec<usize> = reads.iter().map(|read| read.outcome.unwrap_or(0)).collect();
+    let whole = |((index, opened, room), count): ((usize, Opened, &'a mut [u8]), usize)| {
         let length = opened.length;
-        outcomes[index] = match outcomes[index] {
-            // Direct reading is not for all files: compressed ones among others.
-            Ok(count) if count >= length => Ok(length),
-            _ => opened.read_plainly(&mut place[..length]),
-        };
-    }
+        // Direct reading is not for all files: compressed ones among others.
+        let count =
+            if count >= length { Ok(length) } else { opened.read_plainly(&mut room[..length]) };
+        (index, count.map(|count| &room[..count]))
+    };
+    group.into_iter().zip(counts).map(whole).collect()
 }
 
 /// A regular file that is open.
@@ -199,14 +214,25 @@ impl Opened {
         Ok(Some(Self { file, direct, inode: stat.st_ino, length }))
     }
 
-    fn read_plainly(self, place: &mut [u8]) -> nix::Result<usize> {
+    /// Bytes that direct reading wants to write to.
+    fn room(&self) -> usize {
+        self.length.next_multiple_of(SECTOR)
+    }
+
+    /// Where its bytes are on the disk, if they are there as they are.
+    fn stored(&self, place: Place) -> Option<Stored> {
+        let start = layouts::in_one_piece(self.file.as_fd(), self.length as u64, place)?;
+        Some(Stored { disk: place.disk, place: start, length: length(self.length) })
+    }
+
+    fn read_plainly(self, room: &mut [u8]) -> nix::Result<usize> {
         if self.direct {
             fcntl(&self.file, FcntlArg::F_SETFL(OFlag::empty()))?;
         }
         let mut filled = 0;
-        while filled < place.len() {
+        while filled < room.len() {
             let offset = i64::try_from(filled).expect("a payload is shorter");
-            match pread(&self.file, &mut place[filled..], offset) {
+            match pread(&self.file, &mut room[filled..], offset) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(Errno::EINTR) => {}

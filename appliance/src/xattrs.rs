@@ -86,6 +86,9 @@ struct Located {
     _open: OwnedFd,
 }
 
+/// Bytes of the names that most files have.
+const FEW_NAMES: usize = 512;
+
 /// Where lists and values are read to, for file after file.
 struct Space {
     list: Vec<u8>,
@@ -97,8 +100,12 @@ impl Space {
     /// always fits into a payload: its names take [`MAX_XATTR`] bytes at most, and its values as
     /// much as [`MAX_XATTR`] of names are worth, or else they are left out.
     fn read(&mut self, path: &CString) -> FileXattrs {
-        let length = sys::llistxattr(path, &mut self.list)
-            .map_err(|errno| failure::number(too_long(errno)))?;
+        // The kernel takes memory for as much as it is offered, and few files have many.
+        let length = match sys::llistxattr(path, &mut self.list[..FEW_NAMES]) {
+            Err(Errno::ERANGE) => sys::llistxattr(path, &mut self.list),
+            done => done,
+        };
+        let length = length.map_err(|errno| failure::number(too_long(errno)))?;
         let mut room = MAX_XATTR;
         let names = self.list[..length].split(|&byte| byte == 0);
         let xattrs = names.filter_map(|name| XattrName::new(name).ok()).map(|name| {

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attr::Attr;
-use crate::batch::Wanted;
+use crate::batch::{Plain, Wanted};
 use crate::limits::MAX_DETAIL;
 use crate::path::{EntryName, GuestPath};
 use crate::secret::Secret;
@@ -84,11 +84,13 @@ pub enum Request {
     },
     /// Size and usage of the filesystem that a file is on. Answer: [`Answer::StatFs`].
     StatFs(GuestPath),
-    /// The first bytes of several regular files of one directory, see [`crate::batch::Layout`].
+    /// The first bytes of several regular files of one directory, see [`crate::batch`].
     /// Answer: [`Answer::Payload`].
     ReadFiles {
         /// The directory.
         folder: GuestPath,
+        /// What is wanted of those that the host can read itself.
+        plain: Plain,
         /// The files.
         files: Vec<Wanted>,
     },

@@ -3,7 +3,7 @@
 //! what is still read must be within the limits.
 
 use guestmnt_protocol::attr::{Attr, Time};
-use guestmnt_protocol::batch::Wanted;
+use guestmnt_protocol::batch::{Plain, Wanted};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD, SLOTS};
@@ -76,12 +76,13 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         (
             Request::ReadFiles {
                 folder: path("/d"),
+                plain: Plain::Places,
                 files: vec![
                     Wanted { name: name("a"), size: 300 },
                     Wanted { name: name("b"), size: 1 },
                 ],
             },
-            b"\x0f\x01d\x02\x01a\xac\x02\x01b\x01".to_vec(),
+            b"\x0f\x01d\x01\x02\x01a\xac\x02\x01b\x01".to_vec(),
         ),
         (
             Request::ReadXattrs { folder: path("/"), names: vec![name("a"), name("bc")] },

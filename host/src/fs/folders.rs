@@ -1,23 +1,27 @@
 //! What is kept of the folders that the kernel reads, so that a question about one file brings
 //! the answers for its neighbours: their contents where they are small, their extended attributes.
 
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
-use guestmnt_protocol::batch::Wanted;
+use guestmnt_protocol::batch::{Plain, Stored, Wanted};
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_protocol::xattr::XattrName;
 use log::debug;
 use nix::errno::Errno;
 
 use super::directory::Page;
+use super::layouts::Disks;
 use super::listing::Listing;
 use super::nodes::{Entry, Lifetime};
 use super::recent::Recent;
-use super::small_files::{SmallFiles, Source, wanted};
+use super::small_files::{Arrived, SmallFiles, Source, wanted};
 use super::xattrs::{Absences, Known, Place, Xattrs};
-use crate::guest::Guest;
+use crate::guest::{Contents, Guest};
 
 /// Bytes that all that is kept may take.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
@@ -31,6 +35,7 @@ pub struct Folders {
 
 struct Shared {
     guest: Arc<Guest>,
+    disks: Disks,
     state: Mutex<State>,
     /// Signalled when contents have arrived.
     arrived: Condvar,
@@ -39,6 +44,8 @@ struct Shared {
 struct State {
     folders: Recent<Lifetime, Folder>,
     absences: Absences,
+    /// Whether files of a volume are where the guest says.
+    believed: HashMap<u16, bool>,
 }
 
 struct Folder {
@@ -51,15 +58,20 @@ struct Folder {
 /// Files whose contents are fetched together.
 struct Batch {
     key: Lifetime,
+    volume: u16,
     path: GuestPath,
     files: Vec<Wanted>,
 }
 
 impl Folders {
-    /// Those of `guest`, nothing known yet.
-    pub fn new(guest: Arc<Guest>) -> Self {
-        let state = State { folders: Recent::new(MAX_BYTES), absences: Absences::default() };
-        let shared = Shared { guest, state: Mutex::new(state), arrived: Condvar::new() };
+    /// Those of `guest`, whose disks are `disks`; nothing known yet.
+    pub fn new(guest: Arc<Guest>, disks: Disks) -> Self {
+        let state = State {
+            folders: Recent::new(MAX_BYTES),
+            absences: Absences::default(),
+            believed: HashMap::new(),
+        };
+        let shared = Shared { guest, disks, state: Mutex::new(state), arrived: Condvar::new() };
         let shared = Arc::new(shared);
         let background = Arc::clone(&shared);
         let (sender, batches) = channel::<Batch>();
@@ -91,37 +103,66 @@ impl Folders {
         state.change(folder, |folder| folder.listing.add(from, entries, *following));
     }
 
-    /// All contents of a file of which the kernel reads `size` bytes from `offset` on, if it is one
-    /// that is fetched with others. Waits for them if they are on their way.
-    pub fn contents(&self, file: &Entry, offset: u64, size: u32) -> Option<Arc<[u8]>> {
-        let key = file.folder;
+    /// Replaces `buffer` by up to `size` bytes at `offset` of a file, fewer only at its end, if it
+    /// is one that is fetched with others. Waits for it if it is on its way. False where it has to
+    /// be read by itself; `buffer` holds nothing of use then.
+    pub fn read(&self, file: &Entry, offset: u64, size: u32, buffer: &mut Vec<u8>) -> bool {
+        match self.contents(file, offset, size) {
+            None => false,
+            Some(Arrived::Bytes(bytes)) => {
+                let part = part(bytes.len(), offset, size);
+                buffer.clear();
+                buffer.extend_from_slice(&bytes[part]);
+                true
+            }
+            Some(Arrived::Stored(stored)) => {
+                let done = self.shared.read_stored(&stored, offset, size, buffer);
+                if let Err(error) = &done {
+                    debug!("a small file is not where the guest says: {error}");
+                    self.shared.lock().change(file.folder, |folder| {
+                        let index = folder.listing.find(&file.name);
+                        index.into_iter().for_each(|index| folder.files.misplaced(index));
+                    });
+                }
+                done.is_ok()
+            }
+        }
+    }
+
+    /// All of a file of which the kernel reads `size` bytes from `offset` on.
+    fn contents(&self, file: &Entry, offset: u64, size: u32) -> Option<Arrived> {
+        let (key, volume) = (file.folder, file.volume);
         let end = usize::try_from(offset.saturating_add(size.into())).unwrap_or(usize::MAX);
         let mut state = self.shared.lock();
         loop {
             let folder = state.folders.get(&key)?;
             let index = folder.listing.find(&file.name)?;
-            match folder.files.source(&mut folder.listing, index, offset) {
+            let found = match folder.files.source(&mut folder.listing, index, offset) {
                 Source::Guest => return None,
                 Source::Coming => {
                     state = self.shared.arrived.wait(state).expect(Shared::UNPOISONED);
+                    continue;
                 }
                 Source::Batch(batch) => {
-                    let batch = folder.batch(key, &batch);
+                    let batch = folder.batch(key, volume, &batch);
                     drop(state);
                     self.shared.fetch(batch);
                     state = self.shared.lock();
+                    continue;
                 }
+                Source::Stored(stored) => Arrived::Stored(stored),
                 Source::Here(bytes) => {
                     folder.files.given(index, end);
-                    if let Some(background) = &self.background
-                        && let Some(next) = folder.files.next_batch(&mut folder.listing)
-                    {
-                        // The thread that takes it lives as long as this sender.
-                        let _ = background.send(folder.batch(key, &next));
-                    }
-                    return Some(bytes);
+                    Arrived::Bytes(bytes)
                 }
+            };
+            if let Some(background) = &self.background
+                && let Some(next) = folder.files.next_batch(&mut folder.listing)
+            {
+                // The thread that takes it lives as long as this sender.
+                let _ = background.send(folder.batch(key, volume, &next));
             }
+            return Some(found);
         }
     }
 
@@ -200,23 +241,87 @@ impl Shared {
 
     /// Has the guest read a batch, and wakes those who wait for its files.
     fn fetch(&self, batch: Batch) {
-        let Batch { key, path, files } = batch;
+        let Batch { key, volume, path, files } = batch;
         let names: Vec<EntryName> = files.iter().map(|wanted| wanted.name.clone()).collect();
-        let result = self.guest.read_files(path, files, |index, bytes| {
-            self.lock().change(key, |Folder { listing, files, .. }| {
-                // What was kept of the folder may be another listing by now.
-                if let Some(index) = listing.find(&names[index]) {
-                    files.arrived(listing, index, bytes);
-                }
-            });
+        let believed = self.lock().believed.get(&volume).copied();
+        let readable = self.disks.iter().any(Option::is_some) && believed != Some(false);
+        let plain = if readable { Plain::Places } else { Plain::Bytes };
+        let mut arrived: Vec<Result<Arrived, Errno>> = Vec::with_capacity(names.len());
+        let result = self.guest.read_files(path.clone(), plain, files, |_, contents| {
+            arrived.push(contents.map(|contents| match contents {
+                Contents::Bytes(bytes) => Arrived::Bytes(bytes.into()),
+                Contents::Stored(stored) => Arrived::Stored(stored),
+            }));
         });
-        if result.is_err() {
-            self.lock().change(key, |Folder { listing, files, .. }| {
-                names.iter().filter_map(|name| listing.find(name)).for_each(|n| files.failed(n));
-            });
+        let believed = believed.or_else(|| self.judge(&path, &names, &arrived));
+        let mut state = self.lock();
+        state.believed.extend(believed.map(|believed| (volume, believed)));
+        state.change(key, |Folder { listing, files, .. }| {
+            let mut arrived = arrived.into_iter();
+            for name in &names {
+                let file = arrived.next();
+                // What was kept of the folder may be another listing by now.
+                let Some(index) = listing.find(name) else { continue };
+                match file {
+                    Some(Ok(Arrived::Stored(_))) if believed != Some(true) => files.failed(index),
+                    Some(file) => files.arrived(listing, index, file),
+                    None => files.failed(index),
+                }
+            }
+        });
+        drop(state);
+        if let Err(errno) = result {
+            debug!("a batch of small files failed: {errno}");
         }
         self.arrived.notify_all();
     }
+
+    /// Whether the first of these files that is said to be on a disk has the same bytes there as
+    /// the guest gives. `None` where there is none.
+    fn judge(
+        &self,
+        folder: &GuestPath,
+        names: &[EntryName],
+        files: &[Result<Arrived, Errno>],
+    ) -> Option<bool> {
+        let mut files = names.iter().zip(files);
+        let (name, stored) = files.find_map(|(name, file)| match file {
+            Ok(Arrived::Stored(stored)) => Some((name, stored)),
+            _ => None,
+        })?;
+        let path = folder.join(name).ok()?;
+        let mut here = Vec::new();
+        let read = self.read_stored(stored, 0, stored.length, &mut here);
+        // A copy: what is looked at must not change meanwhile.
+        let theirs = self.guest.read(path, 0, stored.length, <[u8]>::to_vec).ok()?;
+        let same = read.is_ok() && here == theirs;
+        if !same {
+            debug!("small files are not where the guest says");
+        }
+        Some(same)
+    }
+
+    /// Replaces `buffer` by up to `size` bytes at `offset` of a file that is on a disk.
+    fn read_stored(
+        &self,
+        stored: &Stored,
+        offset: u64,
+        size: u32,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let disk = self.disks.get(usize::from(stored.disk)).and_then(Option::as_ref);
+        let disk = disk.ok_or(io::ErrorKind::Unsupported)?;
+        let part = part(stored.length as usize, offset, size);
+        let start = stored.place.checked_add(part.start as u64);
+        buffer.resize(part.len(), 0);
+        disk.read(buffer, start.ok_or(io::ErrorKind::InvalidInput)?)
+    }
+}
+
+/// The part of a file of `length` bytes that `size` bytes from `offset` on are.
+fn part(length: usize, offset: u64, size: u32) -> Range<usize> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(length);
+    start..length.min(start.saturating_add(size as usize))
 }
 
 impl State {
@@ -239,8 +344,8 @@ impl Folder {
         }
     }
 
-    fn batch(&self, key: Lifetime, files: &[usize]) -> Batch {
-        Batch { key, path: self.path.clone(), files: wanted(&self.listing, files) }
+    fn batch(&self, key: Lifetime, volume: u16, files: &[usize]) -> Batch {
+        Batch { key, volume, path: self.path.clone(), files: wanted(&self.listing, files) }
     }
 
     /// Bytes that it takes, roughly.

@@ -28,10 +28,13 @@ const MAX_FILES: usize = 256;
 /// Runs kept of all files, 24 bytes each. A file in more pieces is read by the guest.
 const MAX_RUNS_KEPT: usize = 1 << 18;
 
+/// The disks of a guest: `None` for those that cannot be read here.
+pub type Disks = Arc<[Option<DiskReader>]>;
+
 /// The disks of a guest, and where its files are on them.
 pub struct Layouts {
     guest: Arc<Guest>,
-    disks: Vec<Option<DiskReader>>,
+    disks: Disks,
     /// The latest last.
     files: Mutex<Vec<(NodeId, Known)>>,
     reads: AtomicU64,
@@ -49,10 +52,9 @@ enum Known {
 }
 
 impl Layouts {
-    /// Of the files of `guest`, whose disks are `disks`: `None` for those that cannot be read
-    /// here.
+    /// Of the files of `guest`, whose disks are `disks`.
     #[must_use]
-    pub fn of(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>) -> Self {
+    pub fn of(guest: Arc<Guest>, disks: Disks) -> Self {
         Self { guest, disks, files: Mutex::default(), reads: AtomicU64::new(0) }
     }
 

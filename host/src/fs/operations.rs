@@ -16,7 +16,7 @@ use nix::errno::Errno;
 
 use super::directory::{Directory, Line};
 use super::folders::Folders;
-use super::layouts::Layouts;
+use super::layouts::{Disks, Layouts};
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
 use super::read_ahead::ReadAhead;
 use super::symlinks;
@@ -61,9 +61,10 @@ pub struct Operations {
 impl Operations {
     /// The files of `guest` on `disks`, shown as `view` says.
     pub fn new(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>, view: View) -> Self {
+        let disks: Disks = disks.into();
         Self {
             nodes: Nodes::new(),
-            folders: Folders::new(Arc::clone(&guest)),
+            folders: Folders::new(Arc::clone(&guest), Arc::clone(&disks)),
             layouts: Layouts::of(Arc::clone(&guest), disks),
             read_ahead: ReadAhead::of(Arc::clone(&guest)),
             guest,
@@ -137,14 +138,15 @@ impl Operations {
         size: u32,
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
-        if let Some(entry) = self.nodes.entry(id)
-            && let Some(bytes) = self.folders.contents(&entry, offset, size)
-        {
-            take(part(&bytes, offset, size));
-            return Ok(());
-        }
+        let entry = self.nodes.entry(id);
         let path = || self.nodes.path(id);
         BUFFER.with_borrow_mut(|buffer| {
+            if let Some(entry) = entry
+                && self.folders.read(&entry, offset, size, buffer)
+            {
+                take(buffer);
+                return Ok(());
+            }
             if self.layouts.read(id, path, offset, size, buffer) {
                 take(buffer);
                 return Ok(());
@@ -260,11 +262,4 @@ impl Operations {
     fn directories(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Mutex<Directory>>>> {
         self.directories.lock().expect("nothing panics while it holds the handles")
     }
-}
-
-/// Up to `size` of `bytes` from `offset` on.
-fn part(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-    let rest = &bytes[start..];
-    &rest[..rest.len().min(size as usize)]
 }

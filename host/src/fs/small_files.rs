@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use guestmnt_protocol::batch::{Planned, Wanted};
+use guestmnt_protocol::batch::{Planned, Stored, Wanted};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use nix::errno::Errno;
 
@@ -34,6 +34,8 @@ enum State {
     Coming,
     /// It was fetched, and the kernel does not have it yet.
     Here(Arc<[u8]>),
+    /// It is known where it is.
+    Stored(Stored),
     /// The kernel has it.
     Given,
     /// It could not be fetched with others, and is not tried again.
@@ -54,11 +56,21 @@ pub struct SmallFiles {
     held_bytes: usize,
 }
 
+/// What was fetched of a file: all of it, or where all of it is.
+pub enum Arrived {
+    /// Its bytes.
+    Bytes(Arc<[u8]>),
+    /// Their place.
+    Stored(Stored),
+}
+
 /// Where a file's bytes are to be had.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Source {
     /// Here is all of it.
     Here(Arc<[u8]>),
+    /// All of it is on a disk.
+    Stored(Stored),
     /// It is being fetched: wait, and ask again.
     Coming,
     /// It has to be fetched, together with those that follow it; these are the files.
@@ -75,6 +87,11 @@ impl SmallFiles {
                 let bytes = Arc::clone(bytes);
                 self.last = Some(index);
                 return Source::Here(bytes);
+            }
+            Some(State::Stored(stored)) => {
+                let stored = *stored;
+                self.last = Some(index);
+                return Source::Stored(stored);
             }
             Some(State::Coming) => return Source::Coming,
             Some(State::Alone) => return Source::Guest,
@@ -142,17 +159,18 @@ impl SmallFiles {
 
     /// A file of a batch has arrived, or its error. What is not as long as the listing says is not
     /// used: whoever reads it gets what the guest says of it alone.
-    pub fn arrived(&mut self, listing: &Listing, index: usize, bytes: Result<&[u8], Errno>) {
+    pub fn arrived(&mut self, listing: &Listing, index: usize, file: Result<Arrived, Errno>) {
         if !matches!(self.states.get(&index), Some(State::Coming)) {
             return;
         }
         self.coming -= 1;
-        let wanted = listing.small(index).map(|size| size as usize);
-        let state = match bytes {
-            Ok(bytes) if Some(bytes.len()) == wanted => {
+        let wanted = listing.small(index);
+        let state = match file {
+            Ok(Arrived::Bytes(bytes)) if u32::try_from(bytes.len()).ok() == wanted => {
                 self.held_bytes += bytes.len();
-                State::Here(bytes.into())
+                State::Here(bytes)
             }
+            Ok(Arrived::Stored(stored)) if Some(stored.length) == wanted => State::Stored(stored),
             _ => State::Alone,
         };
         self.states.insert(index, state);
@@ -165,6 +183,11 @@ impl SmallFiles {
             self.states.insert(index, State::Alone);
         }
         self.order = None;
+    }
+
+    /// A file cannot be read where it is said to be.
+    pub fn misplaced(&mut self, index: usize) {
+        self.states.insert(index, State::Alone);
     }
 
     /// The kernel has the bytes of the file up to `end`; with the last one the file is let go.
@@ -218,6 +241,11 @@ mod tests {
                     return batches;
                 }
                 Source::Guest => return batches,
+                Source::Stored(stored) => {
+                    assert_eq!(stored.place, index as u64);
+                    batches.extend(files.next_batch(listing));
+                    return batches;
+                }
                 Source::Coming => {
                     let batch = batches.last().unwrap().clone();
                     arrive(files, listing, &batch);
@@ -233,7 +261,8 @@ mod tests {
     fn arrive(files: &mut SmallFiles, listing: &Listing, batch: &[usize]) {
         for &index in batch {
             let size = listing.small(index).unwrap() as usize;
-            files.arrived(listing, index, Ok(&vec![u8::try_from(index).unwrap(); size]));
+            let bytes = vec![u8::try_from(index).unwrap(); size];
+            files.arrived(listing, index, Ok(Arrived::Bytes(bytes.into())));
         }
     }
 
@@ -288,7 +317,7 @@ mod tests {
         assert_eq!(files.source(&mut listing, 0, 0), Source::Guest);
         let Source::Batch(batch) = files.source(&mut listing, 1, 0) else { panic!() };
         for (index, length) in [(1, 10), (2, 13), (3, 0)] {
-            files.arrived(&listing, index, Ok(&vec![0; length]));
+            files.arrived(&listing, index, Ok(Arrived::Bytes(vec![0; length].into())));
         }
         files.arrived(&listing, 4, Err(Errno::EIO));
         for index in 1..5 {
@@ -299,8 +328,27 @@ mod tests {
         assert_eq!(files.source(&mut listing, 5, 0), Source::Guest);
         assert_eq!((files.coming, files.next_batch(&mut listing)), (0, None));
         // What nobody asked for is nobody's.
-        files.arrived(&listing, 99, Ok(&[0; 109]));
+        files.arrived(&listing, 99, Ok(Arrived::Bytes([0; 109].into())));
         assert_eq!(files.source(&mut listing, 99, 0), Source::Guest);
+    }
+
+    #[test]
+    fn a_place_is_kept_for_ever_unless_it_is_wrong() {
+        let (mut files, mut listing) = (SmallFiles::default(), folder());
+        let stored = |place, length| Stored { disk: 0, place, length };
+        assert_eq!(files.source(&mut listing, 0, 0), Source::Guest);
+        assert!(matches!(files.source(&mut listing, 1, 0), Source::Batch(_)));
+        for (index, length) in [(1, 11), (2, 11), (3, 13)] {
+            let file = Arrived::Stored(stored(index as u64, length));
+            files.arrived(&listing, index, Ok(file));
+        }
+        for _ in 0..2 {
+            assert_eq!(files.source(&mut listing, 1, 0), Source::Stored(stored(1, 11)));
+            files.given(1, 4096);
+        }
+        assert_eq!(files.source(&mut listing, 2, 0), Source::Guest);
+        files.misplaced(3);
+        assert_eq!(files.source(&mut listing, 3, 0), Source::Guest);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Requests that bring something about many files of one directory at once.
 
-use guestmnt_protocol::batch::{self, Layout, Wanted};
+use guestmnt_protocol::batch::{self, Outcome, Plain, Planned, Stored, Wanted};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Request};
 use guestmnt_protocol::path::{EntryName, GuestPath};
@@ -10,10 +10,19 @@ use nix::errno::Errno;
 use super::Guest;
 use super::error::errno_of;
 
+/// What the guest gives of a small file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Contents<'a> {
+    /// Its first bytes, at most as many as were wanted.
+    Bytes(&'a [u8]),
+    /// Where they are: as many as were wanted, on a disk that need not be there.
+    Stored(Stored),
+}
+
 impl Guest {
-    /// Reads the first bytes of several files of `folder` and hands those of each file, or its
-    /// error, to `take` where they lie, in the order asked for. Fewer bytes than were wanted come
-    /// only at a file's end.
+    /// Reads the first bytes of several files of `folder`, or asks where they are, and hands what
+    /// there is of each file, or its error, to `take`, in the order asked for. Fewer bytes than were
+    /// wanted come only at a file's end.
     ///
     /// # Errors
     /// The guest's error, or `EIO`; `take` was not called then. `EINVAL` for more than fits into a
@@ -21,29 +30,50 @@ impl Guest {
     pub fn read_files(
         &self,
         folder: GuestPath,
+        plain: Plain,
         files: Vec<Wanted>,
-        mut take: impl FnMut(usize, Result<&[u8], Errno>),
+        mut take: impl FnMut(usize, Result<Contents<'_>, Errno>),
     ) -> Result<(), Errno> {
         let sizes: Vec<u32> = files.iter().map(|wanted| wanted.size).collect();
-        let layout = Layout::of(&sizes).ok_or(Errno::EINVAL)?;
-        let request = Request::ReadFiles { folder, files };
-        self.call(&request, layout.len(), |answer, payload| {
-            if answer != Answer::Payload || payload.len() != layout.len() {
-                return None;
-            }
-            let rooms = layout.rooms();
+        let mut planned = Planned::default();
+        if !sizes.iter().all(|&size| planned.add(size)) {
+            return Err(Errno::EINVAL);
+        }
+        let request = Request::ReadFiles { folder, plain, files };
+        self.call(&request, planned.most(), |answer, payload| {
+            let mut rest = payload;
             // All of them are checked before any is handed on.
-            let outcomes: Vec<_> = (0..rooms.len())
-                .map(|index| {
-                    let outcome = batch::outcome(payload, index)?;
-                    let length = outcome.map(|length| length as usize);
-                    let fits = length.is_ok_and(|length| length <= rooms[index].len());
-                    (fits || length.is_err()).then_some(length)
+            let outcomes: Vec<Outcome> = sizes
+                .iter()
+                .map(|&size| {
+                    let outcome = batch::pop_outcome(&mut rest).ok()?;
+                    let good = match outcome {
+                        Outcome::Here(length) => length <= size,
+                        Outcome::Stored(stored) => plain == Plain::Places && stored.length == size,
+                        Outcome::Failed(_) => true,
+                    };
+                    good.then_some(outcome)
                 })
                 .collect::<Option<_>>()?;
-            for (index, outcome) in outcomes.into_iter().enumerate() {
-                let bytes = outcome.map(|length| &payload[rooms[index].start..][..length]);
-                take(index, bytes.map_err(errno_of));
+            let length = |outcome: &Outcome| match outcome {
+                Outcome::Here(length) => *length as usize,
+                Outcome::Stored(_) | Outcome::Failed(_) => 0,
+            };
+            if answer != Answer::Payload || outcomes.iter().map(length).sum::<usize>() != rest.len()
+            {
+                return None;
+            }
+            for (index, outcome) in outcomes.iter().enumerate() {
+                let (bytes, behind) = rest.split_at(length(outcome));
+                rest = behind;
+                take(
+                    index,
+                    match outcome {
+                        Outcome::Here(_) => Ok(Contents::Bytes(bytes)),
+                        Outcome::Stored(stored) => Ok(Contents::Stored(*stored)),
+                        Outcome::Failed(errno) => Err(errno_of(*errno)),
+                    },
+                );
             }
             Some(())
         })
@@ -82,7 +112,7 @@ mod tests {
 
     use guestmnt_protocol::VERSION;
     use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
-    use guestmnt_protocol::message::Outcome;
+    use guestmnt_protocol::message::Outcome as Said;
 
     use super::*;
 
@@ -91,7 +121,7 @@ mod tests {
         let (host, mut guest) = UnixStream::pair().unwrap();
         let payload = payload.to_vec();
         thread::spawn(move || {
-            let hello: Outcome = Ok(Answer::Hello { version: VERSION, slots: Vec::new() });
+            let hello: Said = Ok(Answer::Hello { version: VERSION, slots: Vec::new() });
             for (outcome, payload) in [(hello, Vec::new()), (Ok(Answer::Payload), payload)] {
                 let mut header = [0; HEADER_LEN];
                 guest.read_exact(&mut header).unwrap();
@@ -111,47 +141,49 @@ mod tests {
         EntryName::new(text.as_bytes()).unwrap()
     }
 
-    /// What comes of a payload of `outcomes`, with as many contents as two files of 3 bytes need.
-    fn files(outcomes: &[u8], length: usize) -> Result<Vec<Result<Vec<u8>, Errno>>, Errno> {
-        let mut payload = outcomes.to_vec();
-        payload.resize(512, 0);
-        payload.extend_from_slice(b"one");
-        payload.resize(1024, 0);
-        payload.extend_from_slice(b"two");
-        payload.resize(length, 0);
+    /// What comes of `payload` when two files of 3 bytes are asked for.
+    fn files(plain: Plain, payload: &[u8]) -> Result<Vec<Result<Vec<u8>, Errno>>, Errno> {
         let wanted = ["1", "2"].map(|text| Wanted { name: name(text), size: 3 });
         let mut taken = Vec::new();
-        guest_that_says(&payload).read_files(
-            GuestPath::root(),
-            wanted.into(),
-            |index, bytes| {
-                assert_eq!(index, taken.len());
-                taken.push(bytes.map(<[u8]>::to_vec));
-            },
-        )?;
+        let folder = GuestPath::root();
+        guest_that_says(payload).read_files(folder, plain, wanted.into(), |index, contents| {
+            assert_eq!(index, taken.len());
+            taken.push(contents.map(|contents| match contents {
+                Contents::Bytes(bytes) => bytes.to_vec(),
+                Contents::Stored(stored) => stored.place.to_string().into_bytes(),
+            }));
+        })?;
         Ok(taken)
     }
 
     #[test]
-    fn each_file_has_the_bytes_of_its_own_room() {
-        let outcomes = [0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];
-        assert_eq!(files(&outcomes, 1536), Ok(vec![Ok(b"one".to_vec()), Ok(b"tw".to_vec())]));
-        let outcomes = [5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(files(&outcomes, 1536), Ok(vec![Err(Errno::EIO), Ok(Vec::new())]));
+    fn each_file_has_its_own_bytes() {
+        let both = files(Plain::Bytes, b"\x00\x03\x00\x02onetw");
+        assert_eq!(both, Ok(vec![Ok(b"one".to_vec()), Ok(b"tw".to_vec())]));
+        let second = files(Plain::Bytes, b"\x02\x05\x00\x03two");
+        assert_eq!(second, Ok(vec![Err(Errno::EIO), Ok(b"two".to_vec())]));
+        let stored = files(Plain::Places, b"\x01\x00\x07\x03\x00\x03two");
+        assert_eq!(stored, Ok(vec![Ok(b"7".to_vec()), Ok(b"two".to_vec())]));
     }
 
     #[test]
-    fn files_that_do_not_fit_their_rooms_are_refused_all_together() {
-        let too_long = [0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
-        let far_too_long = [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
-        let both = [5, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        for outcomes in [too_long, far_too_long, both] {
-            assert_eq!(files(&outcomes, 1536), Err(Errno::EIO), "{outcomes:?}");
+    fn files_that_are_not_as_was_asked_are_refused_all_together() {
+        let table: [(&str, &[u8]); 9] = [
+            ("nothing", b""),
+            ("one file only", b"\x00\x03one"),
+            ("more than was wanted", b"\x00\x04\x00\x00onee"),
+            ("4 GiB", b"\x00\xff\xff\xff\xff\x0f\x00\x00"),
+            ("bytes of no file", b"\x00\x03\x00\x03onetwo!"),
+            ("fewer than there should be", b"\x00\x03\x00\x03onetw"),
+            ("an unknown outcome", b"\x03\x03\x00\x03onetwo"),
+            ("a place of other bytes", b"\x01\x00\x07\x02\x00\x03two"),
+            ("half an outcome", b"\x01\x00\x07"),
+        ];
+        for (what, payload) in table {
+            assert_eq!(files(Plain::Places, payload), Err(Errno::EIO), "{what}");
         }
-        let good = [0; 16];
-        for length in [0, 16, 1024, 1535] {
-            assert_eq!(files(&good, length), Err(Errno::EIO), "{length}");
-        }
+        let unwanted = files(Plain::Bytes, b"\x01\x00\x07\x03\x00\x03two");
+        assert_eq!(unwanted, Err(Errno::EIO), "places that nobody asked for");
     }
 
     #[test]

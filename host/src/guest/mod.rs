@@ -26,6 +26,7 @@ use guestmnt_protocol::volume::VolumeName;
 use log::{debug, info, warn};
 use nix::errno::Errno;
 
+pub use self::batches::Contents;
 use self::bulk::{Bulk, SharedMemory, Slot};
 pub use self::error::GuestError;
 use self::error::errno_of;
@@ -54,7 +55,7 @@ impl Piece {
 }
 
 /// A part of a file's contents where it arrived.
-enum Contents<'a> {
+enum Landed<'a> {
     Slot(Slot, usize),
     Port(&'a [u8]),
 }
@@ -256,8 +257,8 @@ impl Guest {
     ) -> Result<T, Errno> {
         let slot = self.bulk.as_ref().and_then(Bulk::take);
         self.read_into(slot, path, offset, size, |payload| match payload {
-            Contents::Slot(slot, length) => take(slot.lend(length)),
-            Contents::Port(bytes) => take(bytes),
+            Landed::Slot(slot, length) => take(slot.lend(length)),
+            Landed::Port(bytes) => take(bytes),
         })
     }
 
@@ -268,8 +269,8 @@ impl Guest {
     pub fn read_piece(&self, path: GuestPath, offset: u64, size: u32) -> Result<Piece, Errno> {
         let slot = self.bulk.as_ref().and_then(Bulk::take);
         self.read_into(slot, path, offset, size, |contents| match contents {
-            Contents::Slot(slot, length) => Piece::Slot(slot, length),
-            Contents::Port(bytes) => Piece::Bytes(bytes.into()),
+            Landed::Slot(slot, length) => Piece::Slot(slot, length),
+            Landed::Port(bytes) => Piece::Bytes(bytes.into()),
         })
     }
 
@@ -279,7 +280,7 @@ impl Guest {
         path: GuestPath,
         offset: u64,
         size: u32,
-        take: impl FnOnce(Contents<'_>) -> T,
+        take: impl FnOnce(Landed<'_>) -> T,
     ) -> Result<T, Errno> {
         let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
         let request = Request::Read { path, offset, size };
@@ -291,9 +292,9 @@ impl Guest {
             (Ok((Ok(Answer::Payload), Payload::Slot(length))), Some(slot)) => {
                 // The bytes are not in the lane: others can use it while they are passed on.
                 drop(lane);
-                Ok(take(Contents::Slot(slot, length)))
+                Ok(take(Landed::Slot(slot, length)))
             }
-            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => Ok(take(Contents::Port(bytes))),
+            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => Ok(take(Landed::Port(bytes))),
             (Ok((Ok(_), _)), _) => {
                 self.refuse(&"an answer out of bounds");
                 Err(Errno::EIO)
