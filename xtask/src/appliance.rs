@@ -38,6 +38,7 @@ const RECIPE: &[&str] = &[
     include_str!("kernel.rs"),
     include_str!("modules.rs"),
     include_str!("programs.rs"),
+    include_str!("thunks.rs"),
 ];
 
 /// `manifest.json`: says what an appliance is, and lets its reader check the files.

@@ -26,6 +26,7 @@ pub mod skips;
 pub mod stage;
 pub mod template;
 pub mod test;
+mod thunks;
 pub mod user;
 
 pub use error::Error;
