@@ -133,6 +133,10 @@ struct Arguments {
     #[arg(short = 'x', long)]
     trace: bool,
 
+    /// Count requests, of the kernel and to the guest, and print them at the end (implies --no-fork)
+    #[arg(long)]
+    stats: bool,
+
     /// The folder to mount on
     #[arg(value_name = "FOLDER", required_unless_present = "prepare")]
     mountpoint: Option<PathBuf>,
@@ -247,11 +251,12 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         bulk: !arguments.no_bulk_memory,
         memory_mib: arguments.memsize.unwrap_or(usual_memory),
         timeout: Duration::from_secs(arguments.timeout),
+        stats: arguments.stats,
     };
     let ready = arguments.fd.map(sys::take_inherited).transpose();
     let ready = ready
         .map_err(|error| boxed(format!("--fd {}: {error}", arguments.fd.unwrap_or_default())))?;
-    let foreground = arguments.no_fork || arguments.trace;
+    let foreground = arguments.no_fork || arguments.trace || arguments.stats;
     let release = if foreground {
         None
     } else {

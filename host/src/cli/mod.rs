@@ -11,15 +11,17 @@ use libc::c_int;
 use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::fs::TRACE;
+use crate::{fs, guest};
 
 /// Messages go to standard error as `PROGRAM: text`; `-v` shows steps, `-x` each request.
 fn start_logging(program: &'static str, verbose: bool, trace: bool) {
     let level = if verbose { LevelFilter::Debug } else { LevelFilter::Warn };
+    let requests = if trace { LevelFilter::Trace } else { LevelFilter::Off };
     env_logger::Builder::new()
         .filter_level(LevelFilter::Error)
         .filter_module("guestmnt", level)
-        .filter_module(TRACE, if trace { LevelFilter::Trace } else { LevelFilter::Off })
+        .filter_module(fs::TRACE, requests)
+        .filter_module(guest::TRACE, requests)
         .format(move |out, record| writeln!(out, "{program}: {}", record.args()))
         .init();
 }

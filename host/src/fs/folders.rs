@@ -20,6 +20,7 @@ use super::listing::Listing;
 use super::nodes::{Entry, Lifetime};
 use super::recent::Recent;
 use super::small_files::{Arrived, SmallFiles, Source, wanted};
+use super::stats::Way;
 use super::xattrs::{Absences, Known, Place, Xattrs};
 use crate::guest::{Contents, Guest};
 
@@ -104,18 +105,16 @@ impl Folders {
     }
 
     /// Replaces `buffer` by up to `size` bytes at `offset` of a file, fewer only at its end, if it
-    /// is one that is fetched with others. Waits for it if it is on its way. False where it has to
-    /// be read by itself; `buffer` holds nothing of use then.
-    pub fn read(&self, file: &Entry, offset: u64, size: u32, buffer: &mut Vec<u8>) -> bool {
-        match self.contents(file, offset, size) {
-            None => false,
-            Some(Arrived::Bytes(bytes)) => {
-                let part = part(bytes.len(), offset, size);
+    /// is one that is fetched with others, and tells the way that they took. Waits for it if it is
+    /// on its way. `None` where it has to be read by itself; `buffer` holds nothing of use then.
+    pub fn read(&self, file: &Entry, offset: u64, size: u32, buffer: &mut Vec<u8>) -> Option<Way> {
+        match self.contents(file, offset, size)? {
+            Arrived::Bytes(bytes) => {
                 buffer.clear();
-                buffer.extend_from_slice(&bytes[part]);
-                true
+                buffer.extend_from_slice(&bytes[part(bytes.len(), offset, size)]);
+                Some(Way::Batch)
             }
-            Some(Arrived::Stored(stored)) => {
+            Arrived::Stored(stored) => {
                 let done = self.shared.read_stored(&stored, offset, size, buffer);
                 if let Err(error) = &done {
                     debug!("a small file is not where the guest says: {error}");
@@ -124,7 +123,7 @@ impl Folders {
                         index.into_iter().for_each(|index| folder.files.misplaced(index));
                     });
                 }
-                done.is_ok()
+                done.is_ok().then_some(Way::Disk)
             }
         }
     }

@@ -15,6 +15,7 @@ mod operations;
 mod read_ahead;
 mod recent;
 mod small_files;
+pub mod stats;
 mod symlinks;
 pub mod view;
 mod xattrs;
@@ -37,7 +38,9 @@ use log::{Level, log_enabled, trace};
 use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
 use self::operations::{Found, Noted, Operations};
+use self::stats::{Asked, Stats};
 use self::view::View;
+use crate::counts::Kind;
 use crate::disk::DiskReader;
 use crate::guest::Guest;
 
@@ -66,15 +69,22 @@ impl GuestFs {
         Self { operations: Operations::new(guest, disks, view) }
     }
 
-    /// Says for `-x` what was asked and how it ended.
-    fn trace<T>(
+    /// What is counted.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.operations.stats
+    }
+
+    /// Counts what was asked, and says for `-x` how it ended.
+    fn note<T>(
         &self,
         started: Instant,
-        what: &str,
+        what: Asked,
         node: INodeNo,
         name: Option<&OsStr>,
         result: &Result<T, nix::errno::Errno>,
     ) {
+        self.stats().asked.request(what);
         if !log_enabled!(target: TRACE, Level::Trace) {
             return;
         }
@@ -85,6 +95,7 @@ impl GuestFs {
             Ok(_) => &"ok",
             Err(errno) => errno,
         };
+        let what = what.name();
         trace!(target: TRACE, "{what} {path}{name}: {outcome} ({} us)", started.elapsed().as_micros());
     }
 }
@@ -95,10 +106,10 @@ fn fuse(errno: nix::errno::Errno) -> Errno {
 
 /// Answers with what the operation `$call` gives, after telling `-x` of it and how long it took.
 macro_rules! answer {
-    ($self:ident, $what:literal, $node:expr, $name:expr, $reply:ident, $call:expr, $good:expr) => {{
+    ($self:ident, $what:ident, $node:expr, $name:expr, $reply:ident, $call:expr, $good:expr) => {{
         let started = Instant::now();
         let result = $call();
-        $self.trace(started, $what, $node, $name, &result);
+        $self.note(started, Asked::$what, $node, $name, &result);
         match result {
             Ok(value) => $good(value),
             Err(errno) => $reply.error(fuse(errno)),
@@ -125,7 +136,7 @@ impl Filesystem for GuestFs {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = || self.operations.look_up(NodeId(parent.0), name.as_bytes());
-        answer!(self, "lookup", parent, Some(name), reply, call, |found| match found {
+        answer!(self, Lookup, parent, Some(name), reply, call, |found| match found {
             Found::File(attr) => reply.entry(&FOR_EVER, &attr, GENERATION),
             // Node 0 tells the kernel to remember that there is none.
             Found::Nothing => reply.entry(&FOR_EVER, &nothing(), GENERATION),
@@ -138,18 +149,18 @@ impl Filesystem for GuestFs {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let call = || self.operations.get_attr(NodeId(ino.0));
-        answer!(self, "getattr", ino, None, reply, call, |attr| reply.attr(&FOR_EVER, &attr));
+        answer!(self, GetAttr, ino, None, reply, call, |attr| reply.attr(&FOR_EVER, &attr));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         let call = || self.operations.read_link(NodeId(ino.0));
-        answer!(self, "readlink", ino, None, reply, call, |target: Vec<u8>| reply.data(&target));
+        answer!(self, ReadLink, ino, None, reply, call, |target: Vec<u8>| reply.data(&target));
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         // The guest needs no handle, so the kernel need not ask: from now on it opens files,
         // and keeps their contents cached, without a request (FUSE_NO_OPEN_SUPPORT).
-        self.trace(Instant::now(), "open", ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::Open, ino, None, &Ok(()));
         reply.error(Errno::ENOSYS);
     }
 
@@ -167,16 +178,23 @@ impl Filesystem for GuestFs {
         let started = Instant::now();
         let mut reply = Some(reply);
         let result = self.operations.read(NodeId(ino.0), offset, size, |bytes| {
+            self.stats().asked.bytes(bytes.len());
             reply.take().expect("called once").data(bytes);
         });
-        self.trace(started, "read", ino, Some(OsStr::new(&format!("{size}@{offset}"))), &result);
+        self.note(
+            started,
+            Asked::Read,
+            ino,
+            Some(OsStr::new(&format!("{size}@{offset}"))),
+            &result,
+        );
         if let (Err(errno), Some(reply)) = (result, reply) {
             reply.error(fuse(errno));
         }
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.trace(Instant::now(), "opendir", ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::OpenDir, ino, None, &Ok(()));
         let handle = self.operations.open_directory();
         let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
         reply.opened(FileHandle(handle), flags);
@@ -211,7 +229,7 @@ impl Filesystem for GuestFs {
                 !full
             })
         };
-        answer!(self, "readdir", ino, None, reply, call, |()| reply.ok());
+        answer!(self, ReadDir, ino, None, reply, call, |()| reply.ok());
     }
 
     fn readdirplus(
@@ -248,7 +266,7 @@ impl Filesystem for GuestFs {
                 }
             })
         };
-        answer!(self, "readdirplus", ino, None, reply, call, |()| reply.ok());
+        answer!(self, ReadDirPlus, ino, None, reply, call, |()| reply.ok());
     }
 
     fn releasedir(
@@ -259,13 +277,14 @@ impl Filesystem for GuestFs {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        self.stats().asked.request(Asked::ReleaseDir);
         self.operations.close_directory(fh.0);
         reply.ok();
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let call = || self.operations.stat_fs(NodeId(ino.0));
-        answer!(self, "statfs", ino, None, reply, call, |s: guestmnt_protocol::message::StatFs| {
+        answer!(self, StatFs, ino, None, reply, call, |s: guestmnt_protocol::message::StatFs| {
             reply.statfs(
                 s.blocks,
                 s.free,
@@ -281,18 +300,18 @@ impl Filesystem for GuestFs {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let call = || self.operations.get_xattr(NodeId(ino.0), name.as_bytes());
-        answer!(self, "getxattr", ino, Some(name), reply, call, |value| sized(reply, size, value));
+        answer!(self, GetXattr, ino, Some(name), reply, call, |value| sized(reply, size, value));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let call = || self.operations.list_xattr(NodeId(ino.0));
-        answer!(self, "listxattr", ino, None, reply, call, |names| sized(reply, size, names));
+        answer!(self, ListXattr, ino, None, reply, call, |names| sized(reply, size, names));
     }
 
     fn access(&self, _req: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         // Who may use the mount may read all of it, whatever the image's permissions say;
         // the kernel refuses writing by itself. ENOSYS tells it not to ask again.
-        self.trace(Instant::now(), "access", ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::Access, ino, None, &Ok(()));
         reply.error(Errno::ENOSYS);
     }
 
@@ -306,7 +325,7 @@ impl Filesystem for GuestFs {
         reply: ReplyLseek,
     ) {
         let call = || self.operations.seek(NodeId(ino.0), offset, whence);
-        answer!(self, "lseek", ino, None, reply, call, |found| reply.offset(found));
+        answer!(self, Seek, ino, None, reply, call, |found| reply.offset(found));
     }
 }
 

@@ -19,6 +19,7 @@ use super::folders::Folders;
 use super::layouts::{Disks, Layouts};
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
 use super::read_ahead::ReadAhead;
+use super::stats::{Stats, Way};
 use super::symlinks;
 use super::view::{Targets, View};
 use crate::disk::DiskReader;
@@ -49,6 +50,8 @@ pub enum Noted {
 pub struct Operations {
     /// The nodes that the kernel knows.
     pub nodes: Nodes,
+    /// What is counted.
+    pub stats: Arc<Stats>,
     guest: Arc<Guest>,
     folders: Folders,
     layouts: Layouts,
@@ -64,6 +67,7 @@ impl Operations {
         let disks: Disks = disks.into();
         Self {
             nodes: Nodes::new(),
+            stats: Arc::default(),
             folders: Folders::new(Arc::clone(&guest), Arc::clone(&disks)),
             layouts: Layouts::of(Arc::clone(&guest), disks),
             read_ahead: ReadAhead::of(Arc::clone(&guest)),
@@ -141,17 +145,23 @@ impl Operations {
         let entry = self.nodes.entry(id);
         let path = || self.nodes.path(id);
         BUFFER.with_borrow_mut(|buffer| {
-            if let Some(entry) = entry
-                && self.folders.read(&entry, offset, size, buffer)
-            {
-                take(buffer);
-                return Ok(());
+            let together = entry.and_then(|entry| self.folders.read(&entry, offset, size, buffer));
+            let past = || self.layouts.read(id, path, offset, size, buffer).then_some(Way::Disk);
+            match together.or_else(past) {
+                Some(way) => {
+                    self.stats.ways.request(way);
+                    self.stats.ways.bytes(buffer.len());
+                    take(buffer);
+                    Ok(())
+                }
+                None => {
+                    self.stats.ways.request(Way::Guest);
+                    self.read_ahead.read(id, path, offset, size, |bytes| {
+                        self.stats.ways.bytes(bytes.len());
+                        take(bytes);
+                    })
+                }
             }
-            if self.layouts.read(id, path, offset, size, buffer) {
-                take(buffer);
-                return Ok(());
-            }
-            self.read_ahead.read(id, path, offset, size, take)
         })
     }
 

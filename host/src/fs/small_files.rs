@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use super::listing::{Listing, ORDERS, Order};
 
 /// Files of the first batch: the reader waits for all of them, and may stop after the next.
-const FIRST_BATCH: usize = 32;
+const FIRST_BATCH: usize = 128;
 
 /// Files that may fit into a batch: each takes a sector at least.
 const MAX_BATCH: usize = MAX_PAYLOAD / 512;
@@ -221,11 +221,13 @@ mod tests {
     use super::super::listing::tests::listing;
     use super::*;
 
-    /// 100 files whose names go up and whose numbers go down.
+    const COUNT: usize = 200;
+
+    /// Files whose names go up and whose numbers go down.
     fn folder() -> Listing {
-        let names: Vec<String> = (0..100).map(|n| format!("{n:03}")).collect();
+        let names: Vec<String> = (0..COUNT).map(|n| format!("{n:03}")).collect();
         let files: Vec<_> =
-            (0..100u64).zip(&names).map(|(n, name)| (name.as_str(), 1000 - n, 10 + n)).collect();
+            (0..).zip(&names).map(|(n, name)| (name.as_str(), 1000 - n, 10 + n)).collect();
         listing(&files)
     }
 
@@ -282,23 +284,23 @@ mod tests {
 
     #[test]
     fn files_that_are_read_in_order_come_in_two_batches() {
-        let forward: Vec<usize> = (0..100).collect();
-        let expected = [forward[1..33].to_vec(), forward[33..].to_vec()];
+        let forward: Vec<usize> = (0..COUNT).collect();
+        let expected = [forward[1..129].to_vec(), forward[129..].to_vec()];
         assert_eq!(read_all(forward.iter().copied()), expected);
-        let backward = read_all((0..100).rev());
-        assert_eq!(backward.iter().map(Vec::len).collect::<Vec<_>>(), [32, 67]);
+        let backward = read_all((0..COUNT).rev());
+        assert_eq!(backward.iter().map(Vec::len).collect::<Vec<_>>(), [128, 71]);
     }
 
     #[test]
     fn nothing_is_fetched_for_a_reader_who_jumps_about() {
-        assert_eq!(read_all((0..100).map(|n| n * 37 % 100)), Vec::<Vec<usize>>::new());
+        assert_eq!(read_all((0..COUNT).map(|n| n * 37 % COUNT)), Vec::<Vec<usize>>::new());
     }
 
     #[test]
     fn a_reader_who_goes_elsewhere_ends_the_fetching() {
         let (mut files, mut listing) = (SmallFiles::default(), folder());
-        assert!(read(&mut files, &mut listing, 98).is_empty());
-        assert_eq!(read(&mut files, &mut listing, 99), [[99]]);
+        assert!(read(&mut files, &mut listing, COUNT - 2).is_empty());
+        assert_eq!(read(&mut files, &mut listing, COUNT - 1), [[COUNT - 1]]);
         for index in [50, 10, 70, 30] {
             assert!(read(&mut files, &mut listing, index).is_empty(), "{index}");
         }
@@ -307,8 +309,8 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_read_again_is_fetched_again() {
-        let twice = read_all((0..100).chain(0..100));
-        assert_eq!(twice.iter().map(Vec::len).sum::<usize>(), 2 * 99);
+        let twice = read_all((0..COUNT).chain(0..COUNT));
+        assert_eq!(twice.iter().map(Vec::len).sum::<usize>(), 2 * (COUNT - 1));
     }
 
     #[test]
@@ -328,8 +330,8 @@ mod tests {
         assert_eq!(files.source(&mut listing, 5, 0), Source::Guest);
         assert_eq!((files.coming, files.next_batch(&mut listing)), (0, None));
         // What nobody asked for is nobody's.
-        files.arrived(&listing, 99, Ok(Arrived::Bytes([0; 109].into())));
-        assert_eq!(files.source(&mut listing, 99, 0), Source::Guest);
+        files.arrived(&listing, 199, Ok(Arrived::Bytes([0; 209].into())));
+        assert_eq!(files.source(&mut listing, 199, 0), Source::Guest);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! **Invariant:** nothing here names FUSE or QEMU. A guest is what answers on some sockets.
 
+pub mod asked;
 mod batches;
 pub mod bulk;
 mod error;
@@ -23,14 +24,19 @@ use guestmnt_protocol::message::{
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::volume::VolumeName;
-use log::{debug, info, warn};
+use log::{debug, info, trace, warn};
 use nix::errno::Errno;
 
+use self::asked::Asked;
 pub use self::batches::Contents;
 use self::bulk::{Bulk, SharedMemory, Slot};
 pub use self::error::GuestError;
 use self::error::errno_of;
 use self::lane::{Lane, LaneError, Payload};
+use crate::counts::{Counts, Kind};
+
+/// The target of the `log` lines that `-x` shows of this side.
+pub const TRACE: &str = "guestmnt::guest::requests";
 
 /// How long a launch step may take, mounting among them: a journal may have to be replayed.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -66,7 +72,7 @@ pub struct Guest {
     /// Where contents of files come, unless there is none: then they come by the lanes.
     bulk: Option<Arc<Bulk>>,
     timeout: Duration,
-    requests: AtomicU64,
+    counts: Counts<Asked>,
     refused_answers: AtomicU64,
 }
 
@@ -95,7 +101,7 @@ impl Guest {
             lanes: lanes.into_iter().map(Mutex::new).collect(),
             bulk: memory.and_then(|memory| slots_in(memory, &slots)),
             timeout,
-            requests: AtomicU64::new(0),
+            counts: Counts::default(),
             refused_answers: AtomicU64::new(0),
         })
     }
@@ -106,10 +112,10 @@ impl Guest {
         self.lanes.len()
     }
 
-    /// Requests on files so far.
+    /// Requests on files so far, and the bytes that came with their answers.
     #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+    pub fn counts(&self) -> &Counts<Asked> {
+        &self.counts
     }
 
     /// Sets the guest's clock and feeds its random pool with `entropy`.
@@ -284,17 +290,21 @@ impl Guest {
     ) -> Result<T, Errno> {
         let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
         let request = Request::Read { path, offset, size };
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.count(&request);
         let mut lane = self.lane();
         let number = slot.as_ref().map(Slot::number);
         let called = lane.call_with_slot(&request, size as usize, number, self.timeout);
         match (called, slot) {
             (Ok((Ok(Answer::Payload), Payload::Slot(length))), Some(slot)) => {
+                self.counts.bytes(length);
                 // The bytes are not in the lane: others can use it while they are passed on.
                 drop(lane);
                 Ok(take(Landed::Slot(slot, length)))
             }
-            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => Ok(take(Landed::Port(bytes))),
+            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => {
+                self.counts.bytes(bytes.len());
+                Ok(take(Landed::Port(bytes)))
+            }
             (Ok((Ok(_), _)), _) => {
                 self.refuse(&"an answer out of bounds");
                 Err(Errno::EIO)
@@ -374,19 +384,28 @@ impl Guest {
         payload_limit: usize,
         check: impl FnOnce(Answer, &[u8]) -> Option<T>,
     ) -> Result<T, Errno> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.count(request);
         let mut lane = self.lane();
         let (outcome, payload): (Outcome, &[u8]) =
             lane.call(request, payload_limit, self.timeout).map_err(|error| {
                 self.refuse(&error);
                 Errno::EIO
             })?;
+        self.counts.bytes(payload.len());
         match outcome {
             Ok(answer) => check(answer, payload).ok_or_else(|| {
                 self.refuse(&"an answer out of bounds");
                 Errno::EIO
             }),
             Err(failure) => Err(errno_of(failure.errno)),
+        }
+    }
+
+    /// Counts a request, and says for `-x` that it is made.
+    fn count(&self, request: &Request) {
+        if let Some(asked) = Asked::of(request) {
+            self.counts.request(asked);
+            trace!(target: TRACE, "-> {}", asked.name());
         }
     }
 

@@ -75,6 +75,7 @@ pub struct Session {
     guest: Arc<Guest>,
     vm: Vm,
     _record: File,
+    tell_stats: bool,
     _watcher: Watcher,
 }
 
@@ -100,7 +101,8 @@ impl Session {
         let guest = Arc::new(guest);
         let serving = Serving::start(Arc::clone(&guest), disks, &mountpoint, &plan.fuse_options)?;
         timings.done("FUSE ready");
-        Ok(Self { serving, guest, vm, _record: record, _watcher: watcher })
+        let tell_stats = plan.stats;
+        Ok(Self { serving, guest, vm, _record: record, tell_stats, _watcher: watcher })
     }
 
     /// Serves until the folder is unmounted or a signal says to end, then takes everything
@@ -116,7 +118,12 @@ impl Session {
 
     /// Unmounts and takes everything apart.
     pub fn end(self) {
+        let stats = Arc::clone(self.serving.stats());
         drop(self.serving);
+        if self.tell_stats {
+            eprintln!("guestmnt: {stats}");
+            eprintln!("guestmnt: guest: {}", self.guest.counts());
+        }
         if let Err(error) = self.guest.unmount() {
             info!("the guest did not unmount: {error}");
         }

@@ -48,6 +48,8 @@ pub struct Plan {
     pub bulk: bool,
     /// How long one request on a file may take.
     pub timeout: Duration,
+    /// Whether the requests are told at the end.
+    pub stats: bool,
 }
 
 /// One `-a`.

@@ -15,6 +15,7 @@ use super::fuse_options::FuseOptions;
 use super::mountpoint::{FuseMount, Mountpoint};
 use crate::disk::DiskReader;
 use crate::fs::GuestFs;
+use crate::fs::stats::Stats;
 use crate::guest::Guest;
 use crate::vm::confinement::confine_thread;
 
@@ -22,6 +23,7 @@ use crate::vm::confinement::confine_thread;
 pub struct Serving {
     _mount: FuseMount,
     ended: OwnedFd,
+    stats: Arc<Stats>,
 }
 
 impl Serving {
@@ -41,10 +43,17 @@ impl Serving {
         config.acl = options.others.acl();
         config.n_threads = Some(guest.lanes());
         let fs = GuestFs::new(guest, disks, options.view);
+        let stats = Arc::clone(fs.stats());
         let fuse = FuseSession::from_fd(fs, device, config.acl, config)
             .map_err(|error| SessionError::Io("open a FUSE session", error))?;
         let ended = run(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))?;
-        Ok(Self { _mount: mount, ended })
+        Ok(Self { _mount: mount, ended, stats })
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
     }
 
     /// Readable when the folder was unmounted.

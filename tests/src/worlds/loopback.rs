@@ -74,7 +74,7 @@ impl Shown for Mounted {
     }
 
     fn requests(&self) -> u64 {
-        self.guest.requests()
+        self.guest.counts().total()
     }
 
     fn attributes(&self, file: &str) -> Attributes {

@@ -1,0 +1,66 @@
+//! What `--stats` tells at the end.
+
+use std::fmt;
+
+use crate::counts::{Counts, kinds};
+
+kinds! {
+    /// What the kernel asks.
+    Asked {
+        /// A name in a folder.
+        Lookup = "lookup",
+        /// Attributes.
+        GetAttr = "getattr",
+        /// A link's target.
+        ReadLink = "readlink",
+        /// To open a file.
+        Open = "open",
+        /// Contents.
+        Read = "read",
+        /// To open a folder.
+        OpenDir = "opendir",
+        /// Names in a folder.
+        ReadDir = "readdir",
+        /// Names in a folder with their attributes.
+        ReadDirPlus = "readdirplus",
+        /// To close a folder.
+        ReleaseDir = "releasedir",
+        /// Size and usage of the filesystem.
+        StatFs = "statfs",
+        /// An extended attribute.
+        GetXattr = "getxattr",
+        /// Names of extended attributes.
+        ListXattr = "listxattr",
+        /// Whether something is allowed.
+        Access = "access",
+        /// The next data or hole.
+        Seek = "lseek",
+    }
+}
+
+kinds! {
+    /// How contents are had.
+    Way {
+        /// They had come with others.
+        Batch = "batch",
+        /// From the images, past the VM.
+        Disk = "disk",
+        /// By the guest, when they were asked for or ahead of that.
+        Guest = "guest",
+    }
+}
+
+/// What was counted of a mount.
+#[derive(Default)]
+pub struct Stats {
+    /// What the kernel asked.
+    pub asked: Counts<Asked>,
+    /// How its reads were answered.
+    pub ways: Counts<Way>,
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kernel: {}; reads answered: {}", self.asked, self.ways)
+    }
+}
