@@ -1,9 +1,8 @@
-//! An open directory: the page that the guest sent last, and where in it the kernel reads.
+//! A directory that is being read: the page that the guest sent last, and where in it the kernel is.
 
 use std::collections::VecDeque;
 
 use guestmnt_protocol::attr::{DirEntry, Following};
-use guestmnt_protocol::limits::MAX_PAYLOAD;
 use nix::errno::Errno;
 
 /// A position in a directory, as the kernel hands it back.
@@ -15,8 +14,11 @@ const AFTER_DOTS: u64 = AFTER_DOT | 1;
 /// Bytes of a directory's first page: some 200 entries, which are there at once.
 const FIRST_PAGE: u32 = 16 * 1024;
 
-/// How many times larger each further page is, up to a payload's size.
+/// How many times larger each further page is, up to the largest.
 const PAGE_GROWTH: u32 = 4;
+
+/// Bytes of the largest page: some 3,000 entries.
+const LARGEST_PAGE: u32 = 256 * 1024;
 
 /// One line for the kernel.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,7 +52,18 @@ impl Default for Directory {
     }
 }
 
+/// The guest's position of one that the kernel knows.
+fn in_guest(position: u64) -> u64 {
+    if position & AFTER_DOT != 0 { 0 } else { position }
+}
+
 impl Directory {
+    /// Whether this is where the last reading ended.
+    #[must_use]
+    pub fn is_at(&self, from: u64) -> bool {
+        self.at == in_guest(from)
+    }
+
     /// Gives lines from the position `from` on to `take`, with the position behind each, until
     /// `take` says no or the directory ends. A line that was refused is not lost. Pages come from
     /// `fetch`, by the position where they begin and their most bytes.
@@ -77,7 +90,7 @@ impl Directory {
             }
             taken += 1;
         }
-        let from = if from & AFTER_DOT != 0 { 0 } else { from };
+        let from = in_guest(from);
         if self.at != from {
             *self = Self { at: from, ..Self::default() };
         }
@@ -116,8 +129,7 @@ impl Directory {
             return Err(Errno::EIO);
         }
         self.page = entries.into();
-        let largest = u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits");
-        self.page_size = self.page_size.saturating_mul(PAGE_GROWTH).min(largest);
+        self.page_size = (self.page_size * PAGE_GROWTH).min(LARGEST_PAGE);
         Ok(())
     }
 }
@@ -149,7 +161,7 @@ mod tests {
             Ok((entries, following))
         });
         assert_eq!(count, Ok(6));
-        let sizes = [16, 64, 256, 1024, 1024, 1024].map(|kib| kib * 1024);
+        let sizes = [16, 64, 256, 256, 256, 256].map(|kib| kib * 1024);
         assert_eq!(asked, (0..).zip(sizes).collect::<Vec<_>>());
     }
 

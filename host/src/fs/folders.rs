@@ -94,12 +94,7 @@ impl Folders {
     /// Notes the page of a folder that begins at the position `from`.
     pub fn note(&self, folder: Lifetime, path: &GuestPath, from: u64, page: &Page) {
         let mut state = self.shared.lock();
-        if state.folders.get(&folder).is_none() {
-            if from != 0 {
-                return;
-            }
-            state.folders.insert(folder, Folder::new(path.clone()));
-        }
+        state.folder(folder, path);
         let (entries, following) = page;
         state.change(folder, |folder| folder.listing.add(from, entries, *following));
     }
@@ -168,7 +163,7 @@ impl Folders {
     /// The names of a file's extended attributes, each with a NUL behind it. `None` where they
     /// have to be asked for by themselves.
     pub fn list_xattr(&self, file: &Entry) -> Option<Result<Vec<u8>, Errno>> {
-        self.with_xattrs(file, Xattrs::list)
+        self.with_xattrs(file, |xattrs| xattrs.list(&file.name))
     }
 
     /// The value of a file's extended attribute; `alone` asks for it by itself.
@@ -181,7 +176,7 @@ impl Folders {
         name: XattrName,
         alone: impl FnOnce() -> Result<Vec<u8>, Errno>,
     ) -> Result<Vec<u8>, Errno> {
-        match self.with_xattrs(file, |xattrs, index| Some(xattrs.find(index, &name))) {
+        match self.with_xattrs(file, |xattrs| Some(xattrs.find(&file.name, &name))) {
             Some(Known::Value(value)) => Ok(value),
             Some(Known::Absent) => {
                 let place = Place { volume: file.volume, kind: file.kind, name };
@@ -199,35 +194,24 @@ impl Folders {
 
     /// Looks at the attributes of a file, after fetching those of its neighbours with them if
     /// need be. `None` where that is not possible.
-    fn with_xattrs<T>(
-        &self,
-        file: &Entry,
-        look: impl FnOnce(&Xattrs, usize) -> Option<T>,
-    ) -> Option<T> {
+    fn with_xattrs<T>(&self, file: &Entry, look: impl FnOnce(&Xattrs) -> Option<T>) -> Option<T> {
         let key = file.folder;
         let mut state = self.shared.lock();
-        let folder = state.folders.get(&key)?;
-        let index = folder.listing.find(&file.name)?;
-        if !folder.xattrs.is_known(index) {
-            let batch = folder.xattrs.batch(index, folder.listing.len());
-            let batch = folder.listing.nameable(batch);
-            let names: Vec<EntryName> =
-                batch.into_iter().map(|index| folder.listing.name(index).clone()).collect();
-            let path = folder.path.clone();
+        let folder = state.folder(key, &file.folder_path);
+        if !folder.xattrs.is_known(&file.name) {
+            let names = folder.xattrs.batch(&file.name, &folder.listing);
             drop(state);
+            let path = file.folder_path.clone();
             let files = self.shared.guest.read_xattrs(path, names.clone()).ok()?;
             state = self.shared.lock();
+            state.folder(key, &file.folder_path);
             state.change(key, |folder| {
-                for (name, xattrs) in names.iter().zip(files) {
-                    // What was kept of the folder may be another listing by now.
-                    if let Some(index) = folder.listing.find(name) {
-                        folder.xattrs.arrived(index, xattrs);
-                    }
+                for (name, xattrs) in names.into_iter().zip(files) {
+                    folder.xattrs.arrived(name, xattrs);
                 }
             });
         }
-        let folder = state.folders.get(&key)?;
-        look(&folder.xattrs, folder.listing.find(&file.name)?)
+        look(&state.folders.get(&key)?.xattrs)
     }
 }
 
@@ -324,6 +308,14 @@ fn part(length: usize, offset: u64, size: u32) -> Range<usize> {
 }
 
 impl State {
+    /// What is kept of a folder, nothing yet where it is new.
+    fn folder(&mut self, key: Lifetime, path: &GuestPath) -> &mut Folder {
+        if self.folders.get(&key).is_none() {
+            self.folders.insert(key, Folder::new(path.clone()));
+        }
+        self.folders.get(&key).expect("put there if it was not")
+    }
+
     /// Changes what is kept of a folder, if it is kept, and makes room for what that takes.
     fn change(&mut self, key: Lifetime, change: impl FnOnce(&mut Folder)) {
         let Some(folder) = self.folders.get(&key) else { return };

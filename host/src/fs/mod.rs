@@ -6,6 +6,7 @@
 //! **Invariant:** this folder and `session` are the only places that name fuser, and nothing
 //! here knows that the guest is a VM.
 
+mod cursors;
 mod directory;
 mod folders;
 mod layouts;
@@ -59,6 +60,9 @@ pub const TRACE: &str = "guestmnt::requests";
 /// The mounted filesystem.
 pub struct GuestFs {
     operations: Operations,
+    /// Whether the kernel has to ask before it opens a directory: it cannot take ENOSYS for an
+    /// answer before Linux 5.1.
+    opens_directories: bool,
 }
 
 impl GuestFs {
@@ -66,7 +70,7 @@ impl GuestFs {
     /// not go through the guest.
     #[must_use]
     pub fn new(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>, view: View) -> Self {
-        Self { operations: Operations::new(guest, disks, view) }
+        Self { operations: Operations::new(guest, disks, view), opens_directories: true }
     }
 
     /// What is counted.
@@ -131,6 +135,8 @@ impl Filesystem for GuestFs {
             let _ = config.add_capabilities(flag);
         }
         let _ = config.set_max_background(BACKGROUND_REQUESTS);
+        let without = InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        self.opens_directories = !config.capabilities().contains(without);
         Ok(())
     }
 
@@ -195,22 +201,26 @@ impl Filesystem for GuestFs {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.note(Instant::now(), Asked::OpenDir, ino, None, &Ok(()));
-        let handle = self.operations.open_directory();
-        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-        reply.opened(FileHandle(handle), flags);
+        if self.opens_directories {
+            let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+            return reply.opened(FileHandle(0), flags);
+        }
+        // As with files: from now on it opens directories, and keeps what is in them cached,
+        // without a request.
+        reply.error(Errno::ENOSYS);
     }
 
     fn readdir(
         &self,
         _req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
         let node = NodeId(ino.0);
         let mut call = || {
-            self.operations.read_directory(node, fh.0, offset, |line, next| {
+            self.operations.read_directory(node, offset, |line, next| {
                 let full = match line {
                     Line::Dot => reply.add(ino, next, FileType::Directory, "."),
                     Line::DotDot => {
@@ -236,7 +246,7 @@ impl Filesystem for GuestFs {
         &self,
         _req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
@@ -245,7 +255,7 @@ impl Filesystem for GuestFs {
             reply.add(attr.ino, next, name, valid, attr, GENERATION)
         };
         let mut call = || {
-            self.operations.read_directory(node, fh.0, offset, |line, next| match line {
+            self.operations.read_directory(node, offset, |line, next| match line {
                 // The kernel does not count look-ups of these two.
                 Line::Dot => !add(&folder(node), &FOR_EVER, next, OsStr::new(".")),
                 Line::DotDot => {
@@ -273,12 +283,11 @@ impl Filesystem for GuestFs {
         &self,
         _req: &Request,
         _ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
         self.stats().asked.request(Asked::ReleaseDir);
-        self.operations.close_directory(fh.0);
         reply.ok();
     }
 

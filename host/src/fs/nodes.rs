@@ -38,6 +38,8 @@ pub struct Lifetime(u64);
 pub struct Entry {
     /// The folder.
     pub folder: Lifetime,
+    /// The folder's path.
+    pub folder_path: GuestPath,
     /// The file's name.
     pub name: EntryName,
     /// The volume that it is on.
@@ -162,17 +164,7 @@ impl Nodes {
     /// # Errors
     /// `ESTALE` for an unknown node, `ENAMETOOLONG`.
     pub fn path(&self, id: NodeId) -> Result<GuestPath, Errno> {
-        let table = self.read();
-        let mut names = Vec::new();
-        let mut at = id;
-        // Ends: a node's parent was in the table before it, so there are no circles.
-        while at != ROOT {
-            let node = table.get(&at).ok_or(Errno::ESTALE)?;
-            names.push(node.name.as_bytes());
-            at = node.parent;
-        }
-        names.reverse();
-        GuestPath::new(names.join(&b'/')).map_err(|_| Errno::ENAMETOOLONG)
+        path_in(&self.read(), id)
     }
 
     /// The node that a directory is in; the root is in itself.
@@ -181,7 +173,8 @@ impl Nodes {
         self.read().get(&id).map_or(ROOT, |node| node.parent)
     }
 
-    /// The node as an entry of its folder. `None` for the root, and for an unknown node.
+    /// The node as an entry of its folder. `None` for the root, for an unknown node, and where
+    /// the path is too long.
     #[must_use]
     pub fn entry(&self, id: NodeId) -> Option<Entry> {
         let table = self.read();
@@ -190,7 +183,9 @@ impl Nodes {
             ROOT => OF_ROOT,
             parent => table.get(&parent)?.lifetime,
         };
-        Some(Entry { folder, name: node.name.clone(), volume: node.volume, kind: node.kind })
+        let folder_path = path_in(&table, node.parent).ok()?;
+        let (name, volume, kind) = (node.name.clone(), node.volume, node.kind);
+        Some(Entry { folder, folder_path, name, volume, kind })
     }
 
     /// The lifetime of a node.
@@ -206,6 +201,20 @@ impl Nodes {
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<NodeId, Node>> {
         self.table.write().expect("no code panics while it holds the table")
     }
+}
+
+/// The path of a node from the mounted root.
+fn path_in(table: &HashMap<NodeId, Node>, id: NodeId) -> Result<GuestPath, Errno> {
+    let mut names = Vec::new();
+    let mut at = id;
+    // Ends: a node's parent was in the table before it, so there are no circles.
+    while at != ROOT {
+        let node = table.get(&at).ok_or(Errno::ESTALE)?;
+        names.push(node.name.as_bytes());
+        at = node.parent;
+    }
+    names.reverse();
+    GuestPath::new(names.join(&b'/')).map_err(|_| Errno::ENAMETOOLONG)
 }
 
 /// The number that shows the filesystem's own, if that can be told apart from all others.

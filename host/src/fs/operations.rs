@@ -2,9 +2,7 @@
 //! become nodes. Testable without a mount.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use fuser::FileAttr;
 use guestmnt_protocol::attr::{Attr, DirEntry};
@@ -14,7 +12,8 @@ use guestmnt_protocol::path::{EntryName, PathError};
 use guestmnt_protocol::xattr::XattrName;
 use nix::errno::Errno;
 
-use super::directory::{Directory, Line};
+use super::cursors::Cursors;
+use super::directory::Line;
 use super::folders::Folders;
 use super::layouts::{Disks, Layouts};
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
@@ -57,8 +56,7 @@ pub struct Operations {
     layouts: Layouts,
     read_ahead: ReadAhead,
     view: View,
-    directories: Mutex<HashMap<u64, Arc<Mutex<Directory>>>>,
-    next_handle: AtomicU64,
+    cursors: Cursors,
 }
 
 impl Operations {
@@ -73,8 +71,7 @@ impl Operations {
             read_ahead: ReadAhead::of(Arc::clone(&guest)),
             guest,
             view,
-            directories: Mutex::default(),
-            next_handle: AtomicU64::new(1),
+            cursors: Cursors::default(),
         }
     }
 
@@ -173,40 +170,27 @@ impl Operations {
         }
     }
 
-    /// A handle for reading a directory.
-    pub fn open_directory(&self) -> u64 {
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.directories().insert(handle, Arc::default());
-        handle
-    }
-
-    /// Ends a handle.
-    pub fn close_directory(&self, handle: u64) {
-        self.directories().remove(&handle);
-    }
-
     /// Gives the lines of a directory from `from` on to `take`, until that says no.
     ///
     /// # Errors
-    /// `EBADF` for an unknown handle, the guest's error, or `EIO`.
+    /// As [`Operations::get_attr`].
     pub fn read_directory(
         &self,
         id: NodeId,
-        handle: u64,
         from: u64,
         take: impl FnMut(&Line, u64) -> bool,
     ) -> Result<(), Errno> {
-        let directory = self.directories().get(&handle).cloned().ok_or(Errno::EBADF)?;
+        let folder = self.nodes.lifetime(id).ok_or(Errno::ESTALE)?;
         let path = self.nodes.path(id)?;
-        let mut directory = directory.lock().expect("reading a directory does not panic");
+        let mut cursor = self.cursors.take(folder, from);
         let fetch = |at, size| {
             let page = self.guest.read_dir(path.clone(), at, size)?;
-            if let Some(folder) = self.nodes.lifetime(id) {
-                self.folders.note(folder, &path, at, &page);
-            }
+            self.folders.note(folder, &path, at, &page);
             Ok(page)
         };
-        directory.read(from, fetch, take)
+        let done = cursor.read(from, fetch, take);
+        self.cursors.give_back(folder, cursor);
+        done
     }
 
     /// Notes that the kernel is told of `entry` of the directory `parent`. `None` where it does not
@@ -267,9 +251,5 @@ impl Operations {
         };
         let found = self.guest.seek(self.nodes.path(id)?, offset, what)?;
         i64::try_from(found).map_err(|_| Errno::EIO)
-    }
-
-    fn directories(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Mutex<Directory>>>> {
-        self.directories.lock().expect("nothing panics while it holds the handles")
     }
 }

@@ -7,8 +7,11 @@
 use std::collections::HashMap;
 use std::mem::size_of;
 
+use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::xattr::{Xattr, XattrName};
 use nix::errno::Errno;
+
+use super::listing::Listing;
 
 /// Files whose attributes are asked for at once.
 const AT_ONCE: usize = 256;
@@ -16,10 +19,10 @@ const AT_ONCE: usize = 256;
 /// Errors of attributes that are not there which are kept.
 const MAX_ABSENCES: usize = 1024;
 
-/// What each file of a folder has, by its index in the folder's listing.
+/// What each file of a folder has.
 #[derive(Default)]
 pub struct Xattrs {
-    files: HashMap<usize, Result<Vec<Xattr>, Errno>>,
+    files: HashMap<EntryName, Result<Vec<Xattr>, Errno>>,
     bytes: usize,
 }
 
@@ -35,41 +38,43 @@ pub enum Known {
 }
 
 impl Xattrs {
-    /// The files to ask for together with the file `index`, of `count` in the folder: those
-    /// around it of which nothing is known.
+    /// The files to ask for together with `name`: those around it in the folder's listing of which
+    /// nothing is known, as many as fit into a request.
     #[must_use]
-    pub fn batch(&self, index: usize, count: usize) -> Vec<usize> {
+    pub fn batch(&self, name: &EntryName, listing: &Listing) -> Vec<EntryName> {
+        let Some(index) = listing.find(name) else { return vec![name.clone()] };
         let start = index - index % AT_ONCE;
-        let end = count.min(start + AT_ONCE);
+        let end = listing.len().min(start + AT_ONCE);
         // The guest answers for as many as it can, from the first on.
         let others = (start..end).filter(|&other| other != index);
-        std::iter::once(index)
-            .chain(others)
-            .filter(|index| !self.files.contains_key(index))
-            .collect()
+        let all = std::iter::once(index).chain(others);
+        let unknown = all.filter(|&index| !self.is_known(listing.name(index)));
+        let batch = listing.nameable(unknown.collect());
+        batch.into_iter().map(|index| listing.name(index).clone()).collect()
     }
 
     /// The attributes of a file have arrived, or the error of listing them.
-    pub fn arrived(&mut self, index: usize, xattrs: Result<Vec<Xattr>, Errno>) {
+    pub fn arrived(&mut self, name: EntryName, xattrs: Result<Vec<Xattr>, Errno>) {
         let cost = |xattr: &Xattr| {
             let value = xattr.value.as_ref().map_or(0, |value| value.as_bytes().len());
             size_of::<Xattr>() + xattr.name.as_bytes().len() + value
         };
         let xattrs_bytes = xattrs.as_ref().map_or(0, |xattrs| xattrs.iter().map(cost).sum());
-        if self.files.insert(index, xattrs).is_none() {
-            self.bytes += xattrs_bytes + 64;
+        let name_bytes = name.as_bytes().len();
+        if self.files.insert(name, xattrs).is_none() {
+            self.bytes += xattrs_bytes + name_bytes + 96;
         }
     }
 
     /// Whether the attributes of a file have arrived.
     #[must_use]
-    pub fn is_known(&self, index: usize) -> bool {
-        self.files.contains_key(&index)
+    pub fn is_known(&self, name: &EntryName) -> bool {
+        self.files.contains_key(name)
     }
 
     /// The names of a file's attributes, each with a NUL behind it. `None` where nothing is known.
     #[must_use]
-    pub fn list(&self, index: usize) -> Option<Result<Vec<u8>, Errno>> {
+    pub fn list(&self, name: &EntryName) -> Option<Result<Vec<u8>, Errno>> {
         let names = |xattrs: &Vec<Xattr>| {
             xattrs
                 .iter()
@@ -78,13 +83,13 @@ impl Xattrs {
                 .copied()
                 .collect()
         };
-        Some(self.files.get(&index)?.as_ref().map(names).map_err(|errno| *errno))
+        Some(self.files.get(name)?.as_ref().map(names).map_err(|errno| *errno))
     }
 
     /// What is known of a file's attribute.
     #[must_use]
-    pub fn find(&self, index: usize, name: &XattrName) -> Known {
-        let Some(Ok(xattrs)) = self.files.get(&index) else { return Known::Nothing };
+    pub fn find(&self, file: &EntryName, name: &XattrName) -> Known {
+        let Some(Ok(xattrs)) = self.files.get(file) else { return Known::Nothing };
         match xattrs.iter().find(|xattr| xattr.name == *name) {
             Some(Xattr { value: Some(value), .. }) => Known::Value(value.as_bytes().to_vec()),
             Some(Xattr { value: None, .. }) => Known::Nothing,
@@ -145,10 +150,15 @@ impl Absences {
 mod tests {
     use guestmnt_protocol::xattr::SmallValue;
 
+    use super::super::listing::tests::listing;
     use super::*;
 
     fn name(text: &str) -> XattrName {
         XattrName::new(text.as_bytes()).unwrap()
+    }
+
+    fn file(text: &str) -> EntryName {
+        EntryName::new(text.as_bytes()).unwrap()
     }
 
     fn xattr(text: &str, value: Option<&[u8]>) -> Xattr {
@@ -158,33 +168,39 @@ mod tests {
     #[test]
     fn what_arrived_answers_for_lists_and_values() {
         let mut xattrs = Xattrs::default();
-        xattrs.arrived(3, Ok(vec![xattr("user.b", Some(b"1")), xattr("user.a", None)]));
-        xattrs.arrived(4, Err(Errno::EACCES));
-        assert_eq!(xattrs.list(3), Some(Ok(b"user.b\0user.a\0".to_vec())));
-        assert_eq!(xattrs.list(4), Some(Err(Errno::EACCES)));
-        assert_eq!(xattrs.list(5), None);
+        let [some, closed, other] = ["some", "closed", "other"].map(file);
+        let two = vec![xattr("user.b", Some(b"1")), xattr("user.a", None)];
+        xattrs.arrived(some.clone(), Ok(two));
+        xattrs.arrived(closed.clone(), Err(Errno::EACCES));
+        assert_eq!(xattrs.list(&some), Some(Ok(b"user.b\0user.a\0".to_vec())));
+        assert_eq!(xattrs.list(&closed), Some(Err(Errno::EACCES)));
+        assert_eq!(xattrs.list(&other), None);
         let table = [
-            (3, "user.b", Known::Value(b"1".to_vec())),
-            (3, "user.a", Known::Nothing),
-            (3, "security.capability", Known::Absent),
-            (3, "system.posix_acl_access", Known::Absent),
-            (3, "system.ntfs_attrib", Known::Nothing),
-            (4, "user.b", Known::Nothing),
-            (5, "user.b", Known::Nothing),
+            (&some, "user.b", Known::Value(b"1".to_vec())),
+            (&some, "user.a", Known::Nothing),
+            (&some, "security.capability", Known::Absent),
+            (&some, "system.posix_acl_access", Known::Absent),
+            (&some, "system.ntfs_attrib", Known::Nothing),
+            (&closed, "user.b", Known::Nothing),
+            (&other, "user.b", Known::Nothing),
         ];
-        for (index, text, expected) in table {
-            assert_eq!(xattrs.find(index, &name(text)), expected, "{index} {text}");
+        for (file, text, expected) in table {
+            assert_eq!(xattrs.find(file, &name(text)), expected, "{file:?} {text}");
         }
     }
 
     #[test]
     fn a_batch_begins_with_the_file_that_was_asked_for() {
-        let mut xattrs = Xattrs::default();
-        assert_eq!(xattrs.batch(2, 4), [2, 0, 1, 3]);
-        xattrs.arrived(0, Ok(Vec::new()));
-        assert_eq!(xattrs.batch(2, 4), [2, 1, 3]);
-        let batch = xattrs.batch(300, 1000);
-        assert_eq!((batch.len(), batch[0], batch[1], batch[255]), (256, 300, 256, 511));
+        let names: Vec<String> = (0..1000).map(|n| format!("{n:04}")).collect();
+        let files: Vec<_> = names.iter().map(|name| (name.as_str(), 1, 1)).collect();
+        let (mut xattrs, listing) = (Xattrs::default(), listing(&files));
+        let batch = |xattrs: &Xattrs, name| xattrs.batch(&file(name), &listing);
+        let around = batch(&xattrs, "0300");
+        assert_eq!((around.len(), &around[0], &around[1]), (256, &file("0300"), &file("0256")));
+        assert_eq!(batch(&xattrs, "0999").len(), 1000 - 3 * 256);
+        xattrs.arrived(file("0256"), Ok(Vec::new()));
+        assert_eq!(batch(&xattrs, "0300")[1], file("0257"));
+        assert_eq!(batch(&xattrs, "unlisted"), [file("unlisted")]);
     }
 
     #[test]
