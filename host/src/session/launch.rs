@@ -15,7 +15,7 @@ use guestmnt_protocol::volume::Mountable;
 use log::{info, warn};
 
 use super::keys::{self, KeyError};
-use super::plan::{DEFAULT_MEMORY_MIB, MountSpec, Plan};
+use super::plan::{MountSpec, Plan};
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
 use crate::disk::DiskReader;
@@ -28,7 +28,7 @@ use crate::vm::template::{Template, TemplateKey};
 use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk, find_qemu};
 
 /// Requests that can be in flight.
-const LANES: usize = 8;
+pub(super) const LANES: usize = 8;
 
 /// The number of `ENODEV` on the wire.
 const ENODEV: u16 = 19;
@@ -212,23 +212,6 @@ pub fn prepare(
         }
     }
     Err(LaunchError::NoTemplate)
-}
-
-/// Whether a mount with `accelerator` and else what is usual would find a template.
-#[must_use]
-pub fn has_template(qemu: &Path, appliance: &Appliance, accelerator: Accelerator) -> bool {
-    let config = VmConfig {
-        qemu,
-        appliance,
-        accelerator,
-        memory_mib: DEFAULT_MEMORY_MIB,
-        bulk: true,
-        confinement: Policy::default(),
-        lanes: LANES,
-    };
-    let templates = cache_folder().and_then(|cache| Templates::in_cache(&cache).ok());
-    let key = TemplateKey::of(&config).ok();
-    templates.zip(key).is_some_and(|(templates, key)| templates.find(&key).is_ok())
 }
 
 /// Restores a VM from a template, or boots one where that is not possible.

@@ -11,7 +11,12 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{info, warn};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::launch::{LANES, cache_folder};
+use super::plan::DEFAULT_MEMORY_MIB;
 use crate::guest::{Guest, GuestError};
+use crate::vm::accelerator::Accelerator;
+use crate::vm::appliance::Appliance;
+use crate::vm::confinement::Policy;
 use crate::vm::template::{Template, TemplateError, TemplateKey};
 use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk};
 
@@ -51,6 +56,23 @@ impl fmt::Display for MakeError {
 }
 
 impl std::error::Error for MakeError {}
+
+/// Whether a mount with `accelerator`, and else what is usual, would find a template.
+#[must_use]
+pub fn is_there(qemu: &Path, appliance: &Appliance, accelerator: Accelerator) -> bool {
+    let config = VmConfig {
+        qemu,
+        appliance,
+        accelerator,
+        memory_mib: DEFAULT_MEMORY_MIB,
+        bulk: true,
+        confinement: Policy::default(),
+        lanes: LANES,
+    };
+    let templates = cache_folder().and_then(|cache| Templates::in_cache(&cache).ok());
+    let key = TemplateKey::of(&config).ok();
+    templates.zip(key).is_some_and(|(templates, key)| templates.find(&key).is_ok())
+}
 
 /// A folder of templates, the user's own.
 pub struct Templates {

@@ -12,7 +12,8 @@ use std::process::{Command, ExitCode};
 use clap::Args;
 use serde::Serialize;
 
-use crate::session::launch::{cache_folder, has_template};
+use crate::session::launch::cache_folder;
+use crate::session::templates;
 use crate::sys;
 use crate::vm::accelerator::{Accelerator, Verdict};
 use crate::vm::appliance::Appliance;
@@ -262,7 +263,7 @@ fn appliance(qemu: Option<&Path>, accelerator: Accelerator) -> Vec<Finding> {
     let folder = appliance.kernel.parent().map(PathBuf::from).unwrap_or_default();
     let mut findings = vec![Finding::new("appliance", State::Good, folder.display())];
     if let Some(qemu) = qemu {
-        findings.push(if has_template(qemu, &appliance, accelerator) {
+        findings.push(if templates::is_there(qemu, &appliance, accelerator) {
             Finding::new("template", State::Good, format!("there is one for {accelerator}"))
         } else {
             Finding::new("template", State::Good, "none yet; the first mount makes it")
