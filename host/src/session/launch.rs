@@ -161,6 +161,10 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
             lanes: LANES,
         };
         let started = start(&config, plan, &disks, cache.as_deref(), timings);
+        if matches!(started, Err(LaunchError::Vm(VmError::Confine(..)))) {
+            // That says nothing of the accelerator.
+            return started;
+        }
         if accelerator == Accelerator::Kvm && plan.accelerator == AcceleratorChoice::Auto {
             verdict.remember(started.is_ok());
         }
@@ -203,6 +207,9 @@ pub fn prepare(
             lanes: LANES,
         };
         let made = template(&config, Some(&cache));
+        if let Err(NoTemplate::Machine(error @ LaunchError::Vm(VmError::Confine(..)))) = made {
+            return Err(error);
+        }
         if accelerator == Accelerator::Kvm && choice == AcceleratorChoice::Auto {
             verdict.remember(made.is_ok());
         }

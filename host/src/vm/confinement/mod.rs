@@ -24,6 +24,7 @@ use std::sync::Once;
 
 use libc::c_int;
 use log::warn;
+use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use self::executable::Executable;
@@ -270,13 +271,20 @@ fn kvm_group(kvm: bool) -> Vec<libc::gid_t> {
 /// guest's memory. None on processes: it has threads only, which count as such, and before Linux
 /// 5.14 the user's other processes counted as well.
 fn limits(program: &Program) -> Vec<(libc::__rlimit_resource_t, libc::rlim_t)> {
-    let files = program.inherited.len() + 256;
-    vec![
+    // QEMU duplicates what it inherits when it learns of it, and again when it opens it.
+    let files = program.inherited.len() * 4 + 1024;
+    let wanted = [
         // A core would hold the image's data.
-        (libc::RLIMIT_CORE, 0),
-        (libc::RLIMIT_NOFILE, files as libc::rlim_t),
-        (libc::RLIMIT_FSIZE, program.largest_file),
-        (libc::RLIMIT_MEMLOCK, 0),
-        (libc::RLIMIT_MSGQUEUE, 0),
-    ]
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_NOFILE, files as libc::rlim_t),
+        (Resource::RLIMIT_FSIZE, program.largest_file),
+        (Resource::RLIMIT_MEMLOCK, 0),
+        (Resource::RLIMIT_MSGQUEUE, 0),
+    ];
+    // A limit cannot be raised again; ours may be lower already.
+    let lowest = |(resource, limit): (Resource, libc::rlim_t)| {
+        let most = getrlimit(resource).map_or(limit, |(_, most)| most.min(limit));
+        (resource as libc::__rlimit_resource_t, most)
+    };
+    wanted.map(lowest).into()
 }
