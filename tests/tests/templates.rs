@@ -93,10 +93,10 @@ fn damaged_templates_are_noticed_and_made_anew() {
     type Damage = fn(&Path);
     let table: [(&str, Damage); 5] = [
         ("memory cut short", |t| {
-            fs::File::options().write(true).open(t.join("ram")).unwrap().set_len(1 << 20).unwrap();
+            unprotected(&t.join("ram")).set_len(1 << 20).unwrap();
         }),
         ("state cut short", |t| {
-            fs::File::options().write(true).open(t.join("state")).unwrap().set_len(99).unwrap();
+            unprotected(&t.join("state")).set_len(99).unwrap();
         }),
         ("half written", |t| fs::remove_file(t.join("template.json")).unwrap()),
         ("no JSON", |t| fs::write(t.join("template.json"), "{").unwrap()),
@@ -110,6 +110,17 @@ fn damaged_templates_are_noticed_and_made_anew() {
     place.assert_clean(&["mnt"]);
 }
 
+/// A file of a template, open for writing, which is what its mode is there against.
+fn unprotected(path: &Path) -> fs::File {
+    assert!(
+        fs::File::options().write(true).open(path).is_err(),
+        "{} is not protected",
+        path.display()
+    );
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::File::options().write(true).open(path).unwrap()
+}
+
 #[test]
 fn a_template_that_does_not_run_is_replaced_by_a_boot() {
     let place = Workplace::with_own_cache();
@@ -117,7 +128,8 @@ fn a_template_that_does_not_run_is_replaced_by_a_boot() {
     let made = template(&place);
     // The right length, but no guest in it: it never says hello, or its machine breaks down.
     let length = fs::metadata(made.join("ram")).unwrap().len();
-    let ram = fs::File::create(made.join("ram")).unwrap();
+    let ram = unprotected(&made.join("ram"));
+    ram.set_len(0).unwrap();
     ram.set_len(length).unwrap();
     let said = mount_once(&place, &[]);
     assert!(said.contains(REMOVED), "{said}");

@@ -210,6 +210,9 @@ fn sha256(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn key(text: &str) -> TemplateKey {
@@ -261,6 +264,11 @@ mod tests {
         ];
         for (what, damage) in table {
             let folder = made();
+            for name in [RAM, BULK, STATE] {
+                let path = folder.path().join(name);
+                assert_eq!(fs::metadata(&path).unwrap().mode() & 0o222, 0, "{name}");
+                fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            }
             damage(folder.path());
             let opened = Template::open(folder.path(), &key("k"));
             assert!(matches!(opened, Err(TemplateError::Damaged(..))), "{what}");
