@@ -132,7 +132,9 @@ impl Assembly<'_> {
         self.disks.list().into_iter().map(Block::from).collect()
     }
 
-    fn lvm<'b>(&'b self, physical: &'b [Physical]) -> Lvm<'b> {
+    /// LVM, which sees `physical`.
+    #[must_use]
+    pub fn lvm<'b>(&'b self, physical: &'b [Physical]) -> Lvm<'b> {
         Lvm { programs: self.programs, modules: self.modules, physical }
     }
 }
@@ -165,7 +167,9 @@ fn warn(what: &str, failure: &Failure) {
     kmsg::warn(format_args!("{what}: {first}"));
 }
 
-fn arrays_of(blocks: &[(Block, Probed)]) -> Vec<Array> {
+/// The arrays on `blocks`.
+#[must_use]
+pub fn arrays_of(blocks: &[(Block, Probed)]) -> Vec<Array> {
     let members: Vec<Member> = blocks
         .iter()
         .filter(|(_, probed)| probed.is_other("linux_raid_member"))
@@ -178,7 +182,9 @@ fn arrays_of(blocks: &[(Block, Probed)]) -> Vec<Array> {
     raid::arrays(&members)
 }
 
-fn physical_of(blocks: &[(Block, Probed)]) -> Vec<Physical> {
+/// The physical volumes of LVM on `blocks`.
+#[must_use]
+pub fn physical_of(blocks: &[(Block, Probed)]) -> Vec<Physical> {
     blocks
         .iter()
         .filter(|(_, probed)| probed.is_other("LVM2_member"))

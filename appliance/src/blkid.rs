@@ -29,6 +29,17 @@ pub enum Found {
     Ambivalent,
 }
 
+/// A partition as its table has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number.
+    pub number: u16,
+    /// Whether it only holds others, as extended ones of an MBR do.
+    pub extended: bool,
+    /// Its type in an MBR; elsewhere 0.
+    pub kind: u8,
+}
+
 impl<'device> Probe<'device> {
     /// A probe of all of `device`, a block device or a file, open for reading.
     ///
@@ -89,9 +100,8 @@ impl<'device> Probe<'device> {
         Some(unsafe { CStr::from_ptr(data) }.to_string_lossy().into_owned())
     }
 
-    /// Numbers of the partitions that only hold others: the extended ones of an MBR. Empty where
-    /// there is no partition table.
-    pub fn extended_partitions(&mut self) -> Vec<u16> {
+    /// The partitions in the table. Empty where there is none.
+    pub fn partitions(&mut self) -> Vec<Entry> {
         // SAFETY: the probe is live and has its device. The list belongs to the probe and lives
         // until its next search or its end, which both need `self` as well.
         let list = unsafe { blkid_probe_get_partitions(self.raw.as_ptr()) };
@@ -100,19 +110,24 @@ impl<'device> Probe<'device> {
         }
         // SAFETY: the list is live.
         let count = unsafe { blkid_partlist_numof_partitions(list) };
-        let number_if_extended = |index: c_int| {
+        let entry = |index: c_int| {
             // SAFETY: the list is live and has more than `index` partitions.
             let partition = unsafe { blkid_partlist_get_partition(list, index) };
             if partition.is_null() {
                 return None;
             }
             // SAFETY: the partition belongs to the list, which is live.
-            let (extended, number) = unsafe {
-                (blkid_partition_is_extended(partition), blkid_partition_get_partno(partition))
+            let (extended, number, kind) = unsafe {
+                (
+                    blkid_partition_is_extended(partition),
+                    blkid_partition_get_partno(partition),
+                    blkid_partition_get_type(partition),
+                )
             };
-            (extended == 1).then(|| u16::try_from(number).ok()).flatten()
+            let number = u16::try_from(number).ok()?;
+            Some(Entry { number, extended: extended == 1, kind: u8::try_from(kind).unwrap_or(0) })
         };
-        (0..count).filter_map(number_if_extended).collect()
+        (0..count).filter_map(entry).collect()
     }
 }
 
@@ -161,5 +176,6 @@ unsafe extern "C" {
     fn blkid_partlist_numof_partitions(list: *mut RawPartitions) -> c_int;
     fn blkid_partlist_get_partition(list: *mut RawPartitions, index: c_int) -> *mut RawPartition;
     fn blkid_partition_is_extended(partition: *mut RawPartition) -> c_int;
+    fn blkid_partition_get_type(partition: *mut RawPartition) -> c_int;
     fn blkid_partition_get_partno(partition: *mut RawPartition) -> c_int;
 }

@@ -79,6 +79,7 @@ impl Guest {
             Request::Volumes => Ok(Answer::Volumes(self.devices()?.volumes())),
             Request::Mount(request) => self.mount(request),
             Request::Unmount => self.unmount(),
+            Request::Listing => Ok(Answer::Listing(self.devices()?.listing())),
             Request::Unlock { volume, key } => {
                 self.devices()?.unlock(volume, key).map(|()| Answer::Done)
             }

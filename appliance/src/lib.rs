@@ -26,6 +26,7 @@ pub mod init;
 mod kmsg;
 mod lane;
 mod layouts;
+mod listing;
 mod lvm;
 mod machine;
 mod modules;

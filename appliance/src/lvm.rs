@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use guestmnt_protocol::message::Failure;
+use guestmnt_protocol::message::{Failure, VolumeGroup};
 use guestmnt_protocol::volume::PlainName;
 
 use crate::failure::explained;
@@ -111,6 +111,31 @@ impl Lvm<'_> {
         }
     }
 
+    /// What LVM says of all physical volumes, groups and logical volumes. Nothing where there is no
+    /// physical volume.
+    ///
+    /// # Errors
+    /// `EIO` with what lvm said.
+    pub fn report(&self) -> Result<Report, Failure> {
+        if self.physical.is_empty() {
+            return Ok(Report::default());
+        }
+        let of = |command: &str, columns: &str| {
+            let numbers = ["--units", "b", "--nosuffix"];
+            let table = ["--noheadings", "--separator", "|", "--options", columns];
+            // Not the volumes that only others are made of, such as pools.
+            let public: &[&str] =
+                if command == "lvs" { &["--select", "lv_role=public"] } else { &[] };
+            match self.run(&[&[command], &numbers[..], &table[..], public].concat())? {
+                Ok(printed) => Ok(printed),
+                Err(failed) => Err(failed.explained(Errno::EIO, "lvm cannot list the volumes")),
+            }
+        };
+        let physical = of("pvs", "pv_name,pv_size,pv_uuid,vg_name,vg_size,vg_uuid")?;
+        let logical = of("lvs", "vg_name,lv_name,lv_uuid")?;
+        Ok(Report::parse(&physical, &logical))
+    }
+
     fn run(&self, words: &[&str]) -> Result<Result<String, crate::programs::Failed>, Failure> {
         let nodes: Vec<_> = self.physical.iter().map(|one| one.node.to_string_lossy()).collect();
         let devices = nodes.join(",");
@@ -121,6 +146,46 @@ impl Lvm<'_> {
         }
         arguments.extend(rest);
         self.programs.run(self.modules, "lvm", &arguments, &[])
+    }
+}
+
+/// What LVM says of its volumes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Physical volumes: node, bytes, UUID, group.
+    pub physical: Vec<(PathBuf, u64, String, Option<PlainName>)>,
+    /// Groups.
+    pub groups: Vec<VolumeGroup>,
+    /// Logical volumes with their UUIDs.
+    pub logical: Vec<(Logical, String)>,
+}
+
+impl Report {
+    /// Reads lines of fields between bars. What cannot be read is left out.
+    fn parse(physical: &str, logical: &str) -> Self {
+        let mut report = Self::default();
+        for line in physical.lines() {
+            let fields: Vec<&str> = line.trim().split('|').collect();
+            let [node, size, uuid, group, group_size, group_uuid] = fields[..] else { continue };
+            let group: Option<PlainName> = group.parse().ok();
+            let size = size.parse().unwrap_or(0);
+            report.physical.push((node.into(), size, uuid.to_owned(), group.clone()));
+            if let Some(name) = group
+                && !report.groups.iter().any(|known| known.uuid == group_uuid)
+            {
+                let (size, uuid) = (group_size.parse().unwrap_or(0), group_uuid.to_owned());
+                report.groups.push(VolumeGroup { name, size, uuid });
+            }
+        }
+        for line in logical.lines() {
+            let fields: Vec<&str> = line.trim().split('|').collect();
+            if let [group, volume, uuid] = fields[..]
+                && let (Ok(group), Ok(volume)) = (group.parse(), volume.parse())
+            {
+                report.logical.push((Logical { group, volume }, uuid.to_owned()));
+            }
+        }
+        report
     }
 }
 
@@ -178,6 +243,18 @@ mod tests {
         assert_eq!(logical_in("  vg pool twi---tz--"), None);
         assert_eq!(logical_in("  WARNING: something"), None);
         assert_eq!(logical_in(""), None);
+    }
+
+    #[test]
+    fn a_report_is_read_from_its_fields() {
+        let physical =
+            "  /dev/vda1|100|p1|vg|300|g\n  /dev/vdb|200|p2|vg|300|g\n  /dev/vdc|9|p3||0|\n";
+        let report = Report::parse(physical, "  vg|root|l1\n  WARNING: no line\n");
+        let group = "vg".parse::<PlainName>().unwrap();
+        assert_eq!(report.physical[1], ("/dev/vdb".into(), 200, "p2".into(), Some(group.clone())));
+        assert_eq!(report.physical[2].3, None);
+        assert_eq!(report.groups, [VolumeGroup { name: group, size: 300, uuid: "g".into() }]);
+        assert_eq!(report.logical, [(logical("vg", "root"), "l1".into())]);
     }
 
     #[test]

@@ -15,22 +15,23 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use guestmnt_protocol::device::DeviceName;
-use guestmnt_protocol::message::{Failure, Layout, MountRequest, Volume};
+use guestmnt_protocol::message::{Failure, Layout, Listing, MountRequest, Volume};
 use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::volume::VolumeName;
 
-use crate::assembly::Assembly;
+use crate::assembly::{Assembly, Block};
 use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::encryption::Opened;
 use crate::failure::{errno_of, explained};
 use crate::kmsg;
 use crate::layouts;
+use crate::listing;
 use crate::modules::Modules;
 use crate::mounts::Mounts;
 use crate::programs::Programs;
 use crate::sys;
-use crate::volumes;
+use crate::volumes::{self, Probed};
 
 /// How long a disk may take to appear. Emulated machines on a busy host are slow; the usual is
 /// a tenth of a second.
@@ -133,10 +134,24 @@ impl Machine {
     /// Assembles what can be assembled from the disks, and probes all.
     #[must_use]
     pub fn volumes(&self) -> Vec<Volume> {
+        self.list(|_, _| ()).0
+    }
+
+    /// As [`Machine::volumes`], with what they are made of.
+    #[must_use]
+    pub fn listing(&self) -> Listing {
+        let (volumes, mut listing) = self.list(listing::composition);
+        listing.volumes = volumes;
+        listing
+    }
+
+    /// All volumes, and what `more` says of them.
+    fn list<T>(&self, more: impl Fn(&[(Block, Probed)], &Assembly) -> T) -> (Vec<Volume>, T) {
         let assembly = self.assembly();
         let blocks = assembly.all();
+        let more = more(&blocks, &assembly);
         let subvolumes = volumes::subvolumes(&blocks, &assembly);
-        volumes::with_subvolumes(volumes::list(blocks), &subvolumes)
+        (volumes::with_subvolumes(volumes::list(blocks), &subvolumes), more)
     }
 
     /// Opens an encrypted volume; one that is open stays so.

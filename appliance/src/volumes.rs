@@ -12,7 +12,7 @@ use guestmnt_protocol::volume::{Mountable, VolumeName};
 use nix::errno::Errno;
 
 use crate::assembly::{Assembly, Block};
-use crate::blkid::{Found, Probe};
+use crate::blkid::{Entry, Found, Probe};
 use crate::btrfs;
 use crate::devices::Disks;
 use crate::failure::errno_of;
@@ -27,8 +27,8 @@ pub struct Probed {
     pub label: String,
     /// UUID, likewise.
     pub uuid: String,
-    /// Numbers of the partitions on it that only hold others.
-    extended: Vec<u16>,
+    /// The partitions of its MBR, if it has one.
+    pub partitions: Vec<Entry>,
 }
 
 /// Probes an open device.
@@ -46,11 +46,11 @@ fn probe(device: &File) -> nix::Result<Probed> {
         Found::Something => content(value(c"USAGE"), value(c"TYPE"), value(c"PTTYPE")),
     };
     let (label, uuid) = (value(c"LABEL"), value(c"UUID"));
-    let extended = match &content {
-        Content::Partitions(table) if table == "dos" => probe.extended_partitions(),
+    let partitions = match &content {
+        Content::Partitions(table) if table == "dos" => probe.partitions(),
         _ => Vec::new(),
     };
-    Ok(Probed { content, label, uuid, extended })
+    Ok(Probed { content, label, uuid, partitions })
 }
 
 /// What a volume with the node `node` holds, which is `device` of `disks` where it is one of theirs.
@@ -63,7 +63,7 @@ pub fn content_of(device: Option<DeviceName>, node: &Path, disks: &Disks) -> nix
     let has_table = matches!(content, Content::Partitions(_));
     if let Some(device) = device.filter(|device| has_table && device.partition != 0) {
         let disk = disks.find(DeviceName::whole(device.disk)).ok_or(Errno::ENODEV)?;
-        if probe_node(&disk)?.extended.contains(&device.partition) {
+        if probe_node(&disk)?.is_extended(device.partition) {
             return Ok(Content::Extended);
         }
     }
@@ -72,14 +72,14 @@ pub fn content_of(device: Option<DeviceName>, node: &Path, disks: &Disks) -> nix
 
 /// All block devices as they are listed, given that a disk stands before its partitions.
 pub fn list(blocks: Vec<(Block, Probed)>) -> Vec<Volume> {
-    let mut extended = Vec::new();
+    let mut disk = Probed::default();
     let mut volumes = Vec::new();
     for (Block { name, size, .. }, mut probed) in blocks {
         match &name {
             VolumeName::Partition(DeviceName { partition: 0, .. }) => {
-                extended = std::mem::take(&mut probed.extended);
+                disk.partitions = std::mem::take(&mut probed.partitions);
             }
-            VolumeName::Partition(device) if extended.contains(&device.partition) => {
+            VolumeName::Partition(device) if disk.is_extended(device.partition) => {
                 probed = Probed { content: Content::Extended, ..Probed::default() };
             }
             _ => {}
@@ -157,12 +157,16 @@ impl Default for Probed {
             content: Content::Unknown,
             label: String::new(),
             uuid: String::new(),
-            extended: Vec::new(),
+            partitions: Vec::new(),
         }
     }
 }
 
 impl Probed {
+    fn is_extended(&self, number: u16) -> bool {
+        self.partitions.iter().any(|entry| entry.number == number && entry.extended)
+    }
+
     /// Whether it holds what is no filesystem and what libblkid calls `kind`.
     #[must_use]
     pub fn is_other(&self, kind: &str) -> bool {
@@ -232,7 +236,9 @@ mod tests {
         ]);
         let probed = probe(&disk).unwrap();
         assert_eq!(probed.content, Content::Partitions("dos".to_owned()));
-        assert_eq!(probed.extended, [2]);
+        let entry = |number, extended, kind| Entry { number, extended, kind };
+        let expected = [entry(1, false, 0x83), entry(2, true, 0x0f), entry(5, false, 0x83)];
+        assert_eq!(probed.partitions, expected);
     }
 
     #[test]

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::attr::Attr;
 use crate::batch::{Plain, Wanted};
+use crate::device::DeviceName;
 use crate::limits::MAX_DETAIL;
 use crate::path::{EntryName, GuestPath};
 use crate::secret::Secret;
-use crate::volume::{Mountable, VolumeName};
+use crate::volume::{Mountable, PlainName, VolumeName};
 
 /// What the host asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +121,8 @@ pub enum Request {
         /// A passphrase, recovery key or key.
         key: Secret,
     },
+    /// As [`Request::Volumes`], with what they are made of. Answer: [`Answer::Listing`].
+    Listing,
 }
 
 /// What is mounted where.
@@ -176,6 +179,49 @@ pub enum Answer {
     StatFs(StatFs),
     /// Where a file's bytes are.
     Layout(Layout),
+    /// What is on the disks, and what it is made of.
+    Listing(Listing),
+}
+
+/// What is on the disks, and what it is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Everything that holds something, as for [`Request::Volumes`].
+    pub volumes: Vec<Volume>,
+    /// Types of the partitions of MBRs.
+    pub partition_types: Vec<(DeviceName, u8)>,
+    /// Arrays, each with its members.
+    pub arrays: Vec<(VolumeName, Vec<VolumeName>)>,
+    /// LVM's physical volumes.
+    pub physical: Vec<PhysicalVolume>,
+    /// LVM's volume groups.
+    pub groups: Vec<VolumeGroup>,
+    /// UUIDs of LVM's logical volumes.
+    pub logical: Vec<(VolumeName, String)>,
+}
+
+/// A physical volume of LVM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhysicalVolume {
+    /// Its device.
+    pub device: VolumeName,
+    /// Bytes.
+    pub size: u64,
+    /// LVM's UUID of it.
+    pub uuid: String,
+    /// The group that it belongs to, if to any.
+    pub group: Option<PlainName>,
+}
+
+/// A volume group of LVM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeGroup {
+    /// Its name.
+    pub name: PlainName,
+    /// Bytes.
+    pub size: u64,
+    /// LVM's UUID of it.
+    pub uuid: String,
 }
 
 /// Where on its disk a file's bytes are: in the runs, and zeros between them.

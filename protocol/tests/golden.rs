@@ -8,10 +8,12 @@ use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD, SLOTS};
 use guestmnt_protocol::message::{
-    Answer, Content, Extent, Failure, MountRequest, Outcome, Request, StatFs, Volume,
+    Answer, Content, Extent, Failure, Listing, MountRequest, Outcome, PhysicalVolume, Request,
+    StatFs, Volume, VolumeGroup,
 };
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::volume::VolumeName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,6 +23,10 @@ fn path(text: &str) -> GuestPath {
 
 fn name(text: &str) -> EntryName {
     EntryName::new(text.as_bytes()).expect("a good name")
+}
+
+fn named(text: &str) -> VolumeName {
+    text.parse().expect("a good name")
 }
 
 fn mount(device: &str) -> Request {
@@ -96,6 +102,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             },
             b"\x12\x00\x00\x02\x01k".to_vec(),
         ),
+        (Request::Listing, vec![19]),
     ]
 }
 
@@ -155,6 +162,31 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
         (Ok(Answer::Payload), vec![0, 5]),
         (Ok(Answer::Offset(128)), vec![0, 6, 0x80, 1]),
         (Ok(Answer::StatFs(stat)), vec![0, 7, 1, 2, 3, 4, 5, 6, 0xff, 1]),
+        (
+            Ok(Answer::Listing(Listing {
+                volumes: Vec::new(),
+                partition_types: vec![(DeviceName { disk: 0, partition: 1 }, 7)],
+                arrays: vec![(named("/dev/md0"), vec![named("/dev/sda")])],
+                physical: vec![PhysicalVolume {
+                    device: named("/dev/sdb"),
+                    size: 5,
+                    uuid: "p".to_owned(),
+                    group: Some("g".parse().expect("plain")),
+                }],
+                groups: vec![VolumeGroup {
+                    name: "g".parse().expect("plain"),
+                    size: 4,
+                    uuid: "u".to_owned(),
+                }],
+                logical: vec![(named("/dev/g/l"), "v".to_owned())],
+            })),
+            [
+                b"\x00\x09\x00\x01\x00\x01\x07\x01\x02\x010\x01\x00\x00\x00".as_slice(),
+                b"\x01\x00\x01\x00\x05\x01p\x01\x01g\x01\x01g\x04\x01u",
+                b"\x01\x01\x01g\x01l\x01v",
+            ]
+            .concat(),
+        ),
         (Err(Failure::new(2)), vec![1, 2, 0]),
         (Err(Failure::with_detail(5, "no".to_owned())), b"\x01\x05\x02no".to_vec()),
     ]

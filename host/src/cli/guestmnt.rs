@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use log::{debug, info};
+use clap::{CommandFactory, FromArgMatches, Parser};
+use log::debug;
 
 use super::background::{self, Side};
+use super::images::{ImageArguments, KeyArguments};
 use super::{descriptor, is_root, raise_file_limit, start_logging};
-use crate::image::{BlockSize, Format, ImageError, OpenOptions, disks_of};
 use crate::session::fuse_options::FuseOptions;
-use crate::session::keys::{self, Key, KeyError, KeySpec};
+use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
 use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, MountSpec, Plan, in_order};
 use crate::session::timings::Timings;
@@ -40,17 +40,8 @@ Environment: GUESTMNT_APPLIANCE (folder of the appliance), GUESTMNT_QEMU (progra
 #[derive(Parser)]
 #[command(name = "guestmnt", version, after_help = AFTER_HELP)]
 struct Arguments {
-    /// Disk image, x.ova:DISK, .vmx or folder with a VM; the first disk is /dev/sda, the next /dev/sdb, …
-    #[arg(short = 'a', long = "add", value_name = "FILE")]
-    add: Vec<PathBuf>,
-
-    /// Format of the images named after this: raw, vmdk, qcow2, vdi, vpc, vhdx; auto looks
-    #[arg(long, value_name = "FMT", value_parser = format)]
-    format: Vec<FormatChoice>,
-
-    /// Bytes of the sectors of the images named after this: 512 or 4096; 512 unless said
-    #[arg(long, value_name = "BYTES")]
-    blocksize: Vec<BlockSize>,
+    #[command(flatten)]
+    images: ImageArguments,
 
     /// What to mount where in the folder: one for /, others in its directories
     #[arg(short = 'm', long = "mount", value_name = "DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]")]
@@ -63,10 +54,6 @@ struct Arguments {
     /// FUSE options: allow_other, allow_root, default_permissions, uid=, gid=, umask=, fmask=, dmask=, noexec
     #[arg(short = 'o', long = "option", value_name = "OPTION[,OPTION…]")]
     option: Vec<FuseOptions>,
-
-    /// Folder whose files an image elsewhere may name: extents, backing files, disks of a .vmx
-    #[arg(long, value_name = "DIR")]
-    allow_path: Vec<PathBuf>,
 
     /// What runs the VM
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
@@ -92,14 +79,8 @@ struct Arguments {
     #[arg(long, conflicts_with_all = ["add", "mount", "no_template"])]
     prepare: bool,
 
-    /// Key of an encrypted volume: DEVICE, UUID or all, and key:PASSPHRASE (which others can see
-    /// in the list of processes), file:PATH or fd:N
-    #[arg(long, value_name = "SELECTOR:KIND:VALUE")]
-    key: Vec<String>,
-
-    /// Read keys for all encrypted volumes from standard input, one on each line
-    #[arg(long)]
-    keys_from_stdin: bool,
+    #[command(flatten)]
+    keys: KeyArguments,
 
     /// Memory of the VM in MiB; 256, or 1536 with keys
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(128..=65536))]
@@ -142,19 +123,6 @@ struct Arguments {
     mountpoint: Option<PathBuf>,
 }
 
-/// What `--format` says.
-#[derive(Clone, Copy)]
-struct FormatChoice(Option<Format>);
-
-fn format(text: &str) -> Result<FormatChoice, String> {
-    if text == "auto" {
-        return Ok(FormatChoice(None));
-    }
-    text.parse()
-        .map(|format| FormatChoice(Some(format)))
-        .map_err(|error: <Format as std::str::FromStr>::Err| error.to_string())
-}
-
 /// Runs the program with the process's arguments.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -183,44 +151,8 @@ fn parse(
 ) -> Result<(Arguments, Vec<DiskSpec>), clap::Error> {
     let matches = Arguments::command().try_get_matches_from(arguments)?;
     let parsed = Arguments::from_arg_matches(&matches)?;
-    let disks = disks(&matches, &parsed);
+    let disks = parsed.images.disks(&matches);
     Ok((parsed, disks))
-}
-
-fn disks(matches: &ArgMatches, arguments: &Arguments) -> Vec<DiskSpec> {
-    let formats = placed(matches, "format", &arguments.format);
-    let block_sizes = placed(matches, "blocksize", &arguments.blocksize);
-    let specs = placed(matches, "add", &arguments.add).into_iter().map(|(place, path)| DiskSpec {
-        path: path.clone(),
-        format: last_before(place, &formats).and_then(|choice| choice.0),
-        block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
-    });
-    specs.collect()
-}
-
-/// The values of an option with their places on the command line.
-fn placed<'v, T>(matches: &ArgMatches, id: &str, values: &'v [T]) -> Vec<(usize, &'v T)> {
-    matches.indices_of(id).into_iter().flatten().zip(values).collect()
-}
-
-fn last_before<'v, T>(place: usize, values: &[(usize, &'v T)]) -> Option<&'v T> {
-    values.iter().rev().find(|(at, _)| *at < place).map(|&(_, value)| value)
-}
-
-/// Puts the disks of virtual machines in the place of their folders.
-fn resolved(specs: Vec<DiskSpec>, allow_paths: &[PathBuf]) -> Result<Vec<DiskSpec>, ImageError> {
-    let mut disks = Vec::with_capacity(specs.len());
-    for spec in specs {
-        let allow_paths = allow_paths.to_owned();
-        let options = OpenOptions { format: spec.format, block_size: spec.block_size, allow_paths };
-        for path in disks_of(&spec.path, &options)? {
-            if path != spec.path {
-                info!("{} stands for {}", spec.path.display(), path.display());
-            }
-            disks.push(DiskSpec { path, ..spec.clone() });
-        }
-    }
-    Ok(disks)
 }
 
 fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn fmt::Display>> {
@@ -233,14 +165,14 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
             .map_err(boxed);
     }
     let timings = Timings::start();
-    let disks = resolved(disks, &arguments.allow_path).map_err(boxed)?;
+    let disks = arguments.images.resolved(disks).map_err(boxed)?;
     let mounts = in_order(arguments.mount, disks.len()).map_err(boxed)?;
-    let keys = fetch_keys(&arguments.key, arguments.keys_from_stdin).map_err(boxed)?;
+    let keys = arguments.keys.fetch().map_err(boxed)?;
     let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
     let plan = Plan {
         disks,
         keys,
-        allow_paths: arguments.allow_path,
+        allow_paths: arguments.images.allow_path,
         mounts,
         mountpoint: arguments.mountpoint.unwrap_or_default(),
         fuse_options: FuseOptions::merged(&arguments.option),
@@ -300,17 +232,6 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     waited.map_err(boxed).map(|()| ExitCode::SUCCESS)
 }
 
-/// The keys that the options name. Before anything is started: standard input and descriptors are
-/// the caller's.
-fn fetch_keys(specs: &[String], from_stdin: bool) -> Result<Vec<Key>, KeyError> {
-    let fetched = specs.iter().map(|spec| spec.parse::<KeySpec>()?.fetch());
-    let mut keys: Vec<Key> = fetched.collect::<Result<_, _>>()?;
-    if from_stdin {
-        keys.extend(keys::from_lines(std::io::stdin().lock())?);
-    }
-    Ok(keys)
-}
-
 /// An error of any of the steps: all that is done with it is to print it.
 fn boxed(error: impl fmt::Display + 'static) -> Box<dyn fmt::Display> {
     Box::new(error)
@@ -331,30 +252,6 @@ fn tell_root_once() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn specs_of(words: &[&str]) -> Vec<DiskSpec> {
-        let words = ["guestmnt"].iter().chain(words).map(OsString::from);
-        parse(words).unwrap().1
-    }
-
-    #[test]
-    fn a_format_counts_for_the_images_behind_it() {
-        let words = [
-            "-a", "a", "--format", "raw", "-a", "b", "-a", "c", "--format", "auto", "-a", "d",
-            "/mnt",
-        ];
-        let formats: Vec<_> = specs_of(&words).into_iter().map(|disk| disk.format).collect();
-        assert_eq!(formats, [None, Some(Format::Raw), Some(Format::Raw), None]);
-    }
-
-    #[test]
-    fn a_block_size_counts_for_the_images_behind_it() {
-        let words =
-            ["-a", "a", "--blocksize", "4096", "-a", "b", "--blocksize=512", "-a", "c", "/mnt"];
-        let sizes: Vec<_> = specs_of(&words).iter().map(|disk| disk.block_size.bytes()).collect();
-        assert_eq!(sizes, [512, 4096, 512]);
-        assert!(parse(["guestmnt", "--blocksize", "1024"].map(OsString::from)).is_err());
-    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -4,6 +4,7 @@ mod background;
 pub mod guestimg;
 pub mod guestmnt;
 pub mod guestunmnt;
+mod images;
 
 use std::io::Write;
 

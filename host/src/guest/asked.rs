@@ -53,6 +53,7 @@ impl Asked {
             | Request::Prepare
             | Request::AwaitDisks { .. }
             | Request::Volumes
+            | Request::Listing
             | Request::Unlock { .. }
             | Request::Mount(_)
             | Request::Unmount => return None,

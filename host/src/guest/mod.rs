@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Following, Time};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
 use guestmnt_protocol::message::{
-    Answer, Extent, Layout, MountRequest, Outcome, Request, Run, StatFs, Volume,
+    Answer, Extent, Layout, Listing, MountRequest, Outcome, Request, Run, StatFs, Volume,
 };
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::secret::Secret;
@@ -184,6 +184,18 @@ impl Guest {
     pub fn volumes(&self) -> Result<Vec<Volume>, GuestError> {
         match self.lane().call(&Request::Volumes, 0, LAUNCH_TIMEOUT)?.0 {
             Ok(Answer::Volumes(volumes)) => Ok(volumes),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
+    /// What is on the disks, and what it is made of.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn listing(&self) -> Result<Listing, GuestError> {
+        match self.lane().call(&Request::Listing, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Listing(listing)) => Ok(listing),
             Ok(_) => Err(GuestError::Unexpected),
             Err(failure) => Err(GuestError::Failed(failure)),
         }

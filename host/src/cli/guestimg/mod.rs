@@ -2,21 +2,23 @@
 
 mod canary;
 mod doctor;
+mod filesystems;
 mod status;
+mod table;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::start_logging;
+use super::{raise_file_limit, start_logging};
 
 const AFTER_HELP: &str = "\
 Exit status: 0 all is well; 1 usage or internal error, or an error that is told; 2 doctor: mounts work,
 but something is missing; status: a mount lacks a layer or cannot be looked into; 3 doctor: mounts do
 not work; status: no such mount.";
 
-/// Tells about mounts of guestmnt and what this host offers to them.
+/// Tells about untrusted disk images, mounts of guestmnt and what this host offers to them.
 #[derive(Parser)]
 #[command(name = "guestimg", version, after_help = AFTER_HELP)]
 struct Arguments {
@@ -26,6 +28,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// List filesystems, partitions, logical volumes and what else is on the disks
+    Filesystems(filesystems::Arguments),
     Status(status::Arguments),
     Doctor(doctor::Arguments),
     #[command(hide = true)]
@@ -35,16 +39,22 @@ enum Command {
 /// Runs the program with the process's arguments.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            // Nothing can be done where even this cannot be printed.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
+    let matches = match Arguments::command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return usage(&error),
     };
-    start_logging("guestimg", false, false);
+    let arguments = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
+    let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
+    let verbose = matches!(&arguments.command, Command::Filesystems(given) if given.verbose);
+    start_logging("guestimg", verbose, false);
     let done = match arguments.command {
+        Command::Filesystems(arguments) => {
+            raise_file_limit();
+            filesystems::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
+        }
         Command::Status(arguments) => status::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Canary(arguments) => canary::run(&arguments),
@@ -55,7 +65,23 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     })
 }
 
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done where even this cannot be printed.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
 /// An error of any of the subcommands: all that is done with it is to print it.
 fn boxed(error: impl std::fmt::Display + 'static) -> Box<dyn std::fmt::Display> {
     Box::new(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
 }

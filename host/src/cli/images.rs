@@ -1,0 +1,157 @@
+//! The options that say which images are meant and how encrypted volumes in them are opened, as all
+//! programs have them.
+
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Args};
+use log::info;
+
+use crate::image::{BlockSize, Format, ImageError, OpenOptions, disks_of};
+use crate::session::keys::{self, Key, KeyError, KeySpec};
+use crate::session::plan::DiskSpec;
+
+/// Which images.
+#[derive(Args)]
+pub struct ImageArguments {
+    /// Disk image, x.ova:DISK, .vmx or folder with a VM; the first disk is /dev/sda, the next /dev/sdb, …
+    #[arg(short = 'a', long = "add", value_name = "FILE")]
+    pub add: Vec<PathBuf>,
+
+    /// Format of the images named after this: raw, vmdk, qcow2, vdi, vpc, vhdx; auto looks
+    #[arg(long, value_name = "FMT", value_parser = format)]
+    format: Vec<FormatChoice>,
+
+    /// Bytes of the sectors of the images named after this: 512 or 4096; 512 unless said
+    #[arg(long, value_name = "BYTES")]
+    blocksize: Vec<BlockSize>,
+
+    /// Folder whose files an image elsewhere may name: extents, backing files, disks of a .vmx
+    #[arg(long, value_name = "DIR")]
+    pub allow_path: Vec<PathBuf>,
+}
+
+/// Keys of encrypted volumes.
+#[derive(Args)]
+pub struct KeyArguments {
+    /// Key of an encrypted volume: DEVICE, UUID or all, and key:PASSPHRASE (which others can see
+    /// in the list of processes), file:PATH or fd:N
+    #[arg(long, value_name = "SELECTOR:KIND:VALUE")]
+    key: Vec<String>,
+
+    /// Read keys for all encrypted volumes from standard input, one on each line
+    #[arg(long)]
+    keys_from_stdin: bool,
+}
+
+impl KeyArguments {
+    /// The keys that the options name. To be called before anything is started: standard input and
+    /// descriptors are the caller's.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn fetch(&self) -> Result<Vec<Key>, KeyError> {
+        let fetched = self.key.iter().map(|spec| spec.parse::<KeySpec>()?.fetch());
+        let mut keys: Vec<Key> = fetched.collect::<Result<_, _>>()?;
+        if self.keys_from_stdin {
+            keys.extend(keys::from_lines(std::io::stdin().lock())?);
+        }
+        Ok(keys)
+    }
+}
+
+/// What `--format` says.
+#[derive(Clone, Copy)]
+struct FormatChoice(Option<Format>);
+
+fn format(text: &str) -> Result<FormatChoice, String> {
+    if text == "auto" {
+        return Ok(FormatChoice(None));
+    }
+    text.parse()
+        .map(|format| FormatChoice(Some(format)))
+        .map_err(|error: <Format as std::str::FromStr>::Err| error.to_string())
+}
+
+impl ImageArguments {
+    /// The images, each with the `--format` and `--blocksize` that stood before it.
+    #[must_use]
+    pub fn disks(&self, matches: &ArgMatches) -> Vec<DiskSpec> {
+        let formats = placed(matches, "format", &self.format);
+        let block_sizes = placed(matches, "blocksize", &self.blocksize);
+        let specs = placed(matches, "add", &self.add).into_iter().map(|(place, path)| DiskSpec {
+            path: path.clone(),
+            format: last_before(place, &formats).and_then(|choice| choice.0),
+            block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
+        });
+        specs.collect()
+    }
+
+    /// Puts the disks of virtual machines in the place of their folders.
+    ///
+    /// # Errors
+    /// As [`disks_of`].
+    pub fn resolved(&self, specs: Vec<DiskSpec>) -> Result<Vec<DiskSpec>, ImageError> {
+        let mut disks = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let allow_paths = self.allow_path.clone();
+            let options =
+                OpenOptions { format: spec.format, block_size: spec.block_size, allow_paths };
+            for path in disks_of(&spec.path, &options)? {
+                if path != spec.path {
+                    info!("{} stands for {}", spec.path.display(), path.display());
+                }
+                disks.push(DiskSpec { path, ..spec.clone() });
+            }
+        }
+        Ok(disks)
+    }
+}
+
+/// The values of an option with their places on the command line.
+fn placed<'v, T>(matches: &ArgMatches, id: &str, values: &'v [T]) -> Vec<(usize, &'v T)> {
+    matches.indices_of(id).into_iter().flatten().zip(values).collect()
+}
+
+fn last_before<'v, T>(place: usize, values: &[(usize, &'v T)]) -> Option<&'v T> {
+    values.iter().rev().find(|(at, _)| *at < place).map(|&(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        images: ImageArguments,
+        folder: Option<PathBuf>,
+    }
+
+    fn parse(words: &[&str]) -> Result<Vec<DiskSpec>, clap::Error> {
+        let words = ["program"].iter().chain(words);
+        let matches = Program::command().try_get_matches_from(words)?;
+        Ok(Program::from_arg_matches(&matches)?.images.disks(&matches))
+    }
+
+    #[test]
+    fn a_format_counts_for_the_images_behind_it() {
+        let words = [
+            "-a", "a", "--format", "raw", "-a", "b", "-a", "c", "--format", "auto", "-a", "d",
+            "/mnt",
+        ];
+        let formats: Vec<_> = parse(&words).unwrap().into_iter().map(|disk| disk.format).collect();
+        assert_eq!(formats, [None, Some(Format::Raw), Some(Format::Raw), None]);
+    }
+
+    #[test]
+    fn a_block_size_counts_for_the_images_behind_it() {
+        let words =
+            ["-a", "a", "--blocksize", "4096", "-a", "b", "--blocksize=512", "-a", "c", "/mnt"];
+        let disks = parse(&words).unwrap();
+        let sizes: Vec<_> = disks.iter().map(|disk| disk.block_size.bytes()).collect();
+        assert_eq!(sizes, [512, 4096, 512]);
+        assert!(parse(&["--blocksize", "1024"]).is_err());
+    }
+}
