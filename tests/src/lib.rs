@@ -9,4 +9,5 @@ pub mod program;
 pub mod showing;
 pub mod specimens;
 pub mod tree;
+pub mod walks;
 pub mod worlds;

@@ -13,6 +13,7 @@ use tempfile::tempdir;
 use xtask::skips::skip;
 
 guestmnt_tests::operations_in!(Loopback);
+guestmnt_tests::walks_in!(Loopback);
 
 /// The host's kernel resolves links and never asks such a thing; a guest is asked directly.
 #[test]
@@ -53,4 +54,22 @@ fn files_that_the_guest_cannot_look_at_are_listed_and_fail_when_they_are_used() 
     }
     drop(shown);
     set_mode(0o755);
+}
+
+#[test]
+fn two_hundred_thousand_entries_are_listed_once_each() {
+    const COUNT: usize = 200_000;
+    let source = tempdir().unwrap();
+    for n in 0..COUNT {
+        fs::File::create(source.path().join(n.to_string())).unwrap();
+    }
+    let shown = Loopback.show(source.path(), "");
+    let mut seen = vec![false; COUNT];
+    for entry in fs::read_dir(shown.path()).unwrap() {
+        let number: usize = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        assert!(!std::mem::replace(&mut seen[number], true), "{number}");
+    }
+    assert!(seen.iter().all(|seen| *seen));
+    // Some 60 bytes for each, in pages of 256 KiB.
+    assert!(shown.requests() < 200, "{}", shown.requests());
 }

@@ -3,3 +3,4 @@
 use guestmnt_tests::worlds::vm::Vm;
 
 guestmnt_tests::operations_in!(Vm);
+guestmnt_tests::walks_in!(Vm);
