@@ -148,14 +148,8 @@ pub fn links_come_with_their_folder(world: &dyn World) {
 
 pub fn small_files_have_their_own_bytes_in_every_order(world: &dyn World) {
     let source = tempfile::tempdir().unwrap();
-    // Empty ones, ones of a few bytes, ones at the border of what is small, and larger ones.
-    let size = |n: usize| match n % 5 {
-        0 => 0,
-        1 => n,
-        2 => 4000 + n,
-        3 => 64 * 1024 - 150 + n,
-        _ => 100_000,
-    };
+    // Empty, small, as large as small ones may be, larger; many of the same size.
+    let size = |n: usize| [0, 60, 4100, 64 * 1024, 64 * 1024 + 1][n % 5];
     for n in 0..300 {
         fs::write(source.path().join(format!("{n:03}")), content(size(n), n)).unwrap();
     }
