@@ -75,6 +75,12 @@ pub fn is_request(line: &str) -> bool {
     line.starts_with("guestmnt: ") && line.ends_with(" us)")
 }
 
+/// Whether a line of a trace says that a request was made of the guest.
+#[must_use]
+pub fn is_passed_on(line: &str) -> bool {
+    line.starts_with("guestmnt: -> ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +91,7 @@ mod tests {
 guestmnt: warning: something else
 guestmnt: lookup / ufos: ok (812 us)
 guestmnt: lookup /ufos nothing: ENOENT (400 us)
+guestmnt: -> read
 guestmnt: read /ufos/read 131072@0: ok (90 us)
 ";
         let expected = [("lookup".to_owned(), 2), ("read".to_owned(), 1)];
