@@ -6,6 +6,7 @@
 pub mod asked;
 mod batches;
 pub mod bulk;
+mod contents;
 mod error;
 pub mod lane;
 
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Following, Time};
-use guestmnt_protocol::limits::{MAX_LINK, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
+use guestmnt_protocol::limits::{MAX_LINK, MAX_RUNS, MAX_XATTR};
 use guestmnt_protocol::message::{
     Answer, Extent, Layout, Listing, MountRequest, Outcome, Request, Run, StatFs, Volume,
 };
@@ -29,10 +30,12 @@ use nix::errno::Errno;
 
 use self::asked::Asked;
 pub use self::batches::Contents;
-use self::bulk::{Bulk, SharedMemory, Slot};
+use self::bulk::{Bulk, SharedMemory};
+pub use self::contents::Piece;
+use self::contents::slots_in;
 pub use self::error::GuestError;
 use self::error::errno_of;
-use self::lane::{Lane, LaneError, Payload};
+use self::lane::Lane;
 use crate::counts::{Counts, Kind};
 
 /// The target of the `log` lines that `-x` shows of this side.
@@ -40,31 +43,6 @@ pub const TRACE: &str = "guestmnt::guest::requests";
 
 /// How long a launch step may take, mounting among them: a journal may have to be replayed.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// A part of a file's contents, kept as it came.
-pub enum Piece {
-    /// So many bytes, in a slot.
-    Slot(Slot, usize),
-    /// These.
-    Bytes(Box<[u8]>),
-}
-
-impl Piece {
-    /// The bytes, to be passed on and not to be looked at.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Slot(slot, length) => slot.lend(*length),
-            Self::Bytes(bytes) => bytes,
-        }
-    }
-}
-
-/// A part of a file's contents where it arrived.
-enum Landed<'a> {
-    Slot(Slot, usize),
-    Port(&'a [u8]),
-}
 
 /// A guest that said hello.
 pub struct Guest {
@@ -260,78 +238,6 @@ impl Guest {
         })
     }
 
-    /// Reads up to `size` bytes at byte `offset` and hands them to `take` where they lie,
-    /// without a copy; `take` passes them on and does not look at them. Fewer come only at the
-    /// file's end.
-    ///
-    /// # Errors
-    /// The guest's error, or `EIO`.
-    pub fn read<T>(
-        &self,
-        path: GuestPath,
-        offset: u64,
-        size: u32,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T, Errno> {
-        let slot = self.bulk.as_ref().and_then(Bulk::take);
-        self.read_into(slot, path, offset, size, |payload| match payload {
-            Landed::Slot(slot, length) => take(slot.lend(length)),
-            Landed::Port(bytes) => take(bytes),
-        })
-    }
-
-    /// Reads up to `size` bytes at byte `offset`, to be kept. Fewer come only at the file's end.
-    ///
-    /// # Errors
-    /// The guest's error, or `EIO`.
-    pub fn read_piece(&self, path: GuestPath, offset: u64, size: u32) -> Result<Piece, Errno> {
-        let slot = self.bulk.as_ref().and_then(Bulk::take);
-        self.read_into(slot, path, offset, size, |contents| match contents {
-            Landed::Slot(slot, length) => Piece::Slot(slot, length),
-            Landed::Port(bytes) => Piece::Bytes(bytes.into()),
-        })
-    }
-
-    fn read_into<T>(
-        &self,
-        slot: Option<Slot>,
-        path: GuestPath,
-        offset: u64,
-        size: u32,
-        take: impl FnOnce(Landed<'_>) -> T,
-    ) -> Result<T, Errno> {
-        let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
-        let request = Request::Read { path, offset, size };
-        self.count(&request);
-        let mut lane = self.lane();
-        let number = slot.as_ref().map(Slot::number);
-        let called = lane.call_with_slot(&request, size as usize, number, self.timeout);
-        match (called, slot) {
-            (Ok((Ok(Answer::Payload), Payload::Slot(length))), Some(slot)) => {
-                self.counts.bytes(length);
-                // The bytes are not in the lane: others can use it while they are passed on.
-                drop(lane);
-                Ok(take(Landed::Slot(slot, length)))
-            }
-            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => {
-                self.counts.bytes(bytes.len());
-                Ok(take(Landed::Port(bytes)))
-            }
-            (Ok((Ok(_), _)), _) => {
-                self.refuse(&"an answer out of bounds");
-                Err(Errno::EIO)
-            }
-            (Ok((Err(failure), _)), _) => Err(errno_of(failure.errno)),
-            (Err(error), slot) => {
-                self.refuse(&error);
-                if let (LaneError::Late, Some(slot)) = (error, slot) {
-                    slot.abandon();
-                }
-                Err(Errno::EIO)
-            }
-        }
-    }
-
     /// Where the next data or hole begins, from byte `offset` on.
     ///
     /// # Errors
@@ -444,16 +350,6 @@ impl Guest {
             self.lanes[own % count].lock().unwrap_or_else(PoisonError::into_inner)
         })
     }
-}
-
-/// The slots that the guest says to have. Where that cannot be, contents come by the lanes.
-fn slots_in(memory: &SharedMemory, addresses: &[u64]) -> Option<Arc<Bulk>> {
-    match Bulk::new(memory, addresses) {
-        Ok(Some(bulk)) => return Some(Arc::new(bulk)),
-        Ok(None) => info!("no bulk memory: the guest has no good slots"),
-        Err(error) => info!("no bulk memory: {error}"),
-    }
-    None
 }
 
 fn unix_time_ns() -> u64 {

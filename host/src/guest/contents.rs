@@ -1,0 +1,123 @@
+//! What regular files hold: read into a slot of bulk memory, or by the lane where there is none.
+
+use std::sync::Arc;
+
+use guestmnt_protocol::limits::MAX_PAYLOAD;
+use guestmnt_protocol::message::{Answer, Request};
+use guestmnt_protocol::path::GuestPath;
+use log::info;
+use nix::errno::Errno;
+
+use super::Guest;
+use super::bulk::{Bulk, SharedMemory, Slot};
+use super::error::errno_of;
+use super::lane::{LaneError, Payload};
+
+/// A part of a file's contents, kept as it came.
+pub enum Piece {
+    /// So many bytes, in a slot.
+    Slot(Slot, usize),
+    /// These.
+    Bytes(Box<[u8]>),
+}
+
+impl Piece {
+    /// The bytes, to be passed on and not to be looked at.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Slot(slot, length) => slot.lend(*length),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// A part of a file's contents where it arrived.
+enum Landed<'a> {
+    Slot(Slot, usize),
+    Port(&'a [u8]),
+}
+
+impl Guest {
+    /// Reads up to `size` bytes at byte `offset` and hands them to `take` where they lie,
+    /// without a copy; `take` passes them on and does not look at them. Fewer come only at the
+    /// file's end.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn read<T>(
+        &self,
+        path: GuestPath,
+        offset: u64,
+        size: u32,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Errno> {
+        let slot = self.bulk.as_ref().and_then(Bulk::take);
+        self.read_into(slot, path, offset, size, |payload| match payload {
+            Landed::Slot(slot, length) => take(slot.lend(length)),
+            Landed::Port(bytes) => take(bytes),
+        })
+    }
+
+    /// Reads up to `size` bytes at byte `offset`, to be kept. Fewer come only at the file's end.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn read_piece(&self, path: GuestPath, offset: u64, size: u32) -> Result<Piece, Errno> {
+        let slot = self.bulk.as_ref().and_then(Bulk::take);
+        self.read_into(slot, path, offset, size, |contents| match contents {
+            Landed::Slot(slot, length) => Piece::Slot(slot, length),
+            Landed::Port(bytes) => Piece::Bytes(bytes.into()),
+        })
+    }
+
+    fn read_into<T>(
+        &self,
+        slot: Option<Slot>,
+        path: GuestPath,
+        offset: u64,
+        size: u32,
+        take: impl FnOnce(Landed<'_>) -> T,
+    ) -> Result<T, Errno> {
+        let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
+        let request = Request::Read { path, offset, size };
+        self.count(&request);
+        let mut lane = self.lane();
+        let number = slot.as_ref().map(Slot::number);
+        let called = lane.call_with_slot(&request, size as usize, number, self.timeout);
+        match (called, slot) {
+            (Ok((Ok(Answer::Payload), Payload::Slot(length))), Some(slot)) => {
+                self.counts.bytes(length);
+                // The bytes are not in the lane: others can use it while they are passed on.
+                drop(lane);
+                Ok(take(Landed::Slot(slot, length)))
+            }
+            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => {
+                self.counts.bytes(bytes.len());
+                Ok(take(Landed::Port(bytes)))
+            }
+            (Ok((Ok(_), _)), _) => {
+                self.refuse(&"an answer out of bounds");
+                Err(Errno::EIO)
+            }
+            (Ok((Err(failure), _)), _) => Err(errno_of(failure.errno)),
+            (Err(error), slot) => {
+                self.refuse(&error);
+                if let (LaneError::Late, Some(slot)) = (error, slot) {
+                    slot.abandon();
+                }
+                Err(Errno::EIO)
+            }
+        }
+    }
+}
+
+/// The slots that the guest says to have. Where that cannot be, contents come by the lanes.
+pub(super) fn slots_in(memory: &SharedMemory, addresses: &[u64]) -> Option<Arc<Bulk>> {
+    match Bulk::new(memory, addresses) {
+        Ok(Some(bulk)) => return Some(Arc::new(bulk)),
+        Ok(None) => info!("no bulk memory: the guest has no good slots"),
+        Err(error) => info!("no bulk memory: {error}"),
+    }
+    None
+}
