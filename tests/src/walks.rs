@@ -24,9 +24,9 @@ macro_rules! walks_in {
     ($world:expr) => {
         $crate::walks_in! { $world;
             find_costs_one_request_for_a_folder,
-            tar_costs_three_requests_for_a_folder,
-            rsync_costs_three_requests_for_a_folder,
-            cp_costs_four_requests_for_a_folder,
+            tar_costs_two_requests_for_a_folder,
+            rsync_costs_two_requests_for_a_folder,
+            cp_costs_three_requests_for_a_folder,
             links_come_with_their_folder,
             small_files_have_their_own_bytes_in_every_order,
             many_processes_read_the_right_bytes_at_once,
@@ -119,16 +119,16 @@ pub fn find_costs_one_request_for_a_folder(world: &dyn World) {
     walk(world, 1, &["find", "TREE", "-printf", "%s\n"]);
 }
 
-pub fn tar_costs_three_requests_for_a_folder(world: &dyn World) {
-    walk(world, 3, &["tar", "-cf", "-", "TREE"]);
+pub fn tar_costs_two_requests_for_a_folder(world: &dyn World) {
+    walk(world, 2, &["tar", "-cf", "-", "TREE"]);
 }
 
-pub fn rsync_costs_three_requests_for_a_folder(world: &dyn World) {
-    walk(world, 3, &["rsync", "-a", "TREE", "TARGET"]);
+pub fn rsync_costs_two_requests_for_a_folder(world: &dyn World) {
+    walk(world, 2, &["rsync", "-a", "TREE", "TARGET"]);
 }
 
-pub fn cp_costs_four_requests_for_a_folder(world: &dyn World) {
-    walk(world, 4, &["cp", "-a", "TREE", "TARGET"]);
+pub fn cp_costs_three_requests_for_a_folder(world: &dyn World) {
+    walk(world, 3, &["cp", "-a", "TREE", "TARGET"]);
 }
 
 pub fn links_come_with_their_folder(world: &dyn World) {

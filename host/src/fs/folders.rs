@@ -19,7 +19,7 @@ use super::layouts::Disks;
 use super::listing::Listing;
 use super::nodes::{Entry, Lifetime};
 use super::recent::Recent;
-use super::small_files::{Arrived, SmallFiles, Source, wanted};
+use super::small_files::{Arrived, Habit, SmallFiles, Source, wanted};
 use super::stats::Way;
 use super::xattrs::{Absences, Known, Place, Xattrs};
 use crate::guest::{Contents, Guest};
@@ -44,6 +44,7 @@ struct Shared {
 
 struct State {
     folders: Recent<Lifetime, Folder>,
+    habit: Habit,
     absences: Absences,
     /// Whether files of a volume are where the guest says.
     believed: HashMap<u16, bool>,
@@ -69,6 +70,7 @@ impl Folders {
     pub fn new(guest: Arc<Guest>, disks: Disks) -> Self {
         let state = State {
             folders: Recent::new(MAX_BYTES),
+            habit: None,
             absences: Absences::default(),
             believed: HashMap::new(),
         };
@@ -129,9 +131,10 @@ impl Folders {
         let end = usize::try_from(offset.saturating_add(size.into())).unwrap_or(usize::MAX);
         let mut state = self.shared.lock();
         loop {
-            let folder = state.folders.get(&key)?;
+            let State { folders, habit, .. } = &mut *state;
+            let folder = folders.get(&key)?;
             let index = folder.listing.find(&file.name)?;
-            let found = match folder.files.source(&mut folder.listing, index, offset) {
+            let found = match folder.files.source(&mut folder.listing, index, offset, habit) {
                 Source::Guest => return None,
                 Source::Coming => {
                     state = self.shared.arrived.wait(state).expect(Shared::UNPOISONED);

@@ -136,6 +136,12 @@ impl Listing {
         ranks.get(&later)?.checked_sub(*ranks.get(&earlier)?).filter(|&distance| distance > 0)
     }
 
+    /// Whether this is the first small file in this order, with others behind it.
+    pub fn is_first(&mut self, order: Order, index: usize) -> bool {
+        let indices = &self.sequence(order).indices;
+        indices.len() > 1 && indices[0] == index
+    }
+
     /// The small files in this order, from the one with this index on.
     pub fn from(&mut self, order: Order, index: usize) -> &[usize] {
         let sequence = self.sequence(order);
@@ -212,6 +218,8 @@ pub(super) mod tests {
             assert_eq!(listing.distance(order, indices[0], indices[2]), Some(2));
             assert_eq!(listing.distance(order, indices[2], indices[0]), None);
             assert_eq!(listing.distance(order, indices[0], indices[0]), None);
+            let firsts = indices.iter().map(|&index| listing.is_first(order, index));
+            assert_eq!(firsts.collect::<Vec<_>>(), [true, false, false]);
         }
         let empty = listing.find(&EntryName::new(b"empty").unwrap()).unwrap();
         assert_eq!(listing.distance(Order::Name, 0, empty), None);

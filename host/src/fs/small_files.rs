@@ -2,8 +2,9 @@
 //!
 //! A program that reads one small file after the other would wait for a round trip and for the
 //! disk with each. Once it has read two that follow each other in one of the usual orders, those
-//! that come next are fetched in batches, the next batch while one is being used. A reader that
-//! goes elsewhere ends that: nothing is fetched for a reader who jumps about.
+//! that come next are fetched in batches, the next batch while one is being used. In the folders
+//! that it comes to afterwards, the first file in that order is enough. A reader that goes
+//! elsewhere ends that: nothing is fetched for a reader who jumps about.
 //!
 //! Bytes are kept until the kernel has them, which keeps them itself.
 
@@ -27,6 +28,9 @@ const FEW_BYTES: usize = MAX_PAYLOAD / 2;
 
 /// How many files a reader who has an order may leave out: the kernel may have them.
 const SKIP: usize = 4;
+
+/// The order in which the last folders were read.
+pub type Habit = Option<Order>;
 
 /// A file of a folder.
 enum State {
@@ -81,7 +85,13 @@ pub enum Source {
 
 impl SmallFiles {
     /// Where to take the file `index` from, which is read from byte `offset` on.
-    pub fn source(&mut self, listing: &mut Listing, index: usize, offset: u64) -> Source {
+    pub fn source(
+        &mut self,
+        listing: &mut Listing,
+        index: usize,
+        offset: u64,
+        habit: &mut Habit,
+    ) -> Source {
         match self.states.get(&index) {
             Some(State::Here(bytes)) => {
                 let bytes = Arc::clone(bytes);
@@ -104,7 +114,13 @@ impl SmallFiles {
         if offset > 0 || listing.small(index).is_none() {
             return Source::Guest;
         }
-        let order = self.last.replace(index).and_then(|last| self.follows(listing, last, index));
+        let order = match self.last.replace(index) {
+            Some(last) => {
+                *habit = self.follows(listing, last, index);
+                *habit
+            }
+            None => habit.filter(|&order| listing.is_first(order, index)),
+        };
         self.begun &= order.is_some() && order == self.order;
         self.order = order;
         match order {
@@ -235,7 +251,7 @@ mod tests {
     fn read(files: &mut SmallFiles, listing: &mut Listing, index: usize) -> Vec<Vec<usize>> {
         let mut batches = Vec::new();
         loop {
-            match files.source(listing, index, 0) {
+            match files.source(listing, index, 0, &mut None) {
                 Source::Here(bytes) => {
                     assert_eq!(bytes[0], u8::try_from(index).unwrap());
                     files.given(index, bytes.len());
@@ -314,54 +330,72 @@ mod tests {
     }
 
     #[test]
+    fn an_order_that_was_seen_holds_for_the_folders_that_follow() {
+        let mut habit = None;
+        let first =
+            |index, habit: &mut Habit| SmallFiles::default().source(&mut folder(), index, 0, habit);
+        assert_eq!(first(COUNT - 1, &mut habit), Source::Guest);
+        let (mut files, mut listing) = (SmallFiles::default(), folder());
+        files.source(&mut listing, 51, 0, &mut habit);
+        assert!(matches!(files.source(&mut listing, 50, 0, &mut habit), Source::Batch(_)));
+        // By number it is the first, by name the last.
+        assert!(matches!(first(COUNT - 1, &mut habit), Source::Batch(_)));
+        assert_eq!(first(0, &mut habit), Source::Guest);
+        let (mut files, mut listing) = (SmallFiles::default(), folder());
+        files.source(&mut listing, 3, 0, &mut habit);
+        files.source(&mut listing, 90, 0, &mut habit);
+        assert_eq!(first(COUNT - 1, &mut habit), Source::Guest);
+    }
+
+    #[test]
     fn bytes_of_another_length_than_the_listings_are_not_used() {
         let (mut files, mut listing) = (SmallFiles::default(), folder());
-        assert_eq!(files.source(&mut listing, 0, 0), Source::Guest);
-        let Source::Batch(batch) = files.source(&mut listing, 1, 0) else { panic!() };
+        assert_eq!(files.source(&mut listing, 0, 0, &mut None), Source::Guest);
+        let Source::Batch(batch) = files.source(&mut listing, 1, 0, &mut None) else { panic!() };
         for (index, length) in [(1, 10), (2, 13), (3, 0)] {
             files.arrived(&listing, index, Ok(Arrived::Bytes(vec![0; length].into())));
         }
         files.arrived(&listing, 4, Err(Errno::EIO));
         for index in 1..5 {
-            assert_eq!(files.source(&mut listing, index, 0), Source::Guest, "{index}");
+            assert_eq!(files.source(&mut listing, index, 0, &mut None), Source::Guest, "{index}");
         }
-        assert_eq!(files.source(&mut listing, 5, 0), Source::Coming);
+        assert_eq!(files.source(&mut listing, 5, 0, &mut None), Source::Coming);
         batch.into_iter().for_each(|index| files.failed(index));
-        assert_eq!(files.source(&mut listing, 5, 0), Source::Guest);
+        assert_eq!(files.source(&mut listing, 5, 0, &mut None), Source::Guest);
         assert_eq!((files.coming, files.next_batch(&mut listing)), (0, None));
         // What nobody asked for is nobody's.
         files.arrived(&listing, 199, Ok(Arrived::Bytes([0; 209].into())));
-        assert_eq!(files.source(&mut listing, 199, 0), Source::Guest);
+        assert_eq!(files.source(&mut listing, 199, 0, &mut None), Source::Guest);
     }
 
     #[test]
     fn a_place_is_kept_for_ever_unless_it_is_wrong() {
         let (mut files, mut listing) = (SmallFiles::default(), folder());
         let stored = |place, length| Stored { disk: 0, place, length };
-        assert_eq!(files.source(&mut listing, 0, 0), Source::Guest);
-        assert!(matches!(files.source(&mut listing, 1, 0), Source::Batch(_)));
+        assert_eq!(files.source(&mut listing, 0, 0, &mut None), Source::Guest);
+        assert!(matches!(files.source(&mut listing, 1, 0, &mut None), Source::Batch(_)));
         for (index, length) in [(1, 11), (2, 11), (3, 13)] {
             let file = Arrived::Stored(stored(index as u64, length));
             files.arrived(&listing, index, Ok(file));
         }
         for _ in 0..2 {
-            assert_eq!(files.source(&mut listing, 1, 0), Source::Stored(stored(1, 11)));
+            assert_eq!(files.source(&mut listing, 1, 0, &mut None), Source::Stored(stored(1, 11)));
             files.given(1, 4096);
         }
-        assert_eq!(files.source(&mut listing, 2, 0), Source::Guest);
+        assert_eq!(files.source(&mut listing, 2, 0, &mut None), Source::Guest);
         files.misplaced(3);
-        assert_eq!(files.source(&mut listing, 3, 0), Source::Guest);
+        assert_eq!(files.source(&mut listing, 3, 0, &mut None), Source::Guest);
     }
 
     #[test]
     fn a_file_is_kept_until_the_kernel_has_its_end() {
         let (mut files, mut listing) = (SmallFiles::default(), folder());
-        assert_eq!(files.source(&mut listing, 0, 0), Source::Guest);
-        assert!(matches!(files.source(&mut listing, 1, 0), Source::Batch(_)));
+        assert_eq!(files.source(&mut listing, 0, 0, &mut None), Source::Guest);
+        assert!(matches!(files.source(&mut listing, 1, 0, &mut None), Source::Batch(_)));
         arrive(&mut files, &listing, &[1]);
         files.given(1, 4);
-        assert!(matches!(files.source(&mut listing, 1, 4), Source::Here(_)));
+        assert!(matches!(files.source(&mut listing, 1, 4, &mut None), Source::Here(_)));
         files.given(1, 4096);
-        assert_eq!(files.source(&mut listing, 1, 4), Source::Guest);
+        assert_eq!(files.source(&mut listing, 1, 4, &mut None), Source::Guest);
     }
 }
