@@ -9,13 +9,12 @@
 //! image, which it could have sent itself.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::Layout;
 use guestmnt_protocol::path::GuestPath;
-use log::{debug, info, warn};
+use log::{debug, warn};
 use nix::errno::Errno;
 
 use super::nodes::NodeId;
@@ -37,7 +36,6 @@ pub struct Layouts {
     disks: Disks,
     /// The latest last.
     files: Mutex<Vec<(NodeId, Known)>>,
-    reads: AtomicU64,
 }
 
 /// What is known of a file.
@@ -55,7 +53,7 @@ impl Layouts {
     /// Of the files of `guest`, whose disks are `disks`.
     #[must_use]
     pub fn of(guest: Arc<Guest>, disks: Disks) -> Self {
-        Self { guest, disks, files: Mutex::default(), reads: AtomicU64::new(0) }
+        Self { guest, disks, files: Mutex::default() }
     }
 
     /// Replaces `buffer` by up to `size` bytes at `offset` of the file `node`, fewer only at its
@@ -89,7 +87,6 @@ impl Layouts {
             warn!("an image cannot be read past the VM: {error}");
             return self.leave_to_guest(node);
         }
-        self.reads.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -197,12 +194,6 @@ impl Layouts {
 
     fn files(&self) -> MutexGuard<'_, Vec<(NodeId, Known)>> {
         self.files.lock().expect("nothing panics while it holds the layouts")
-    }
-}
-
-impl Drop for Layouts {
-    fn drop(&mut self) {
-        info!("{} reads went past the VM", self.reads.get_mut());
     }
 }
 
