@@ -6,31 +6,30 @@
 pub mod asked;
 mod batches;
 pub mod bulk;
+mod checks;
 mod contents;
 mod error;
 pub mod lane;
+mod launching;
 
 use std::cell::Cell;
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use guestmnt_protocol::attr::{self, Attr, DirEntry, Following, Time};
-use guestmnt_protocol::limits::{MAX_LINK, MAX_RUNS, MAX_XATTR};
-use guestmnt_protocol::message::{
-    Answer, Extent, Layout, Listing, MountRequest, Outcome, Request, Run, StatFs, Volume,
-};
+use guestmnt_protocol::attr::{self, Attr, DirEntry, Following};
+use guestmnt_protocol::limits::{MAX_LINK, MAX_XATTR};
+use guestmnt_protocol::message::{Answer, Extent, Layout, Outcome, Request, StatFs};
 use guestmnt_protocol::path::GuestPath;
-use guestmnt_protocol::secret::Secret;
-use guestmnt_protocol::volume::VolumeName;
-use log::{debug, info, trace, warn};
+use log::{debug, trace, warn};
 use nix::errno::Errno;
 
 use self::asked::Asked;
 pub use self::batches::Contents;
 use self::bulk::{Bulk, SharedMemory};
+use self::checks::{is_layout, sane};
 pub use self::contents::Piece;
 use self::contents::slots_in;
 pub use self::error::GuestError;
@@ -40,9 +39,6 @@ use crate::counts::{Counts, Kind};
 
 /// The target of the `log` lines that `-x` shows of this side.
 pub const TRACE: &str = "guestmnt::guest::requests";
-
-/// How long a launch step may take, mounting among them: a journal may have to be replayed.
-const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A guest that said hello.
 pub struct Guest {
@@ -94,97 +90,6 @@ impl Guest {
     #[must_use]
     pub fn counts(&self) -> &Counts<Asked> {
         &self.counts
-    }
-
-    /// Sets the guest's clock and feeds its random pool with `entropy`.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn wake(&self, entropy: [u8; 32]) -> Result<(), GuestError> {
-        let request = Request::Wake { unix_time_ns: unix_time_ns(), entropy };
-        match self.lane().call(&request, 0, LAUNCH_TIMEOUT)?.0 {
-            Ok(Answer::Awake { unix_time_ns: theirs, random }) => {
-                let behind = unix_time_ns().abs_diff(theirs) / 1_000_000;
-                info!(
-                    "the guest's clock differs by {behind} ms, its random pool gives {random:02x?}"
-                );
-                Ok(())
-            }
-            Ok(_) => Err(GuestError::Unexpected),
-            Err(failure) => Err(GuestError::Failed(failure)),
-        }
-    }
-
-    /// Has the guest load all that a mount may need.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn prepare(&self) -> Result<(), GuestError> {
-        self.launch_step(&Request::Prepare)
-    }
-
-    /// Waits until the guest sees `count` disks and their partitions.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn await_disks(&self, count: u8) -> Result<(), GuestError> {
-        self.launch_step(&Request::AwaitDisks { count })
-    }
-
-    /// Mounts a filesystem.
-    ///
-    /// # Errors
-    /// [`GuestError::Failed`] with the reason.
-    pub fn mount(&self, request: MountRequest) -> Result<(), GuestError> {
-        self.launch_step(&Request::Mount(request))
-    }
-
-    /// Opens an encrypted volume.
-    ///
-    /// # Errors
-    /// [`GuestError::Failed`] with `EACCES` for a key that does not fit, or with the reason.
-    pub fn unlock(&self, volume: VolumeName, key: Secret) -> Result<(), GuestError> {
-        self.launch_step(&Request::Unlock { volume, key })
-    }
-
-    /// Writes everything back and unmounts all.
-    ///
-    /// # Errors
-    /// [`GuestError::Failed`] with what could not be written or unmounted.
-    pub fn unmount(&self) -> Result<(), GuestError> {
-        self.launch_step(&Request::Unmount)
-    }
-
-    /// What is on the disks.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn volumes(&self) -> Result<Vec<Volume>, GuestError> {
-        match self.lane().call(&Request::Volumes, 0, LAUNCH_TIMEOUT)?.0 {
-            Ok(Answer::Volumes(volumes)) => Ok(volumes),
-            Ok(_) => Err(GuestError::Unexpected),
-            Err(failure) => Err(GuestError::Failed(failure)),
-        }
-    }
-
-    /// What is on the disks, and what it is made of.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn listing(&self) -> Result<Listing, GuestError> {
-        match self.lane().call(&Request::Listing, 0, LAUNCH_TIMEOUT)?.0 {
-            Ok(Answer::Listing(listing)) => Ok(listing),
-            Ok(_) => Err(GuestError::Unexpected),
-            Err(failure) => Err(GuestError::Failed(failure)),
-        }
-    }
-
-    fn launch_step(&self, request: &Request) -> Result<(), GuestError> {
-        match self.lane().call(request, 0, LAUNCH_TIMEOUT)?.0 {
-            Ok(Answer::Done) => Ok(()),
-            Ok(_) => Err(GuestError::Unexpected),
-            Err(failure) => Err(GuestError::Failed(failure)),
-        }
     }
 
     /// Attributes of a file.
@@ -349,94 +254,5 @@ impl Guest {
         free.unwrap_or_else(|| {
             self.lanes[own % count].lock().unwrap_or_else(PoisonError::into_inner)
         })
-    }
-}
-
-fn unix_time_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// `attr`, unless something in it could not be passed on to the kernel.
-fn sane(attr: Attr) -> Option<Attr> {
-    let kinds = [
-        libc::S_IFREG,
-        libc::S_IFDIR,
-        libc::S_IFLNK,
-        libc::S_IFIFO,
-        libc::S_IFSOCK,
-        libc::S_IFCHR,
-        libc::S_IFBLK,
-    ];
-    let times = [attr.accessed, attr.modified, attr.changed];
-    let good = kinds.contains(&(attr.mode & libc::S_IFMT))
-        && attr.mode <= 0o177_777
-        && i64::try_from(attr.size).is_ok()
-        && times.iter().all(is_time);
-    good.then_some(attr)
-}
-
-/// Whether a layout's runs are in order, and its numbers can be reckoned with.
-fn is_layout(layout: &Layout) -> bool {
-    let fits = |run: &Run| {
-        run.length > 0
-            && [run.at, run.stored].iter().all(|start| {
-                start.checked_add(run.length).is_some_and(|end| i64::try_from(end).is_ok())
-            })
-    };
-    i64::try_from(layout.size).is_ok()
-        && layout.runs.len() <= MAX_RUNS
-        && layout.runs.iter().all(fits)
-        && layout.runs.is_sorted_by(|one, next| one.at + one.length <= next.at)
-}
-
-fn is_time(time: &Time) -> bool {
-    time.nanos < 1_000_000_000 && time.secs.unsigned_abs() < 1 << 60
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layouts_that_cannot_be_reckoned_with_are_refused() {
-        let run = |at, length, stored| Run { at, length, stored };
-        let layout = |runs: &[Run]| Layout { disk: 0, size: 9, end: 9, runs: runs.to_vec() };
-        assert!(is_layout(&layout(&[])));
-        assert!(is_layout(&layout(&[run(0, 4, 100), run(4, 4, 0), run(9, 1, 50)])));
-        let max = u64::MAX >> 1;
-        let table: [&[Run]; 6] = [
-            &[run(0, 0, 0)],
-            &[run(0, 4, 0), run(3, 4, 8)],
-            &[run(4, 4, 0), run(0, 4, 8)],
-            &[run(max, 1, 0)],
-            &[run(0, 1, u64::MAX)],
-            &[run(0, 1, 0); MAX_RUNS + 1],
-        ];
-        for runs in table {
-            assert!(!is_layout(&layout(runs)), "{runs:?}");
-        }
-        assert!(!is_layout(&Layout { size: u64::MAX, ..layout(&[]) }));
-    }
-
-    #[test]
-    fn attributes_that_the_kernel_would_choke_on_are_refused() {
-        let good = Attr { mode: libc::S_IFREG | 0o644, ..Attr::default() };
-        assert!(sane(good).is_some());
-        let table = [
-            ("no type", Attr { mode: 0o644, ..good }),
-            ("an unknown type", Attr { mode: 0o050_644, ..good }),
-            ("bits beyond the mode", Attr { mode: good.mode | 1 << 20, ..good }),
-            ("a size of -1", Attr { size: u64::MAX, ..good }),
-            ("a size of 2^63", Attr { size: 1 << 63, ..good }),
-            ("nanoseconds", Attr { modified: Time { secs: 0, nanos: 1_000_000_000 }, ..good }),
-            (
-                "a time at the end of time",
-                Attr { accessed: Time { secs: i64::MIN, nanos: 0 }, ..good },
-            ),
-        ];
-        for (what, attr) in table {
-            assert!(sane(attr).is_none(), "{what}");
-        }
     }
 }

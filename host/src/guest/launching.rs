@@ -1,0 +1,111 @@
+//! The steps of a launch: what is asked of a guest before its files are.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use guestmnt_protocol::message::{Answer, Listing, MountRequest, Request, Volume};
+use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::volume::VolumeName;
+use log::info;
+
+use super::{Guest, GuestError};
+
+/// How long a launch step may take, mounting among them: a journal may have to be replayed.
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+impl Guest {
+    /// Sets the guest's clock and feeds its random pool with `entropy`.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn wake(&self, entropy: [u8; 32]) -> Result<(), GuestError> {
+        let request = Request::Wake { unix_time_ns: unix_time_ns(), entropy };
+        match self.lane().call(&request, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Awake { unix_time_ns: theirs, random }) => {
+                let behind = unix_time_ns().abs_diff(theirs) / 1_000_000;
+                info!(
+                    "the guest's clock differs by {behind} ms, its random pool gives {random:02x?}"
+                );
+                Ok(())
+            }
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
+    /// Has the guest load all that a mount may need.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn prepare(&self) -> Result<(), GuestError> {
+        self.launch_step(&Request::Prepare)
+    }
+
+    /// Waits until the guest sees `count` disks and their partitions.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn await_disks(&self, count: u8) -> Result<(), GuestError> {
+        self.launch_step(&Request::AwaitDisks { count })
+    }
+
+    /// Mounts a filesystem.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with the reason.
+    pub fn mount(&self, request: MountRequest) -> Result<(), GuestError> {
+        self.launch_step(&Request::Mount(request))
+    }
+
+    /// Opens an encrypted volume.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with `EACCES` for a key that does not fit, or with the reason.
+    pub fn unlock(&self, volume: VolumeName, key: Secret) -> Result<(), GuestError> {
+        self.launch_step(&Request::Unlock { volume, key })
+    }
+
+    /// Writes everything back and unmounts all.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with what could not be written or unmounted.
+    pub fn unmount(&self) -> Result<(), GuestError> {
+        self.launch_step(&Request::Unmount)
+    }
+
+    /// What is on the disks.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn volumes(&self) -> Result<Vec<Volume>, GuestError> {
+        match self.lane().call(&Request::Volumes, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Volumes(volumes)) => Ok(volumes),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
+    /// What is on the disks, and what it is made of.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn listing(&self) -> Result<Listing, GuestError> {
+        match self.lane().call(&Request::Listing, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Listing(listing)) => Ok(listing),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
+    fn launch_step(&self, request: &Request) -> Result<(), GuestError> {
+        match self.lane().call(request, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Done) => Ok(()),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+}
+
+fn unix_time_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
