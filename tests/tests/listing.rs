@@ -1,9 +1,12 @@
 //! `guestimg filesystems` on real disks: rows, columns and order of virt-filesystems.
 
+use std::path::PathBuf;
+
 use guestmnt_tests::program::{Workplace, disks, text};
 use guestmnt_tests::specimens::assembled;
-use xtask::disks::NEWEST;
+use serde_json::Value;
 use xtask::disks::assembled::PASSPHRASE;
+use xtask::disks::{BASE, NEWEST, SNAPSHOTS};
 
 /// What is printed for `arguments`.
 fn listed(arguments: &[&str]) -> String {
@@ -43,6 +46,30 @@ fn the_snapshot_of_the_demo_is_listed_in_five_rows() {
     let expected =
         "/dev/sda1,partition,07,2718957568,/dev/sda\n/dev/sda2,partition,07,1572864000,/dev/sda\n";
     assert_eq!(csv, expected);
+}
+
+#[test]
+fn the_history_of_the_demos_disk_is_told_from_its_base_and_without_a_vm() {
+    let disks = disks();
+    let place = Workplace::with_own_cache();
+    let finished = place
+        .run("guestimg", &["chain", "--json", text(&disks.path(BASE)), text(&disks.path(NEWEST))]);
+    assert_eq!(finished.status, Some(0), "{finished:?}");
+    let told: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let names = |list: &Value, key: &str| -> Vec<PathBuf> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|one| one.get(key).unwrap_or(one).as_str().unwrap().into()).collect()
+    };
+    let real = |name: &&str| disks.path(name).canonicalize().unwrap();
+    let chain: Vec<PathBuf> = [BASE].iter().chain(&SNAPSHOTS).map(real).collect();
+    assert_eq!(names(&told["images"], "path"), chain);
+    assert_eq!(names(&told["youngest"], ""), chain[3..]);
+    for (image, parent) in told["images"].as_array().unwrap()[1..].iter().zip(&chain) {
+        assert_eq!(image["parent"].as_str(), parent.to_str());
+        assert_eq!(image["files"].as_array().unwrap().len(), 3);
+    }
+    // Nothing was started that leaves a trace, a template among them.
+    assert!(!place.path().join(".cache").exists());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ImageError, Problem};
 use super::file::{FileId, ImageFile};
 use super::hint::UNPACK;
-use super::parent::{self, Parent};
+use super::parent::{self, Parent, Shape};
 use super::qcow2::Qcow2Header;
 use super::sector_map::{MAX_TABLES_LEN, too_many_changes};
 use super::split::Pieces;
@@ -38,7 +38,10 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
 }
 
 /// Opens the file that the user means, and tells its format where that is not known.
-fn find_leaf(path: &Path, format: Option<Format>) -> Result<(ImageFile, Format), Problem> {
+///
+/// # Errors
+/// [`Problem`], for a piece of a split disk among others.
+pub fn find_leaf(path: &Path, format: Option<Format>) -> Result<(ImageFile, Format), Problem> {
     let file = match archive::split_name(path) {
         Some((archive, member)) => archive::disk(&ImageFile::open(archive)?, Some(member))?,
         None => ImageFile::open(path)?,
@@ -103,7 +106,7 @@ fn open_chain(
         seen.push(next_place.id);
         warnings.extend(lock::warning(&file.real));
         let (next, grandparent) = open_link(file, format, allowed)?;
-        reference.check_fit(&link, &next, name).map_err(failed)?;
+        reference.check_fit(Shape::of(&link), Shape::of(&next), name).map_err(failed)?;
         parent::adopt(&mut link, &next);
         chain.push(std::mem::replace(&mut link, next));
         (place, parent) = (next_place, grandparent);
@@ -126,13 +129,25 @@ fn open_link(
     allowed: &[PathBuf],
 ) -> Result<(Link, Option<Parent>), ImageError> {
     let path = file.path.clone();
-    let opened = match format {
+    open_one(file, format, allowed).map_err(|problem| ImageError::new(&path, problem))
+}
+
+/// Opens one image, whatever it is over. Its extents may also be below `allowed`, which are real
+/// paths. Returns it with what it says of its parent.
+///
+/// # Errors
+/// [`Problem`] of this file or of one of its extents.
+pub fn open_one(
+    file: ImageFile,
+    format: Format,
+    allowed: &[PathBuf],
+) -> Result<(Link, Option<Parent>), Problem> {
+    match format {
         Format::Vmdk => {
             vmdk::open(file, allowed).map(|(link, parent)| (link, parent.map(Parent::Vmdk)))
         }
         _ => open_single(file, format),
-    };
-    opened.map_err(|problem| ImageError::new(&path, problem))
+    }
 }
 
 /// An image that is one file.

@@ -36,12 +36,16 @@ pub fn disks(path: &Path, options: &OpenOptions) -> Result<Vec<PathBuf>, ImageEr
     }
 }
 
-fn is_vmx(path: &Path) -> bool {
+/// Whether a file is called like the description of a machine.
+pub fn is_vmx(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vmx"))
 }
 
-/// What is not hidden in a folder, by name.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
+/// What is not hidden in a folder and no folder itself, by name.
+///
+/// # Errors
+/// [`Problem::Io`].
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)?.take(MAX_ENTRIES) {
         let entry = entry?;
@@ -117,7 +121,7 @@ fn lone_disk(names: Vec<PathBuf>, options: &OpenOptions) -> Result<PathBuf, Prob
 }
 
 /// Whether a file is called like a disk or the first piece of one.
-fn is_candidate(path: &Path) -> bool {
+pub fn is_candidate(path: &Path) -> bool {
     let is_first = |extension: &std::ffi::OsStr| extension == "000" || extension == "001";
     named_as_disk(path) || path.extension().is_some_and(is_first)
 }

@@ -31,6 +31,7 @@ mod folder;
 mod format;
 mod guid;
 mod hint;
+pub mod history;
 mod line_problem;
 mod lock;
 mod memory;

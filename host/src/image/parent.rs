@@ -57,6 +57,22 @@ impl Named {
     }
 }
 
+/// What of an image decides whether it fits its parent or child.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Bytes of the virtual disk.
+    size: u64,
+    /// The content id of a VMDK.
+    cid: Option<Cid>,
+}
+
+impl Shape {
+    /// That of `link`.
+    pub fn of(link: &Link) -> Self {
+        Self { size: link.size, cid: link.vmdk.map(|vmdk| vmdk.cid) }
+    }
+}
+
 impl Parent {
     /// Opens the parent of an image in `folder`: the first that exists among those that its name
     /// may mean, or that has the right id where there is one.
@@ -111,10 +127,10 @@ impl Parent {
     ///
     /// # Errors
     /// [`Problem::CidMismatch`], [`Problem::ParentLarger`].
-    pub fn check_fit(&self, child: &Link, parent: &Link, name: PathBuf) -> Result<(), Problem> {
+    pub fn check_fit(&self, child: Shape, parent: Shape, name: PathBuf) -> Result<(), Problem> {
         // Those of other formats may have any size: what a parent lacks is zero.
         let Self::Vmdk(link) = self else { return Ok(()) };
-        let found = cid_of(parent);
+        let found = parent.cid.expect("it was opened as a VMDK");
         if let Some(expected) = link.cid.filter(|&expected| expected != found) {
             return Err(Problem::CidMismatch { expected, found, parent: name });
         }
@@ -140,6 +156,11 @@ fn cid_of(vmdk: &Link) -> Cid {
 }
 
 impl Named {
+    /// The id that the parent had when the child was made over it.
+    pub fn id(&self) -> Guid {
+        self.ids[0]
+    }
+
     /// The first file with one of the ids among those that the names may mean.
     fn find(
         &self,

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use super::descriptor::{Descriptor, ParentBy, ParentLink, Storage, is_descriptor};
+use super::descriptor::{Cid, Descriptor, ParentBy, ParentLink, Storage, is_descriptor};
 use super::error::Problem;
 use super::file::ImageFile;
 use super::guid::ImageIds;
@@ -66,9 +66,17 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
 /// # Errors
 /// [`Problem`] of this file.
 pub fn ids(file: &ImageFile) -> Result<Option<ImageIds>, Problem> {
+    Ok(identity(file)?.1)
+}
+
+/// What the VMDK in `file` is known by: its content id, and the ids that VirtualBox gave it.
+///
+/// # Errors
+/// [`Problem`] of this file.
+pub fn identity(file: &ImageFile) -> Result<(Cid, Option<ImageIds>), Problem> {
     let is_sparse = file.start(sparse::MAGIC.len())? == sparse::MAGIC;
     let descriptor = if is_sparse { read_embedded(file)? } else { read_text(file)? };
-    Ok(descriptor.ids)
+    Ok((descriptor.cid, descriptor.ids))
 }
 
 fn read_text(file: &ImageFile) -> Result<Descriptor, Problem> {

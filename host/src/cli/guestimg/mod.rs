@@ -1,6 +1,7 @@
 //! `guestimg`: tells about images, mounts and this host. Each subcommand has a file of its own.
 
 mod canary;
+mod chain;
 mod doctor;
 mod filesystems;
 mod status;
@@ -15,8 +16,8 @@ use super::{raise_file_limit, start_logging};
 
 const AFTER_HELP: &str = "\
 Exit status: 0 all is well; 1 usage or internal error, or an error that is told; 2 doctor: mounts work,
-but something is missing; status: a mount lacks a layer or cannot be looked into; 3 doctor: mounts do
-not work; status: no such mount.";
+but something is missing; status: a mount lacks a layer or cannot be looked into; chain: something is
+broken; 3 doctor: mounts do not work; status: no such mount.";
 
 /// Tells about untrusted disk images, mounts of guestmnt and what this host offers to them.
 #[derive(Parser)]
@@ -30,6 +31,7 @@ struct Arguments {
 enum Command {
     /// List filesystems, partitions, logical volumes and what else is on the disks
     Filesystems(filesystems::Arguments),
+    Chain(chain::Arguments),
     Status(status::Arguments),
     Doctor(doctor::Arguments),
     #[command(hide = true)]
@@ -54,6 +56,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Filesystems(arguments) => {
             raise_file_limit();
             filesystems::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Chain(arguments) => {
+            raise_file_limit();
+            chain::run(&arguments)
         }
         Command::Status(arguments) => status::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
