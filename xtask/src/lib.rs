@@ -13,6 +13,7 @@ pub mod demo;
 pub mod digest;
 pub mod disks;
 pub mod error;
+pub mod fuzz;
 mod initramfs;
 pub mod kernel;
 mod modules;

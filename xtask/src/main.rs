@@ -12,6 +12,7 @@ use xtask::bench;
 use xtask::demo;
 use xtask::disks::Disks;
 use xtask::disks::specimens::Specimens;
+use xtask::fuzz;
 use xtask::kernel::Source;
 use xtask::places::Places;
 use xtask::setup;
@@ -51,6 +52,8 @@ enum Chore {
     },
     /// Set up, build and measure, beside libguestfs' guestmount and the image mounted on the host.
     Bench(bench::Options),
+    /// Build the fuzz targets and run each for some time.
+    Fuzz(fuzz::Options),
     /// Do one piece of what is measured. `bench` calls this.
     #[command(hide = true)]
     BenchTask {
@@ -86,6 +89,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         Chore::Demo => demo::run(&places)?,
         Chore::Test { filters } => return test::run(&filters, &places),
         Chore::Bench(options) => return bench::run(&options, &places),
+        Chore::Fuzz(options) => return fuzz::run(&options, &places),
         Chore::BenchTask { task } => bench::worker::report(&task)?,
         Chore::AsUser { program, arguments } => return test::as_user(&program, &arguments),
         Chore::Disks => {

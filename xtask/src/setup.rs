@@ -51,6 +51,8 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("mksquashfs"), "squashfs-tools"),
     (Program("mkntfs"), "ntfs-3g"),
     (Program("sfdisk"), "fdisk"),
+    // to fuzz: libFuzzer is C++
+    (Program("c++"), "g++"),
     // to measure copying out of a mount
     (Program("rsync"), "rsync"),
     // to watch what the tests watch

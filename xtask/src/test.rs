@@ -49,6 +49,8 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
         .map_err(Error::file("write", &log))?;
     let placed = stage.path().join("specimens");
     sparse::link_tree(specimens.folder(), &placed)?;
+    let seeds = stage.path().join("seeds");
+    sparse::link_tree(&places.root().join("fuzz/seeds"), &seeds)?;
     let images = stage.path().join("images");
     let shared =
         std::env::var_os(IMAGES).map_or_else(|| places.root().join("../shared/images"), Into::into);
@@ -74,6 +76,7 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
         .env("GUESTMNT_DISKS", stage.disks().folder())
         .env("GUESTMNT_TEST_CACHE", stage.path().join("home/.cache"))
         .env("GUESTMNT_SPECIMENS", &placed)
+        .env("GUESTMNT_SEEDS", &seeds)
         .env(IMAGES, &images)
         .env(skips::LOG, &log)
         .within(places.root())

@@ -12,7 +12,7 @@ mod folders;
 mod layouts;
 mod listing;
 pub mod nodes;
-mod operations;
+pub mod operations;
 mod read_ahead;
 mod recent;
 mod small_files;
@@ -36,7 +36,7 @@ use fuser::{
 use guestmnt_protocol::path::Printable;
 use log::{Level, log_enabled, trace};
 
-use self::directory::Line;
+pub use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
 use self::operations::{Found, Noted, Operations};
 use self::stats::{Asked, Stats};
