@@ -1,7 +1,8 @@
 //! What is asked of single files: attributes, contents, link targets, and the size of the
 //! filesystem that a file is on.
 //!
-//! **Invariant:** nothing is opened but regular files, and nothing for writing.
+//! **Invariant:** nothing is opened but regular files and the devices that are shown as such, and
+//! nothing for writing.
 
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -95,6 +96,6 @@ impl Tree {
     /// # Errors
     /// As [`resolve::open_regular`].
     pub(crate) fn regular_file(&self, path: &GuestPath) -> nix::Result<Arc<Contents>> {
-        self.files.get_or_open(path, || resolve::open_regular(self.root(), path).map(Contents::of))
+        self.files.get_or_open(path, || self.open_shown(path).map(Contents::of))
     }
 }

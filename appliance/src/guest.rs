@@ -13,6 +13,7 @@ use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Failure, MountRequest, Outcome, Request};
 use guestmnt_protocol::path::GuestPath;
 
+use crate::blocks;
 use crate::bulk::Slot;
 use crate::failure;
 use crate::machine::Machine;
@@ -80,6 +81,7 @@ impl Guest {
             Request::Mount(request) => self.mount(request),
             Request::Unmount => self.unmount(),
             Request::Listing => Ok(Answer::Listing(self.devices()?.listing())),
+            Request::Blocks => self.show_blocks(),
             Request::Unlock { volume, key } => {
                 self.devices()?.unlock(volume, key).map(|()| Answer::Done)
             }
@@ -118,8 +120,11 @@ impl Guest {
             Request::Layout { path, from } => self.on_files(|tree| {
                 // A guest over a folder has no disks that the host could read.
                 let machine = self.machine.as_ref().ok_or(Errno::EOPNOTSUPP)?;
-                let file = tree.regular_file(path)?;
-                machine.layout(file.file(), *from).map(Answer::Layout)
+                let layout = match tree.block(path)? {
+                    Some(block) => block.layout(&machine.disks),
+                    None => machine.layout(tree.regular_file(path)?.file(), *from),
+                };
+                layout.map(Answer::Layout)
             }),
         }
     }
@@ -144,6 +149,18 @@ impl Guest {
             Some(tree) => tree.forget_open(),
             None => *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
         }
+        Ok(Answer::Done)
+    }
+
+    fn show_blocks(&self) -> Outcome {
+        let machine = self.devices()?;
+        let mut mounted = self.change_tree();
+        if mounted.is_some() {
+            return Err(failure::explained(Errno::EBUSY, "something is mounted already"));
+        }
+        let blocks = machine.show_blocks()?;
+        let tree = Tree::of_blocks(blocks::FOLDER.as_ref(), blocks).map_err(failure::plain)?;
+        *mounted = Some(tree);
         Ok(Answer::Done)
     }
 

@@ -12,6 +12,7 @@ mod aio;
 mod assembly;
 #[allow(unsafe_code)]
 mod blkid;
+mod blocks;
 mod btrfs;
 mod bulk;
 mod contents;

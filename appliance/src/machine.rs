@@ -20,6 +20,7 @@ use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::volume::VolumeName;
 
 use crate::assembly::{Assembly, Block};
+use crate::blocks::{self, BlockFile};
 use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::encryption::Opened;
@@ -178,6 +179,17 @@ impl Machine {
     /// As [`Mounts::mount`].
     pub fn mount(&self, request: &MountRequest, root: Option<BorrowedFd>) -> Result<(), Failure> {
         self.mounts().mount(request, root, &self.assembly())
+    }
+
+    /// Assembles what can be assembled from the disks, and makes a node for each device in
+    /// [`blocks::FOLDER`].
+    ///
+    /// # Errors
+    /// As [`blocks::show`].
+    pub fn show_blocks(&self) -> Result<Vec<BlockFile>, Failure> {
+        let all = self.assembly().all();
+        let blocks: Vec<Block> = all.into_iter().map(|(block, _)| block).collect();
+        blocks::show(&blocks, &self.disks)
     }
 
     /// Where on its disk the bytes of an open file are, from byte `from` on.

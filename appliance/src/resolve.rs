@@ -57,6 +57,18 @@ pub fn open_regular(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> 
     open(proc_path(located.as_fd()).as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
+/// Opens a block device for reading, by a node that the daemon made.
+///
+/// # Errors
+/// As [`locate`] and open(2); `EINVAL` for anything else.
+pub fn open_device(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> {
+    let located = locate(root, path)?;
+    if file_type(&attributes(located.as_fd())?) != libc::S_IFBLK {
+        return Err(Errno::EINVAL);
+    }
+    open(proc_path(located.as_fd()).as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
 /// Attributes of the very file that `located` names, symbolic links included.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! The mounted tree: its root, what is open below it, and how attributes of its files are
 //! numbered for the host.
 //!
-//! **Invariant:** knows nothing of devices, mounting or frames; a folder of the host serves as
-//! well.
+//! **Invariant:** knows nothing of mounting or frames, and of devices only which of its nodes are
+//! shown as files; a folder of the host serves as well.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -13,8 +13,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode};
 
 use guestmnt_protocol::attr::{Attr, Time};
+use guestmnt_protocol::path::GuestPath;
 
 use crate::ahead::Ahead;
+use crate::blocks::BlockFile;
 use crate::contents::Contents;
 use crate::directories::Directory;
 use crate::open_files::OpenFiles;
@@ -37,6 +39,8 @@ pub struct Tree {
     /// For reading several files at once.
     pub(crate) spaces: Spaces,
     volumes: VolumeNumbers,
+    /// Devices that are shown as regular files.
+    blocks: Box<[BlockFile]>,
 }
 
 impl Tree {
@@ -55,7 +59,40 @@ impl Tree {
             ahead: Ahead::default(),
             spaces: Spaces::default(),
             volumes: VolumeNumbers(Mutex::new(vec![first])),
+            blocks: Box::default(),
         })
+    }
+
+    /// The tree of the nodes in the directory `root`, which are shown as `blocks` say.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn of_blocks(root: &Path, blocks: Vec<BlockFile>) -> nix::Result<Self> {
+        Ok(Self { blocks: blocks.into(), ..Self::at(root)? })
+    }
+
+    /// The device that is shown as the regular file at `path`, if it is one.
+    ///
+    /// # Errors
+    /// As [`resolve::locate`].
+    pub fn block(&self, path: &GuestPath) -> nix::Result<Option<&BlockFile>> {
+        if self.blocks.is_empty() {
+            return Ok(None);
+        }
+        let located = resolve::locate(self.root(), path)?;
+        let stat = resolve::attributes(located.as_fd())?;
+        Ok(BlockFile::find(&self.blocks, stat.st_mode, stat.st_rdev))
+    }
+
+    /// Opens what is shown as the regular file at `path`.
+    ///
+    /// # Errors
+    /// As [`resolve::open_regular`].
+    pub(crate) fn open_shown(&self, path: &GuestPath) -> nix::Result<OwnedFd> {
+        match self.block(path)? {
+            Some(_) => resolve::open_device(self.root(), path),
+            None => resolve::open_regular(self.root(), path),
+        }
     }
 
     /// The root, as a place to resolve paths from.
@@ -76,7 +113,7 @@ impl Tree {
     /// `EIO` for a size below zero, `EOVERFLOW` for more than 65,536 volumes.
     pub(crate) fn attr(&self, stat: &FileStat) -> nix::Result<Attr> {
         let unsigned = |n: i64| u64::try_from(n).map_err(|_| Errno::EIO);
-        Ok(Attr {
+        let attr = Attr {
             ino: stat.st_ino,
             volume: self.volumes.number(stat.st_dev)?,
             mode: stat.st_mode,
@@ -91,7 +128,9 @@ impl Tree {
             accessed: time(stat.st_atime, stat.st_atime_nsec),
             modified: time(stat.st_mtime, stat.st_mtime_nsec),
             changed: time(stat.st_ctime, stat.st_ctime_nsec),
-        })
+        };
+        let block = BlockFile::find(&self.blocks, stat.st_mode, stat.st_rdev);
+        Ok(block.map_or(attr, |block| block.shown(attr)))
     }
 }
 

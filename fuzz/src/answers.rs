@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guestmnt::fs::Line;
+use guestmnt::fs::Shows;
 use guestmnt::fs::nodes::{NodeId, ROOT};
 use guestmnt::fs::operations::{Found, Noted, Operations};
 use guestmnt::fs::view::View;
@@ -74,7 +75,8 @@ struct Kernel {
 
 impl Kernel {
     fn over(guest: Arc<Guest>) -> Self {
-        let operations = Operations::new(Arc::clone(&guest), Vec::new(), View::default());
+        let operations =
+            Operations::new(Arc::clone(&guest), Vec::new(), Shows::Files, View::default());
         Self { guest, operations, node: ROOT }
     }
 

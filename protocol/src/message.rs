@@ -123,6 +123,10 @@ pub enum Request {
     },
     /// As [`Request::Volumes`], with what they are made of. Answer: [`Answer::Listing`].
     Listing,
+    /// Assembles what can be assembled from the disks, and shows all devices as regular files of
+    /// the root directory, by [`VolumeName::file_name`], where nothing is mounted. Answer:
+    /// [`Answer::Done`].
+    Blocks,
 }
 
 /// What is mounted where.

@@ -109,6 +109,24 @@ impl VolumeName {
             Self::Logical { .. } | Self::Raid(_) | Self::Mapper(_) => None,
         }
     }
+
+    /// The name of the file that shows it among all others: `sda1`, `vg-root`, `md0`, `md_data`.
+    /// Hyphens within a part are doubled, as in `/dev/mapper`, so that no logical volumes share one.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        let part = |name: &PlainName| name.as_str().replace('-', "--");
+        match self {
+            Self::Partition(device) => device.to_string().trim_start_matches("/dev/").to_owned(),
+            Self::Logical { group, volume } => format!("{}-{}", part(group), part(volume)),
+            Self::Raid(name) if is_number(name) => format!("md{name}"),
+            Self::Raid(name) => format!("md_{}", part(name)),
+            Self::Mapper(name) => part(name),
+        }
+    }
+}
+
+fn is_number(name: &PlainName) -> bool {
+    name.as_str().bytes().all(|b| b.is_ascii_digit())
 }
 
 impl FromStr for VolumeName {
@@ -156,9 +174,7 @@ impl fmt::Display for VolumeName {
         match self {
             Self::Partition(device) => device.fmt(f),
             Self::Logical { group, volume } => write!(f, "/dev/{group}/{volume}"),
-            Self::Raid(name) if name.as_str().bytes().all(|b| b.is_ascii_digit()) => {
-                write!(f, "/dev/md{name}")
-            }
+            Self::Raid(name) if is_number(name) => write!(f, "/dev/md{name}"),
             Self::Raid(name) => write!(f, "/dev/md/{name}"),
             Self::Mapper(name) => write!(f, "/dev/mapper/{name}"),
         }
@@ -245,6 +261,21 @@ mod tests {
 
     fn logical(group: &str, volume: &str) -> VolumeName {
         VolumeName::Logical { group: plain(group), volume: plain(volume) }
+    }
+
+    #[test]
+    fn files_of_volumes_have_plain_names_of_their_own() {
+        let table = [
+            ("/dev/sdb12", "sdb12"),
+            ("/dev/vg/root", "vg-root"),
+            ("/dev/my-vg/a-b", "my--vg-a--b"),
+            ("/dev/md0", "md0"),
+            ("/dev/md/a-b", "md_a--b"),
+            ("/dev/mapper/cryptsda2", "cryptsda2"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(text.parse::<VolumeName>().unwrap().file_name(), expected);
+        }
     }
 
     #[test]

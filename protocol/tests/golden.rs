@@ -103,6 +103,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             b"\x12\x00\x00\x02\x01k".to_vec(),
         ),
         (Request::Listing, vec![19]),
+        (Request::Blocks, vec![20]),
     ]
 }
 

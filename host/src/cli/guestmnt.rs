@@ -18,7 +18,7 @@ use super::{descriptor, is_root, raise_file_limit, start_logging};
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
-use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, MountSpec, Plan, in_order};
+use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, MountSpec, Plan, check_count, in_order};
 use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
@@ -46,6 +46,10 @@ struct Arguments {
     /// What to mount where in the folder: one for /, others in its directories
     #[arg(short = 'm', long = "mount", value_name = "DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]")]
     mount: Vec<MountSpec>,
+
+    /// Show disks, partitions and volumes as files, instead of mounting filesystems
+    #[arg(long, conflicts_with = "mount")]
+    blocks: bool,
 
     /// Read-only, which is the default
     #[arg(short = 'r', long)]
@@ -166,7 +170,12 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     }
     let timings = Timings::start();
     let disks = arguments.images.resolved(disks).map_err(boxed)?;
-    let mounts = in_order(arguments.mount, disks.len()).map_err(boxed)?;
+    let mounts = if arguments.blocks {
+        check_count(disks.len()).map(|()| Vec::new())
+    } else {
+        in_order(arguments.mount, disks.len())
+    };
+    let mounts = mounts.map_err(boxed)?;
     let keys = arguments.keys.fetch().map_err(boxed)?;
     let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
     let plan = Plan {
@@ -174,6 +183,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         keys,
         allow_paths: arguments.images.allow_path,
         mounts,
+        blocks: arguments.blocks,
         mountpoint: arguments.mountpoint.unwrap_or_default(),
         fuse_options: FuseOptions::merged(&arguments.option),
         accelerator: arguments.accel,

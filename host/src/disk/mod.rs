@@ -14,6 +14,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use guestmnt_protocol::message::Extent;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
 use self::sparse::{Place, SparseExtent};
 use crate::image::{Disk, Format, Link, SECTOR_SIZE, Source, Storage};
 
@@ -75,6 +79,45 @@ impl DiskReader {
         self.read_link(0, buffer, offset)
     }
 
+    /// How far it is from byte `offset` to the first of the next `length` bytes that is stored in
+    /// some image, or that is not; `None` where there is none. Holes of the images' own files count
+    /// as not stored. What is not stored reads as zeros.
+    ///
+    /// # Errors
+    /// As [`DiskReader::read`]; as lseek(2).
+    pub fn find(&self, offset: u64, length: u64, what: Extent) -> io::Result<Option<u64>> {
+        let end = offset.checked_add(length).filter(|&end| end <= self.size);
+        let end = end.ok_or(io::ErrorKind::InvalidInput)?;
+        let mut at = offset;
+        while at < end {
+            let (is_stored, here) = self.stretch(0, at, end - at)?;
+            if is_stored == (what == Extent::Data) {
+                return Ok(Some(at - offset));
+            }
+            at += here;
+        }
+        Ok(None)
+    }
+
+    /// Whether the bytes from `offset` on are stored in the link `depth` or below, and for how many
+    /// of the next `length`, at least one, that is so.
+    fn stretch(&self, depth: usize, offset: u64, length: u64) -> io::Result<(bool, u64)> {
+        let Some(segments) = self.links.get(depth) else { return Ok((false, length)) };
+        let index = segments.partition_point(|segment| segment.start + segment.length <= offset);
+        let Some(segment) = segments.get(index) else { return Ok((false, length)) };
+        let within = offset - segment.start;
+        let length = length.min(segment.length - within);
+        match &segment.stored {
+            Stored::Zero => Ok((false, length)),
+            Stored::Flat { file, offset } => stretch_of_file(file, offset + within, length),
+            Stored::Sparse(sparse) => match sparse.find(within, length)? {
+                (Place::Stored(_), length) => Ok((true, length)),
+                (Place::Zero, length) => Ok((false, length)),
+                (Place::Parent, length) => self.stretch(depth + 1, offset, length),
+            },
+        }
+    }
+
     /// Fills `buffer` with what the link `depth` and those below it have; zeros beyond the last.
     fn read_link(&self, depth: usize, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
         let Some(segments) = self.links.get(depth) else {
@@ -125,6 +168,24 @@ impl DiskReader {
             buffer = rest;
         }
         Ok(())
+    }
+}
+
+/// Whether the bytes of `file` from `offset` on are stored, and for how many of the next `length`
+/// that is so.
+fn stretch_of_file(file: &File, offset: u64, length: u64) -> io::Result<(bool, u64)> {
+    let start = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let until = |found: i64| u64::try_from(found).unwrap_or(0).saturating_sub(offset).min(length);
+    // Nobody uses the position that this moves.
+    match lseek(file, start, Whence::SeekData) {
+        Ok(found) if found == start => {
+            let hole = lseek(file, start, Whence::SeekHole)?;
+            Ok((true, until(hole).max(1)))
+        }
+        Ok(found) => Ok((false, until(found).max(1))),
+        // There is nothing but a hole behind, or nothing at all.
+        Err(Errno::ENXIO) => Ok((false, length)),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::DiskReader;
 use crate::image::{Disk, OpenOptions};
+use guestmnt_protocol::message::Extent;
 
 const GRAIN: usize = 64 << 10;
 const DIRECTORY: usize = 512;
@@ -49,6 +50,26 @@ fn write(folder: &Path, name: &str, extent: &[u8], parent: Option<&str>) -> Path
     let path = folder.join(format!("{name}.vmdk"));
     fs::write(&path, text).unwrap();
     path
+}
+
+/// Where the next data or hole is, from each grain on.
+fn found(reader: &DiskReader, what: Extent) -> [Option<u64>; 4] {
+    let grain = GRAIN as u64;
+    let from = |n: u64| reader.find(n * grain, (4 - n) * grain, what).unwrap();
+    [0, 1, 2, 3].map(|n| from(n).map(|distance| n + distance / grain))
+}
+
+#[test]
+fn what_a_chain_stores_is_told_from_its_holes() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "base", &sparse([128, 256, 384, 0], 1, 3), None);
+    let child = write(folder.path(), "child", &sparse([0, 1, 128, 0], 1 | 4, 1), Some("base.vmdk"));
+    // Grain 0 is the parent's, 1 zeros, 2 stored, 3 nowhere.
+    let reader = reader(&child);
+    assert_eq!(found(&reader, Extent::Data), [Some(0), Some(2), Some(2), None]);
+    assert_eq!(found(&reader, Extent::Hole), [Some(1), Some(1), Some(3), Some(3)]);
+    assert!(reader.find(0, 4 * GRAIN as u64 + 1, Extent::Data).is_err());
+    assert_eq!(reader.find(100, 0, Extent::Data).unwrap(), None);
 }
 
 fn reader(path: &Path) -> DiskReader {

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use guestmnt_protocol::limits::MAX_PAYLOAD;
-use guestmnt_protocol::message::Layout;
+use guestmnt_protocol::message::{Extent, Layout};
 use guestmnt_protocol::path::GuestPath;
 use log::{debug, warn};
 use nix::errno::Errno;
@@ -23,6 +23,9 @@ use crate::guest::Guest;
 
 /// Files of which something is kept: the latest.
 const MAX_FILES: usize = 256;
+
+/// Bytes by which a layout is tried that is wanted before anything was read.
+const TRIED: usize = 4096;
 
 /// Runs kept of all files, 24 bytes each. A file in more pieces is read by the guest.
 const MAX_RUNS_KEPT: usize = 1 << 18;
@@ -88,6 +91,37 @@ impl Layouts {
             return self.leave_to_guest(node);
         }
         true
+    }
+
+    /// Where the next byte that is stored, or that is not, is from byte `offset` of the file `node`
+    /// on. A byte is not stored where the images hold nothing for it. `None` where the guest has to
+    /// be asked.
+    ///
+    /// # Errors
+    /// `ENXIO` where there is none; that of [`DiskReader::find`].
+    pub fn seek(
+        &self,
+        node: NodeId,
+        path: impl Fn() -> Result<GuestPath, Errno>,
+        offset: u64,
+        what: Extent,
+    ) -> Option<Result<u64, Errno>> {
+        if self.disks.iter().all(Option::is_none) {
+            return None;
+        }
+        self.known(node);
+        let known = self.files().iter().find(|(of, _)| *of == node).map(|(_, known)| known.clone());
+        let layout = match known? {
+            Known::Guest => return None,
+            Known::Here(layout) => self.extended(&layout, &path, u64::MAX)?,
+            Known::ReadOnce => {
+                let tried = self.tried(&path, offset, TRIED)?;
+                self.extended(&tried, &path, u64::MAX)?
+            }
+        };
+        let layout = self.note(node, layout);
+        let disk = self.disks.get(usize::from(layout.disk)).and_then(Option::as_ref)?;
+        Some(seek(disk, &layout, offset, what))
     }
 
     /// Forgets a node, whose number may be given to another file.
@@ -235,6 +269,33 @@ fn fill(
     Ok(())
 }
 
+/// Where the next byte that is stored, or is not, is from byte `offset` of a file with this layout
+/// on `disk`.
+fn seek(disk: &DiskReader, layout: &Layout, offset: u64, what: Extent) -> Result<u64, Errno> {
+    if offset >= layout.size {
+        return Err(Errno::ENXIO);
+    }
+    let first = layout.runs.partition_point(|run| run.at + run.length <= offset);
+    let mut at = offset;
+    for run in layout.runs[first..].iter().take_while(|run| run.at < layout.size) {
+        if run.at > at && what == Extent::Hole {
+            return Ok(at);
+        }
+        at = at.max(run.at);
+        let length = layout.size.min(run.at + run.length) - at;
+        let found = disk.find(run.stored + (at - run.at), length, what).map_err(|_| Errno::EIO)?;
+        match found {
+            Some(distance) => return Ok(at + distance),
+            None => at += length,
+        }
+    }
+    match what {
+        Extent::Data => Err(Errno::ENXIO),
+        // The end of a file counts as one.
+        Extent::Hole => Ok(at),
+    }
+}
+
 /// Bytes from `from` to `to`; none where that is before. They are within one request.
 fn distance(from: u64, to: u64) -> usize {
     usize::try_from(to.saturating_sub(from)).expect("a part of one request")
@@ -243,6 +304,7 @@ fn distance(from: u64, to: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::FileExt;
 
     use guestmnt_protocol::message::Run;
 
@@ -288,6 +350,34 @@ mod tests {
                 let expected = &file[offset.min(20_000)..(offset + size).min(20_000)];
                 assert!(buffer == expected, "{size} bytes at {offset}");
             }
+        }
+    }
+
+    #[test]
+    fn holes_are_those_of_the_layout_and_of_the_images() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("raw");
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[1; 65_536], 65_536).unwrap();
+        let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+        let disk = DiskReader::of(&Disk::open(&path, &options).unwrap()).unwrap().unwrap();
+        // A hole, a run whose first half the image stores nothing of, and a hole.
+        let runs = vec![Run { at: 4096, length: 131_072, stored: 0 }];
+        let layout = Layout { disk: 0, size: 200_000, end: 200_000, runs };
+        let (start, end) = (4096 + 65_536, 4096 + 131_072);
+        let table = [
+            (0, Extent::Data, Ok(start)),
+            (start + 5, Extent::Data, Ok(start + 5)),
+            (end, Extent::Data, Err(Errno::ENXIO)),
+            (0, Extent::Hole, Ok(0)),
+            (5000, Extent::Hole, Ok(5000)),
+            (start, Extent::Hole, Ok(end)),
+            (end + 1, Extent::Hole, Ok(end + 1)),
+            (200_000, Extent::Hole, Err(Errno::ENXIO)),
+        ];
+        for (offset, what, expected) in table {
+            assert_eq!(seek(&disk, &layout, offset, what), expected, "{what:?} from {offset}");
         }
     }
 

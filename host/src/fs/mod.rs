@@ -9,7 +9,7 @@
 mod cursors;
 mod directory;
 mod folders;
-mod layouts;
+pub(crate) mod layouts;
 mod listing;
 pub mod nodes;
 pub mod operations;
@@ -57,6 +57,15 @@ const BACKGROUND_REQUESTS: u16 = 64;
 /// The target of the `log` lines that `-x` shows.
 pub const TRACE: &str = "guestmnt::requests";
 
+/// What the files of a guest are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shows {
+    /// Files of filesystems, with the holes that those have.
+    Files,
+    /// Devices, with holes where the images store nothing.
+    Devices,
+}
+
 /// The mounted filesystem.
 pub struct GuestFs {
     operations: Operations,
@@ -69,8 +78,14 @@ impl GuestFs {
     /// The files of `guest`, shown as `view` says. Those of `disks` that this process can read need
     /// not go through the guest.
     #[must_use]
-    pub fn new(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>, view: View) -> Self {
-        Self { operations: Operations::new(guest, disks, view), opens_directories: true }
+    pub fn new(
+        guest: Arc<Guest>,
+        disks: Vec<Option<DiskReader>>,
+        shows: Shows,
+        view: View,
+    ) -> Self {
+        let operations = Operations::new(guest, disks, shows, view);
+        Self { operations, opens_directories: true }
     }
 
     /// What is counted.

@@ -12,6 +12,7 @@ use guestmnt_protocol::path::{EntryName, PathError};
 use guestmnt_protocol::xattr::XattrName;
 use nix::errno::Errno;
 
+use super::Shows;
 use super::cursors::Cursors;
 use super::directory::Line;
 use super::folders::Folders;
@@ -55,13 +56,19 @@ pub struct Operations {
     folders: Folders,
     layouts: Layouts,
     read_ahead: ReadAhead,
+    shows: Shows,
     view: View,
     cursors: Cursors,
 }
 
 impl Operations {
     /// The files of `guest` on `disks`, shown as `view` says.
-    pub fn new(guest: Arc<Guest>, disks: Vec<Option<DiskReader>>, view: View) -> Self {
+    pub fn new(
+        guest: Arc<Guest>,
+        disks: Vec<Option<DiskReader>>,
+        shows: Shows,
+        view: View,
+    ) -> Self {
         let disks: Disks = disks.into();
         Self {
             nodes: Nodes::new(),
@@ -70,6 +77,7 @@ impl Operations {
             layouts: Layouts::of(Arc::clone(&guest), disks),
             read_ahead: ReadAhead::of(Arc::clone(&guest)),
             guest,
+            shows,
             view,
             cursors: Cursors::default(),
         }
@@ -249,7 +257,12 @@ impl Operations {
             libc::SEEK_HOLE => Extent::Hole,
             _ => return Err(Errno::EINVAL),
         };
-        let found = self.guest.seek(self.nodes.path(id)?, offset, what)?;
+        let path = || self.nodes.path(id);
+        let found = match self.shows {
+            Shows::Files => None,
+            Shows::Devices => self.layouts.seek(id, path, offset, what),
+        };
+        let found = found.unwrap_or_else(|| self.guest.seek(path()?, offset, what))?;
         i64::try_from(found).map_err(|_| Errno::EIO)
     }
 }

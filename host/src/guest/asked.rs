@@ -56,6 +56,7 @@ impl Asked {
             | Request::Listing
             | Request::Unlock { .. }
             | Request::Mount(_)
+            | Request::Blocks
             | Request::Unmount => return None,
         })
     }

@@ -56,6 +56,15 @@ impl Guest {
         self.launch_step(&Request::Mount(request))
     }
 
+    /// Shows disks, partitions and what is assembled from them as files of the root directory,
+    /// where nothing is mounted.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with the reason.
+    pub fn show_blocks(&self) -> Result<(), GuestError> {
+        self.launch_step(&Request::Blocks)
+    }
+
     /// Opens an encrypted volume.
     ///
     /// # Errors

@@ -386,6 +386,11 @@ fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launc
         keys::open_volumes(&launched.guest, &plan.keys).map_err(LaunchError::Key)?;
         timings.done("volumes opened");
     }
+    if plan.blocks
+        && let Err(error) = launched.guest.show_blocks()
+    {
+        return Err(LaunchError::Guest(error, launched.vm.last_words()));
+    }
     for spec in &plan.mounts {
         if let Err(error) = launched.guest.mount(spec.into()) {
             return Err(explain(error, spec, plan, launched));

@@ -31,6 +31,7 @@ use self::record::Record;
 use self::serving::Serving;
 use self::timings::Timings;
 use self::watcher::Watcher;
+use crate::fs::Shows;
 use crate::guest::Guest;
 use crate::vm::Vm;
 
@@ -99,7 +100,13 @@ impl Session {
             .publish()
             .map_err(|error| SessionError::Io("say what is mounted", error))?;
         let guest = Arc::new(guest);
-        let serving = Serving::start(Arc::clone(&guest), disks, &mountpoint, &plan.fuse_options)?;
+        let serving = Serving::start(
+            Arc::clone(&guest),
+            disks,
+            if plan.blocks { Shows::Devices } else { Shows::Files },
+            &mountpoint,
+            &plan.fuse_options,
+        )?;
         timings.done("FUSE ready");
         let tell_stats = plan.stats;
         Ok(Self { serving, guest, vm, _record: record, tell_stats, _watcher: watcher })

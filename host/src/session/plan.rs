@@ -28,6 +28,8 @@ pub struct Plan {
     pub allow_paths: Vec<PathBuf>,
     /// What is mounted in the guest, the root first, then by depth.
     pub mounts: Vec<MountSpec>,
+    /// Whether disks, partitions and volumes are shown as files, in the place of filesystems.
+    pub blocks: bool,
     /// Keys of encrypted volumes.
     pub keys: Vec<Key>,
     /// The folder on the host.
@@ -147,17 +149,25 @@ impl fmt::Display for PlanError {
 
 impl std::error::Error for PlanError {}
 
+/// Checks that a VM can have this number of disks.
+///
+/// # Errors
+/// [`PlanError::NoDisk`], [`PlanError::TooManyDisks`].
+pub fn check_count(disks: usize) -> Result<(), PlanError> {
+    match disks {
+        0 => Err(PlanError::NoDisk),
+        _ if disks > MAX_DISKS => Err(PlanError::TooManyDisks),
+        _ => Ok(()),
+    }
+}
+
 /// Checks `mounts` against each other and the number of disks, and brings them into the order
 /// in which they can be mounted.
 ///
 /// # Errors
 /// [`PlanError`].
 pub fn in_order(mut mounts: Vec<MountSpec>, disks: usize) -> Result<Vec<MountSpec>, PlanError> {
-    match disks {
-        0 => return Err(PlanError::NoDisk),
-        _ if disks > MAX_DISKS => return Err(PlanError::TooManyDisks),
-        _ => {}
-    }
+    check_count(disks)?;
     let given = mounts.iter().filter_map(|spec| spec.device.volume().device());
     if let Some(device) = given.into_iter().find(|device| usize::from(device.disk) >= disks) {
         return Err(PlanError::NoSuchDisk(device, disks));

@@ -14,8 +14,8 @@ use super::SessionError;
 use super::fuse_options::FuseOptions;
 use super::mountpoint::{FuseMount, Mountpoint};
 use crate::disk::DiskReader;
-use crate::fs::GuestFs;
 use crate::fs::stats::Stats;
+use crate::fs::{GuestFs, Shows};
 use crate::guest::Guest;
 use crate::vm::confinement::confine_thread;
 
@@ -35,6 +35,7 @@ impl Serving {
     pub fn start(
         guest: Arc<Guest>,
         disks: Vec<Option<DiskReader>>,
+        shows: Shows,
         mountpoint: &Mountpoint,
         options: &FuseOptions,
     ) -> Result<Self, SessionError> {
@@ -42,7 +43,7 @@ impl Serving {
         let mut config = fuser::Config::default();
         config.acl = options.others.acl();
         config.n_threads = Some(guest.lanes());
-        let fs = GuestFs::new(guest, disks, options.view);
+        let fs = GuestFs::new(guest, disks, shows, options.view);
         let stats = Arc::clone(fs.stats());
         let fuse = FuseSession::from_fd(fs, device, config.acl, config)
             .map_err(|error| SessionError::Io("open a FUSE session", error))?;

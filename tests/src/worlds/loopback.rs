@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use guestmnt::fs::Shows;
 use guestmnt::guest::Guest;
 use guestmnt::session::fuse_options::FuseOptions;
 use guestmnt::session::mountpoint::Mountpoint;
@@ -62,8 +63,9 @@ impl Mounted {
         let mountpoint = tempfile::tempdir().expect("a folder is to be had");
         let options: FuseOptions = options.parse().expect("the options are known");
         let checked = Mountpoint::check(mountpoint.path()).expect("it can be mounted on");
-        let serving = Serving::start(Arc::clone(&guest), Vec::new(), &checked, &options)
-            .expect("it can be mounted");
+        let serving =
+            Serving::start(Arc::clone(&guest), Vec::new(), Shows::Files, &checked, &options)
+                .expect("it can be mounted");
         Self { _serving: serving, guest, source: source.to_owned(), mountpoint }
     }
 }

@@ -15,7 +15,7 @@ use crate::cli::images::{ImageArguments, KeyArguments};
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::launch;
-use crate::session::plan::{DEFAULT_MEMORY_MIB, Plan, PlanError};
+use crate::session::plan::{DEFAULT_MEMORY_MIB, Plan, check_count};
 use crate::session::timings::Timings;
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::confinement::Policy;
@@ -149,18 +149,14 @@ struct Item {
 /// Whatever stopped it, in words for people.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn fmt::Display>> {
     let disks = arguments.images.resolved(arguments.images.disks(matches)).map_err(boxed)?;
-    if disks.is_empty() {
-        return Err(boxed(PlanError::NoDisk));
-    }
-    if disks.len() > guestmnt_protocol::limits::MAX_DISKS {
-        return Err(boxed(PlanError::TooManyDisks));
-    }
+    check_count(disks.len()).map_err(boxed)?;
     let keys = arguments.keys.fetch().map_err(boxed)?;
     let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
     let plan = Plan {
         disks,
         allow_paths: arguments.images.allow_path.clone(),
         mounts: Vec::new(),
+        blocks: false,
         keys,
         mountpoint: PathBuf::new(),
         fuse_options: FuseOptions::merged(&[]),
