@@ -30,7 +30,7 @@ pub enum Found {
 }
 
 /// A partition as its table has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// Its number.
     pub number: u16,
@@ -38,6 +38,10 @@ pub struct Entry {
     pub extended: bool,
     /// Its type in an MBR; elsewhere 0.
     pub kind: u8,
+    /// Its UUID, in lower case; in an MBR the disk's signature and the number, `1234abcd-02`.
+    pub uuid: String,
+    /// Its name in a GPT; empty elsewhere.
+    pub name: String,
 }
 
 impl<'device> Probe<'device> {
@@ -97,7 +101,7 @@ impl<'device> Probe<'device> {
         }
         // SAFETY: libblkid ends its values of text in NUL, and keeps them until the probe's next
         // search; they are copied before this function returns.
-        Some(unsafe { CStr::from_ptr(data) }.to_string_lossy().into_owned())
+        Some(unsafe { text(data) })
     }
 
     /// The partitions in the table. Empty where there is none.
@@ -124,11 +128,30 @@ impl<'device> Probe<'device> {
                     blkid_partition_get_type(partition),
                 )
             };
+            // SAFETY: likewise.
+            let (uuid, name) = unsafe {
+                (blkid_partition_get_uuid(partition), blkid_partition_get_name(partition))
+            };
+            // SAFETY: both are null or texts that end in NUL and live as long as the list.
+            let (uuid, name) = unsafe { (text(uuid), text(name)) };
             let number = u16::try_from(number).ok()?;
-            Some(Entry { number, extended: extended == 1, kind: u8::try_from(kind).unwrap_or(0) })
+            let kind = u8::try_from(kind).unwrap_or(0);
+            Some(Entry { number, extended: extended == 1, kind, uuid, name })
         };
         (0..count).filter_map(entry).collect()
     }
+}
+
+/// A copy of one of libblkid's texts; what is not UTF-8 in it is replaced. Empty for null.
+///
+/// # Safety
+/// `text` is null, or ends in NUL and is live.
+unsafe fn text(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 impl Drop for Probe<'_> {
@@ -178,4 +201,6 @@ unsafe extern "C" {
     fn blkid_partition_is_extended(partition: *mut RawPartition) -> c_int;
     fn blkid_partition_get_type(partition: *mut RawPartition) -> c_int;
     fn blkid_partition_get_partno(partition: *mut RawPartition) -> c_int;
+    fn blkid_partition_get_uuid(partition: *mut RawPartition) -> *const c_char;
+    fn blkid_partition_get_name(partition: *mut RawPartition) -> *const c_char;
 }

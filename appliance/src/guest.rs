@@ -11,7 +11,7 @@ use guestmnt_protocol::VERSION;
 use guestmnt_protocol::batch::Plain;
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Failure, MountRequest, Outcome, Request};
-use guestmnt_protocol::path::GuestPath;
+use guestmnt_protocol::path::{EntryName, GuestPath};
 
 use crate::blocks;
 use crate::bulk::Slot;
@@ -82,6 +82,8 @@ impl Guest {
             Request::Unmount => self.unmount(),
             Request::Listing => Ok(Answer::Listing(self.devices()?.listing())),
             Request::Blocks => self.show_blocks(),
+            Request::Inspect => Ok(Answer::Systems(self.devices()?.systems())),
+            Request::Folders(names) => self.folders(names),
             Request::Unlock { volume, key } => {
                 self.devices()?.unlock(volume, key).map(|()| Answer::Done)
             }
@@ -161,6 +163,14 @@ impl Guest {
         let blocks = machine.show_blocks()?;
         let tree = Tree::of_blocks(blocks::FOLDER.as_ref(), blocks).map_err(failure::plain)?;
         *mounted = Some(tree);
+        Ok(Answer::Done)
+    }
+
+    fn folders(&self, names: &[EntryName]) -> Outcome {
+        let machine = self.devices()?;
+        let mut mounted = self.change_tree();
+        machine.mount_folders(names)?;
+        *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?);
         Ok(Answer::Done)
     }
 

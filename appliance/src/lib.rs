@@ -24,6 +24,7 @@ mod files;
 mod filesystems;
 pub mod guest;
 pub mod init;
+mod inspection;
 mod kmsg;
 mod lane;
 mod layouts;

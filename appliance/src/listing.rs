@@ -47,9 +47,7 @@ pub fn composition(blocks: &[(Block, Probed)], assembly: &Assembly) -> Listing {
 
 fn partition_types(blocks: &[(Block, Probed)]) -> Vec<(DeviceName, u8)> {
     let disks = blocks.iter().filter_map(|(block, probed)| match &block.name {
-        VolumeName::Partition(DeviceName { disk, partition: 0 }) => {
-            Some((*disk, &probed.partitions))
-        }
+        VolumeName::Partition(DeviceName { disk, partition: 0 }) => Some((*disk, probed.mbr())),
         _ => None,
     });
     disks

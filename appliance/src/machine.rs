@@ -16,7 +16,9 @@ use nix::time::{ClockId, clock_settime};
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Failure, Layout, Listing, MountRequest, Volume};
+use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::system::System;
 use guestmnt_protocol::volume::VolumeName;
 
 use crate::assembly::{Assembly, Block};
@@ -25,6 +27,7 @@ use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::encryption::Opened;
 use crate::failure::{errno_of, explained};
+use crate::inspection;
 use crate::kmsg;
 use crate::layouts;
 use crate::listing;
@@ -153,6 +156,22 @@ impl Machine {
         let more = more(&blocks, &assembly);
         let subvolumes = volumes::subvolumes(&blocks, &assembly);
         (volumes::with_subvolumes(volumes::list(blocks), &subvolumes), more)
+    }
+
+    /// The operating systems on the disks.
+    #[must_use]
+    pub fn systems(&self) -> Vec<System> {
+        // One at a time: they use the same place.
+        let _mounts = self.mounts();
+        inspection::systems(&self.assembly())
+    }
+
+    /// Mounts a filesystem with nothing but empty folders on `/`.
+    ///
+    /// # Errors
+    /// As [`Mounts::mount_folders`].
+    pub fn mount_folders(&self, names: &[EntryName]) -> Result<(), Failure> {
+        self.mounts().mount_folders(names)
     }
 
     /// Opens an encrypted volume; one that is open stays so.

@@ -4,20 +4,21 @@
 //! the mount is read-only, and the image stays as it is.
 
 use std::cell::OnceCell;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::stat;
-use nix::unistd::sync;
+use nix::sys::stat::{Mode, stat};
+use nix::unistd::{mkdir, sync};
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DETAIL;
 use guestmnt_protocol::message::{Content, Failure, MountRequest};
-use guestmnt_protocol::path::{GuestPath, Printable};
+use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
 use guestmnt_protocol::volume::Mountable;
 
 use crate::assembly::Assembly;
@@ -67,42 +68,37 @@ impl Mounts {
         root: Option<BorrowedFd>,
         assembly: &Assembly,
     ) -> Result<(), Failure> {
-        let Assembly { disks, modules, .. } = assembly;
-        let volume = request.device.volume();
-        let node = assembly.node(volume)?;
-        let device = volume.device().filter(|_| !assembly.is_open(volume));
+        let source = Source::find(&request.device, assembly)?;
         let place = Place::find(&request.at, root)?;
-        let target = place.target();
-        let options = own_options(&request.options);
-        let subvolume = match &request.device {
-            Mountable::Volume(_) => String::new(),
-            Mountable::Subvolume { path, .. } => btrfs::subvolume_option(path)?,
-        };
-        let mount_as = |kind: &str| {
-            let filesystem = Filesystem::named(kind);
-            let own = match filesystem.kernel_name {
-                "btrfs" => btrfs::device_options(&node, || assembly.nodes())?,
-                _ => String::new(),
-            };
-            let options = join_options(&[&own, &subvolume, &options]);
-            let tried = Attempt { node: &node, target: &target, filesystem, options: &options };
-            load_modules(&tried, modules);
-            tried.run()
-        };
-        match (&request.fstype, signatures::usual_filesystem(&node)) {
-            (Some(kind), _) => mount_as(kind)?,
-            (None, _) if !subvolume.is_empty() => mount_as("btrfs")?,
-            (None, guess) => match guess.map(mount_as) {
-                Some(Ok(())) => {}
-                failed => match (filesystem_on(device, &node, disks)?, failed) {
-                    (kind, Some(Err(failure))) if guess == Some(&kind) => return Err(failure),
-                    (kind, _) => mount_as(&kind)?,
-                },
-            },
-        }
-        let path = place.path;
-        self.0.push(Mounted { path, device, node, place: OnceCell::new() });
+        source.mount(request, &place.target(), assembly)?;
+        let Source { node, device } = source;
+        self.0.push(Mounted { path: place.path, device, node, place: OnceCell::new() });
         Ok(())
+    }
+
+    /// Mounts a filesystem of the guest's own on [`SYSROOT`], with nothing in it but empty folders.
+    ///
+    /// # Errors
+    /// `EBUSY` where something is mounted there; else as mount(2) and mkdir(2).
+    pub fn mount_folders(&mut self, names: &[EntryName]) -> Result<(), Failure> {
+        if !self.0.is_empty() {
+            return Err(explained(Errno::EBUSY, "something is mounted there already"));
+        }
+        let none = None::<&str>;
+        mount(Some("tmpfs"), SYSROOT, Some("tmpfs"), FLAGS - MsFlags::MS_RDONLY, Some("mode=755"))
+            .map_err(plain)?;
+        let mounted = Mounted {
+            path: SYSROOT.into(),
+            device: None,
+            node: PathBuf::new(),
+            place: OnceCell::from(None),
+        };
+        self.0.push(mounted);
+        for name in names {
+            let folder = Path::new(SYSROOT).join(OsStr::from_bytes(name.as_bytes()));
+            mkdir(&folder, Mode::from_bits_truncate(0o755)).map_err(plain)?;
+        }
+        mount(none, SYSROOT, none, FLAGS | MsFlags::MS_REMOUNT, none).map_err(plain)
     }
 
     /// Where the filesystem is whose files have the device number `st_dev`. `None` where that is not
@@ -144,8 +140,68 @@ impl Mounts {
     }
 }
 
+/// A device that may hold a filesystem.
+pub struct Source {
+    node: PathBuf,
+    /// `None` for what is assembled.
+    device: Option<DeviceName>,
+}
+
+impl Source {
+    /// The device of `mountable`, assembled if need be.
+    ///
+    /// # Errors
+    /// As [`Assembly::node`].
+    pub fn find(mountable: &Mountable, assembly: &Assembly) -> Result<Self, Failure> {
+        let volume = mountable.volume();
+        let node = assembly.node(volume)?;
+        let device = volume.device().filter(|_| !assembly.is_open(volume));
+        Ok(Self { node, device })
+    }
+
+    /// Mounts its filesystem on the directory `target`, by type and options of `request`.
+    ///
+    /// # Errors
+    /// As [`Mounts::mount`], but for the mountpoint.
+    pub fn mount(
+        &self,
+        request: &MountRequest,
+        target: &Path,
+        assembly: &Assembly,
+    ) -> Result<(), Failure> {
+        let Self { node, device } = self;
+        let options = own_options(&request.options);
+        let subvolume = match &request.device {
+            Mountable::Volume(_) => String::new(),
+            Mountable::Subvolume { path, .. } => btrfs::subvolume_option(path)?,
+        };
+        let mount_as = |kind: &str| {
+            let filesystem = Filesystem::named(kind);
+            let own = match filesystem.kernel_name {
+                "btrfs" => btrfs::device_options(node, || assembly.nodes())?,
+                _ => String::new(),
+            };
+            let options = join_options(&[&own, &subvolume, &options]);
+            let tried = Attempt { node, target, filesystem, options: &options };
+            load_modules(&tried, assembly.modules);
+            tried.run()
+        };
+        match (&request.fstype, signatures::usual_filesystem(node)) {
+            (Some(kind), _) => mount_as(kind),
+            (None, _) if !subvolume.is_empty() => mount_as("btrfs"),
+            (None, guess) => match guess.map(mount_as) {
+                Some(Ok(())) => Ok(()),
+                failed => match (filesystem_on(*device, node, assembly.disks)?, failed) {
+                    (kind, Some(Err(failure))) if guess == Some(&kind) => Err(failure),
+                    (kind, _) => mount_as(&kind),
+                },
+            },
+        }
+    }
+}
+
 /// Unmounts one filesystem; where it is busy, at least nobody finds it any more.
-fn unmount(path: &Path) -> nix::Result<()> {
+pub fn unmount(path: &Path) -> nix::Result<()> {
     match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
         Err(Errno::EBUSY) => {
             kmsg::warn(format_args!(

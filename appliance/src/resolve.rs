@@ -69,6 +69,30 @@ pub fn open_device(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> {
     open(proc_path(located.as_fd()).as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
+/// As [`locate`], with symbolic links followed as the image's own system would follow them: inside.
+///
+/// # Errors
+/// As openat2(2).
+pub fn locate_following(root: BorrowedFd, path: &str) -> nix::Result<OwnedFd> {
+    let inside = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(root, path, OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(inside))
+}
+
+/// Opens a regular file, links followed as by [`locate_following`].
+///
+/// # Errors
+/// As openat2(2); `EINVAL` for anything but a regular file.
+pub fn open_regular_following(root: BorrowedFd, path: &str) -> nix::Result<OwnedFd> {
+    let located = locate_following(root, path)?;
+    match file_type(&attributes(located.as_fd())?) {
+        libc::S_IFREG => {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            open(proc_path(located.as_fd()).as_str(), flags, Mode::empty())
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 /// Attributes of the very file that `located` names, symbolic links included.
 ///
 /// # Errors

@@ -37,17 +37,25 @@ pub fn serve(lane: impl AsFd, guest: &Guest) -> Result<(), LaneError> {
             payload.clear();
         }
         let seq = header.seq;
-        let (length, place) = (payload.len(), payload.place());
-        if frame::encode(&mut head, seq, &outcome, length, place).is_err() {
-            // Only a listing of very many volumes can get here.
-            outcome = Err(failure::explained(Errno::E2BIG, "the answer is too long to be sent"));
-            payload.clear();
-            frame::encode(&mut head, seq, &outcome, 0, Place::Port)
-                .expect("a failure with a short text fits a frame");
+        let sent = frame::encode(&mut head, seq, &outcome, payload.len(), payload.place());
+        if sent.is_err() {
+            // Only lists of very many volumes can get here.
+            outcome = as_payload(&outcome, &mut payload);
+            frame::encode(&mut head, seq, &outcome, payload.len(), payload.place())
+                .expect("a payload or a failure with a short text fits a frame");
         }
         lane.send(payload.behind(&head))?;
     }
     Ok(())
+}
+
+/// An answer that is too long for a body, in `payload`.
+fn as_payload(outcome: &Outcome, payload: &mut Payload) -> Outcome {
+    payload.clear();
+    let bytes = frame::payload_of(outcome)
+        .map_err(|_| failure::explained(Errno::E2BIG, "the answer is too long to be sent"))?;
+    payload.set(&bytes);
+    Ok(Answer::Payload)
 }
 
 /// The request in a frame. No request has a payload yet.

@@ -27,7 +27,7 @@ pub struct Probed {
     pub label: String,
     /// UUID, likewise.
     pub uuid: String,
-    /// The partitions of its MBR, if it has one.
+    /// The partitions of its table, if it has one.
     pub partitions: Vec<Entry>,
 }
 
@@ -47,7 +47,7 @@ fn probe(device: &File) -> nix::Result<Probed> {
     };
     let (label, uuid) = (value(c"LABEL"), value(c"UUID"));
     let partitions = match &content {
-        Content::Partitions(table) if table == "dos" => probe.partitions(),
+        Content::Partitions(_) => probe.partitions(),
         _ => Vec::new(),
     };
     Ok(Probed { content, label, uuid, partitions })
@@ -163,6 +163,15 @@ impl Default for Probed {
 }
 
 impl Probed {
+    /// The partitions of its MBR, if it has one.
+    #[must_use]
+    pub fn mbr(&self) -> &[Entry] {
+        match &self.content {
+            Content::Partitions(table) if table == "dos" => &self.partitions,
+            _ => &[],
+        }
+    }
+
     fn is_extended(&self, number: u16) -> bool {
         self.partitions.iter().any(|entry| entry.number == number && entry.extended)
     }
@@ -229,6 +238,7 @@ mod tests {
         // In the extended partition: one logical partition, the fifth by its number.
         let logical = partition(0x83, 63, 1000);
         let disk = device(&[
+            (440, &0x1234_abcd_u32.to_le_bytes()),
             (446, &table),
             (510, b"\x55\xaa"),
             (8192 * 512 + 446, &logical),
@@ -236,7 +246,10 @@ mod tests {
         ]);
         let probed = probe(&disk).unwrap();
         assert_eq!(probed.content, Content::Partitions("dos".to_owned()));
-        let entry = |number, extended, kind| Entry { number, extended, kind };
+        let entry = |number, extended, kind| {
+            let uuid = format!("1234abcd-{number:02x}");
+            Entry { number, extended, kind, uuid, name: String::new() }
+        };
         let expected = [entry(1, false, 0x83), entry(2, true, 0x0f), entry(5, false, 0x83)];
         assert_eq!(probed.partitions, expected);
     }

@@ -137,6 +137,15 @@ pub fn encode<M: Serialize>(
     Ok(())
 }
 
+/// The body of `message` as a payload, for one that is too long for a body.
+///
+/// # Errors
+/// [`FrameError::TooLong`] where it is too long for a payload as well.
+pub fn payload_of<M: Serialize>(message: &M) -> Result<Vec<u8>, FrameError> {
+    let bytes = postcard::to_stdvec(message).map_err(|_| FrameError::TooLong)?;
+    if bytes.len() <= MAX_PAYLOAD { Ok(bytes) } else { Err(FrameError::TooLong) }
+}
+
 /// Reads a frame's body.
 ///
 /// # Errors

@@ -17,6 +17,7 @@ pub mod limits;
 pub mod message;
 pub mod path;
 pub mod secret;
+pub mod system;
 pub mod volume;
 pub mod xattr;
 

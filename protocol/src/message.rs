@@ -1,6 +1,8 @@
 //! The requests that the host sends and the answers that the guest gives.
 //!
-//! One request, one answer, on the lane it came by. Launch requests go over lane 0.
+//! One request, one answer, on the lane it came by. Launch requests go over lane 0. An answer that
+//! is too long for a body, which lists of very many volumes are, comes as a payload: the body says
+//! [`Answer::Payload`], and the payload is what would have been the answer's body.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,7 @@ use crate::device::DeviceName;
 use crate::limits::MAX_DETAIL;
 use crate::path::{EntryName, GuestPath};
 use crate::secret::Secret;
+use crate::system::System;
 use crate::volume::{Mountable, PlainName, VolumeName};
 
 /// What the host asks.
@@ -127,6 +130,12 @@ pub enum Request {
     /// the root directory, by [`VolumeName::file_name`], where nothing is mounted. Answer:
     /// [`Answer::Done`].
     Blocks,
+    /// Looks for operating systems on all filesystems, of which none stays mounted. Answer:
+    /// [`Answer::Systems`].
+    Inspect,
+    /// Puts a filesystem of the guest's own on `/`, with nothing in it but these empty folders, for
+    /// others to be mounted in. Answer: [`Answer::Done`].
+    Folders(Vec<EntryName>),
 }
 
 /// What is mounted where.
@@ -185,6 +194,8 @@ pub enum Answer {
     Layout(Layout),
     /// What is on the disks, and what it is made of.
     Listing(Listing),
+    /// The operating systems on the disks.
+    Systems(Vec<System>),
 }
 
 /// What is on the disks, and what it is made of.

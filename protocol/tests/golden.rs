@@ -13,6 +13,7 @@ use guestmnt_protocol::message::{
 };
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::system::{Drive, DriveLetter, Family, MountPoint, System, User};
 use guestmnt_protocol::volume::VolumeName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -104,6 +105,8 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         ),
         (Request::Listing, vec![19]),
         (Request::Blocks, vec![20]),
+        (Request::Inspect, vec![21]),
+        (Request::Folders(vec![name("a"), name("bc")]), b"\x16\x02\x01a\x02bc".to_vec()),
     ]
 }
 
@@ -185,6 +188,31 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
                 b"\x00\x09\x00\x01\x00\x01\x07\x01\x02\x010\x01\x00\x00\x00".as_slice(),
                 b"\x01\x00\x01\x00\x05\x01p\x01\x01g\x01\x01g\x04\x01u",
                 b"\x01\x01\x01g\x01l\x01v",
+            ]
+            .concat(),
+        ),
+        (
+            Ok(Answer::Systems(vec![System {
+                root: named("/dev/sda1").into(),
+                family: Family::Windows,
+                product: "W".to_owned(),
+                version: "6.1".to_owned(),
+                host_name: "PC".to_owned(),
+                users: vec![User { name: "u".to_owned(), home: "C:\\u".to_owned() }],
+                mounts: vec![MountPoint {
+                    device: named("/dev/sdb2").into(),
+                    at: path("/m"),
+                    options: "o".to_owned(),
+                }],
+                drives: vec![Drive {
+                    letter: DriveLetter::try_from('C').expect("a letter"),
+                    device: named("/dev/sda1").into(),
+                }],
+                missing: vec!["x".to_owned()],
+            }])),
+            [
+                b"\x00\x0a\x01\x00\x00\x00\x01\x01\x01W\x036.1\x02PC\x01\x01u\x04C:\\u".as_slice(),
+                b"\x01\x00\x00\x01\x02\x01m\x01o\x01\x01C\x00\x00\x00\x01\x01\x01x",
             ]
             .concat(),
         ),

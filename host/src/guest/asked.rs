@@ -54,6 +54,8 @@ impl Asked {
             | Request::AwaitDisks { .. }
             | Request::Volumes
             | Request::Listing
+            | Request::Inspect
+            | Request::Folders(_)
             | Request::Unlock { .. }
             | Request::Mount(_)
             | Request::Blocks

@@ -2,8 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use guestmnt_protocol::message::{Answer, Listing, MountRequest, Request, Volume};
+use guestmnt_protocol::frame;
+use guestmnt_protocol::limits::MAX_PAYLOAD;
+use guestmnt_protocol::message::{Answer, Listing, MountRequest, Outcome, Request, Volume};
+use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::system::System;
 use guestmnt_protocol::volume::VolumeName;
 use log::info;
 
@@ -81,15 +85,22 @@ impl Guest {
         self.launch_step(&Request::Unmount)
     }
 
+    /// Mounts a filesystem of the guest's own on `/`, with empty folders of these names in it.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn mount_folders(&self, names: Vec<EntryName>) -> Result<(), GuestError> {
+        self.launch_step(&Request::Folders(names))
+    }
+
     /// What is on the disks.
     ///
     /// # Errors
     /// [`GuestError`].
     pub fn volumes(&self) -> Result<Vec<Volume>, GuestError> {
-        match self.lane().call(&Request::Volumes, 0, LAUNCH_TIMEOUT)?.0 {
-            Ok(Answer::Volumes(volumes)) => Ok(volumes),
-            Ok(_) => Err(GuestError::Unexpected),
-            Err(failure) => Err(GuestError::Failed(failure)),
+        match self.launch_answer(&Request::Volumes)? {
+            Answer::Volumes(volumes) => Ok(volumes),
+            _ => Err(GuestError::Unexpected),
         }
     }
 
@@ -98,11 +109,34 @@ impl Guest {
     /// # Errors
     /// [`GuestError`].
     pub fn listing(&self) -> Result<Listing, GuestError> {
-        match self.lane().call(&Request::Listing, 0, LAUNCH_TIMEOUT)?.0 {
-            Ok(Answer::Listing(listing)) => Ok(listing),
-            Ok(_) => Err(GuestError::Unexpected),
-            Err(failure) => Err(GuestError::Failed(failure)),
+        match self.launch_answer(&Request::Listing)? {
+            Answer::Listing(listing) => Ok(listing),
+            _ => Err(GuestError::Unexpected),
         }
+    }
+
+    /// The operating systems on the disks.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn systems(&self) -> Result<Vec<System>, GuestError> {
+        match self.launch_answer(&Request::Inspect)? {
+            Answer::Systems(systems) => Ok(systems),
+            _ => Err(GuestError::Unexpected),
+        }
+    }
+
+    /// The answer to a launch request, whether it is a body or, being long, a payload.
+    fn launch_answer(&self, request: &Request) -> Result<Answer, GuestError> {
+        let mut lane = self.lane();
+        let answer = match lane.call(request, MAX_PAYLOAD, LAUNCH_TIMEOUT)? {
+            (Ok(Answer::Payload), payload) => {
+                frame::decode_body::<Outcome>(payload).map_err(|_| GuestError::Unexpected)?
+            }
+            (outcome, []) => outcome,
+            _ => return Err(GuestError::Unexpected),
+        };
+        answer.map_err(GuestError::Failed)
     }
 
     fn launch_step(&self, request: &Request) -> Result<(), GuestError> {

@@ -20,6 +20,7 @@ pub mod chain;
 mod content;
 mod exfat;
 pub mod filesystems;
+pub mod hive;
 pub mod manifest;
 pub mod mkfs;
 pub mod ntfs;

@@ -1,0 +1,233 @@
+//! Windows: what its registry says of it, of its users, and of the drives that it knows.
+//!
+//! A volume is known to Windows by what `MountedDevices` remembers of it: signature of the disk and
+//! first byte in an MBR, the partition's GUID in a GPT.
+
+use guestmnt_protocol::system::{Drive, DriveLetter, Family, System, User};
+use guestmnt_protocol::volume::{Mountable, VolumeName};
+
+use super::hive::{Hive, Key, Value};
+use super::named::Volumes;
+use super::{MAX_ITEMS, Mounted, words};
+
+/// Where the registry is, in the spelling of most.
+const REGISTRY: [&str; 2] = ["Windows/System32/config", "WINNT/system32/config"];
+
+/// From which build on it is Windows 11, though it calls itself 10.
+const ELEVEN: u32 = 22_000;
+
+/// The Windows on `mounted`, if there is one.
+pub fn system_on(mounted: &Mounted, root: &Mountable, volumes: &Volumes) -> Option<System> {
+    let config = REGISTRY.iter().find_map(|path| mounted.spelled(path))?;
+    let hive = |name: &str| {
+        let path = mounted.spelled(&format!("{config}/{name}"))?;
+        Hive::open(mounted.file(&path)?)
+    };
+    let system = hive("SYSTEM")?;
+    let software = hive("SOFTWARE");
+    let version = software.as_ref().and_then(Version::of).unwrap_or_default();
+    let control = format!("ControlSet{:03}", control_set(&system));
+    let computer = system.key(&format!("{control}\\Control\\ComputerName\\ComputerName"));
+    let host_name = computer.and_then(|key| text(&key, "ComputerName"));
+    Some(System {
+        root: root.clone(),
+        family: Family::Windows,
+        product: version.product,
+        version: version.number,
+        host_name: host_name.unwrap_or_default(),
+        users: software.as_ref().map(users).unwrap_or_default(),
+        mounts: Vec::new(),
+        drives: drives(&system, volumes, root),
+        missing: Vec::new(),
+    })
+}
+
+/// The number of the control set that Windows starts with.
+fn control_set(system: &Hive) -> u32 {
+    let current = system.key("Select").and_then(|key| key.value("Current")?.number());
+    current.filter(|number| (1..1000).contains(number)).unwrap_or(1)
+}
+
+fn text(key: &Key, name: &str) -> Option<String> {
+    key.value(name)?.text().map(|text| words(&text))
+}
+
+#[derive(Default)]
+struct Version {
+    product: String,
+    number: String,
+}
+
+impl Version {
+    fn of(software: &Hive) -> Option<Self> {
+        let key = software.key("Microsoft\\Windows NT\\CurrentVersion")?;
+        let number = |name: &str| key.value(name)?.number();
+        let build = text(&key, "CurrentBuild").or_else(|| text(&key, "CurrentBuildNumber"));
+        let build = build.unwrap_or_default();
+        let old = || text(&key, "CurrentVersion").unwrap_or_default();
+        let major = number("CurrentMajorVersionNumber").zip(number("CurrentMinorVersionNumber"));
+        let version = major.map_or_else(old, |(major, minor)| format!("{major}.{minor}"));
+        let mut product = text(&key, "ProductName").unwrap_or_default();
+        if build.parse().is_ok_and(|build: u32| build >= ELEVEN) {
+            product = product.replacen("Windows 10", "Windows 11", 1);
+        }
+        let number = if build.is_empty() { version } else { format!("{version}.{build}") };
+        Some(Self { product, number })
+    }
+}
+
+/// Those whose profiles Windows keeps; services have short identifiers.
+fn users(software: &Hive) -> Vec<User> {
+    let list = software.key("Microsoft\\Windows NT\\CurrentVersion\\ProfileList");
+    let profiles =
+        list.iter().flat_map(Key::subkeys).filter(|key| key.name().starts_with("S-1-5-21-"));
+    let user = |profile: Key| {
+        let home = text(&profile, "ProfileImagePath")?;
+        let name = home.rsplit('\\').next().unwrap_or(&home).to_owned();
+        Some(User { name, home })
+    };
+    profiles.filter_map(user).take(MAX_ITEMS).collect()
+}
+
+/// The drives whose volumes are on the disks.
+fn drives(system: &Hive, volumes: &Volumes, root: &Mountable) -> Vec<Drive> {
+    let mounted = system.key("MountedDevices");
+    let drive = |value: Value| {
+        let letter = value.name.strip_prefix("\\DosDevices\\")?.strip_suffix(':')?;
+        let mut characters = letter.chars();
+        let (Some(letter), None) = (characters.next(), characters.next()) else { return None };
+        let letter = DriveLetter::try_from(letter).ok()?;
+        let volume = Remembered::parse(&value.data)?.volume(volumes, root.volume())?;
+        Some(Drive { letter, device: volume.clone().into() })
+    };
+    let mut drives: Vec<Drive> = mounted.iter().flat_map(Key::values).filter_map(drive).collect();
+    drives.sort_by_key(|drive| drive.letter);
+    drives.dedup_by_key(|drive| drive.letter);
+    drives
+}
+
+/// What Windows remembers of a volume.
+#[derive(Debug, PartialEq, Eq)]
+enum Remembered {
+    /// In an MBR.
+    Place { signature: u32, start: u64 },
+    /// In a GPT; a GUID in lower case.
+    Partition(String),
+}
+
+impl Remembered {
+    /// A value of `MountedDevices`; `None` for drives that are removed or no disks.
+    fn parse(data: &[u8]) -> Option<Self> {
+        if let Some(guid) = data.strip_prefix(b"DMIO:ID:") {
+            return guid.try_into().ok().map(|guid| Self::Partition(guid_text(guid)));
+        }
+        let (signature, start) = data.split_first_chunk()?;
+        let signature = u32::from_le_bytes(*signature);
+        Some(Self::Place { signature, start: u64::from_le_bytes(start.try_into().ok()?) })
+    }
+
+    fn volume<'v>(&self, volumes: &'v Volumes, root: &VolumeName) -> Option<&'v VolumeName> {
+        match self {
+            Self::Place { signature, start } => volumes.at(*signature, *start, root),
+            Self::Partition(guid) => volumes.find(&format!("PARTUUID={guid}"), root),
+        }
+    }
+}
+
+/// A GUID as people write it; its first three numbers are little-endian.
+fn guid_text(guid: [u8; 16]) -> String {
+    let [a, b, c, d, e, f, g, h, rest @ ..] = guid;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let numbers =
+        [hex(&[d, c, b, a]), hex(&[f, e]), hex(&[h, g]), hex(&rest[..2]), hex(&rest[2..])];
+    numbers.join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use xtask::disks::hive::Key;
+
+    use super::super::named::tests::volumes;
+    use super::*;
+
+    fn found_in(folder: &Path) -> Option<System> {
+        let mounted = Mounted::folder(folder).unwrap();
+        system_on(&mounted, &"/dev/sda2".parse().unwrap(), &volumes())
+    }
+
+    fn system_hive() -> Key {
+        let mut system = Key::root();
+        system.at("Select").set("Current", 2);
+        let name = "ControlSet002\\Control\\ComputerName\\ComputerName";
+        system.at(name).set("ComputerName", "WORK");
+        let place =
+            |start: u64| [0x1234_5678_u32.to_le_bytes().as_slice(), &start.to_le_bytes()].concat();
+        let guid = [
+            0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47,
+            0x7d, 0xe4,
+        ];
+        system
+            .at("MountedDevices")
+            .set("\\DosDevices\\D:", [b"DMIO:ID:".as_slice(), &guid].concat())
+            .set("\\DosDevices\\C:", place(2 << 20))
+            .set("\\DosDevices\\E:", place(77 << 20))
+            .set("\\DosDevices\\F:", b"\\\0?\0?\0\\\0U\0S\0B\0".to_vec())
+            .set("\\DosDevices\\CD:", place(2 << 20));
+        system
+    }
+
+    #[test]
+    fn a_windows_says_what_it_is_and_which_drives_it_knows() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("WINDOWS/system32/config");
+        fs::create_dir_all(&config).unwrap();
+        assert_eq!(found_in(folder.path()), None);
+        fs::write(config.join("system"), system_hive().hive()).unwrap();
+        let bare = found_in(folder.path()).unwrap();
+        assert_eq!((bare.host_name.as_str(), bare.product.as_str()), ("WORK", ""));
+        let drives: Vec<String> =
+            bare.drives.iter().map(|drive| format!("{} {}", drive.letter, drive.device)).collect();
+        assert_eq!(drives, ["C: /dev/sda2", "D: /dev/sdc1"]);
+
+        let mut software = Key::root();
+        software
+            .at("Microsoft\\Windows NT\\CurrentVersion")
+            .set("ProductName", "Windows 10 Pro")
+            .set("CurrentVersion", "6.3")
+            .set("CurrentBuild", "22631")
+            .set("CurrentMajorVersionNumber", 10)
+            .set("CurrentMinorVersionNumber", 0);
+        let profiles = "Microsoft\\Windows NT\\CurrentVersion\\ProfileList";
+        for (id, path) in
+            [("S-1-5-18", "%systemroot%\\x"), ("S-1-5-21-1-2-3-1001", "C:\\Users\\ann")]
+        {
+            software.at(profiles).at(id).set("ProfileImagePath", path);
+        }
+        fs::write(config.join("software"), software.hive()).unwrap();
+        let full = found_in(folder.path()).unwrap();
+        assert_eq!(full.product, "Windows 11 Pro");
+        assert_eq!(full.version, "10.0.22631");
+        let home = "C:\\Users\\ann".to_owned();
+        assert_eq!(full.users, [User { name: "ann".to_owned(), home }]);
+    }
+
+    #[test]
+    fn whatever_bit_of_a_hive_is_wrong_nothing_panics() {
+        let good = system_hive().hive();
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("Windows/System32/config");
+        fs::create_dir_all(&config).unwrap();
+        // All that is not padding lies in the first bin's beginning.
+        for at in (0..0x40).chain(4096..4096 + 0x400) {
+            for wrong in [0, 0x80, 0xff] {
+                let mut hive = good.clone();
+                hive[at] = wrong;
+                fs::write(config.join("SYSTEM"), hive).unwrap();
+                let _ = found_in(folder.path());
+            }
+        }
+    }
+}
