@@ -10,11 +10,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
+use guestmnt_protocol::volume::Mountable;
 use log::debug;
 
 use super::background::{self, Side};
 use super::images::{ImageArguments, KeyArguments};
 use super::{descriptor, is_root, raise_file_limit, start_logging};
+use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
@@ -30,6 +32,7 @@ const AFTER_HELP: &str = "\
 Examples:
   guestmnt -a disk.vmdk -m /dev/sda2 --ro /mnt
   guestmnt -a system.vmdk -m /dev/sda1 -a data.vmdk -m /dev/sdb2:/mounts/data --ro /mnt
+  guestmnt -a system.vmdk -a data.vmdk -i /mnt
   guestunmnt /mnt
 
 Exit status: 0 the mount answers (with --no-fork: it was unmounted), 1 it failed.
@@ -50,6 +53,17 @@ struct Arguments {
     /// Show disks, partitions and volumes as files, instead of mounting filesystems
     #[arg(long, conflicts_with = "mount")]
     blocks: bool,
+    /// Find the operating system, and mount its filesystems where they belong
+    #[arg(short = 'i', long, conflicts_with_all = ["mount", "all", "blocks"])]
+    inspector: bool,
+
+    /// With several operating systems: the filesystem that the one meant starts from
+    #[arg(long, value_name = "DEV", requires = "inspector", value_parser = mountable)]
+    root: Option<Mountable>,
+
+    /// Mount all filesystems, each in a folder named after its device
+    #[arg(long, conflicts_with_all = ["mount", "blocks"])]
+    all: bool,
 
     /// Read-only, which is the default
     #[arg(short = 'r', long)]
@@ -80,7 +94,7 @@ struct Arguments {
     require_confinement: bool,
 
     /// Make the template now, and mount nothing
-    #[arg(long, conflicts_with_all = ["add", "mount", "no_template"])]
+    #[arg(long, conflicts_with_all = ["add", "mount", "inspector", "all", "no_template"])]
     prepare: bool,
 
     #[command(flatten)]
@@ -170,20 +184,20 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     }
     let timings = Timings::start();
     let disks = arguments.images.resolved(disks).map_err(boxed)?;
-    let mounts = if arguments.blocks {
-        check_count(disks.len()).map(|()| Vec::new())
-    } else {
-        in_order(arguments.mount, disks.len())
+    check_count(disks.len()).map_err(boxed)?;
+    let selection = match arguments {
+        Arguments { inspector: true, root, .. } => Selection::System(root),
+        Arguments { all: true, .. } => Selection::Everything,
+        Arguments { blocks: true, .. } => Selection::Blocks,
+        Arguments { mount, .. } => Selection::Named(in_order(mount, disks.len()).map_err(boxed)?),
     };
-    let mounts = mounts.map_err(boxed)?;
     let keys = arguments.keys.fetch().map_err(boxed)?;
     let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
     let plan = Plan {
         disks,
         keys,
         allow_paths: arguments.images.allow_path,
-        mounts,
-        blocks: arguments.blocks,
+        selection,
         mountpoint: arguments.mountpoint.unwrap_or_default(),
         fuse_options: FuseOptions::merged(&arguments.option),
         accelerator: arguments.accel,
@@ -245,6 +259,10 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
 /// An error of any of the steps: all that is done with it is to print it.
 fn boxed(error: impl fmt::Display + 'static) -> Box<dyn fmt::Display> {
     Box::new(error)
+}
+
+fn mountable(text: &str) -> Result<Mountable, String> {
+    text.parse().map_err(|error| format!("{text} is {error}"))
 }
 
 /// Root is not needed; the first time that root calls, it is told so.

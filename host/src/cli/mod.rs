@@ -5,6 +5,7 @@ pub mod guestimg;
 pub mod guestmnt;
 pub mod guestunmnt;
 mod images;
+mod look;
 mod utc;
 
 use std::io::Write;

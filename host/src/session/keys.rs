@@ -191,30 +191,34 @@ pub fn is_encrypted(volume: &Volume) -> bool {
     matches!(&volume.content, Content::Other(kind) if kind == "crypto_LUKS" || kind == "BitLocker")
 }
 
-/// Opens the encrypted volumes for which there are keys, those within others as well.
+/// Opens the encrypted volumes for which there are keys, those within others as well, and returns
+/// which are open.
 ///
 /// # Errors
 /// [`KeyError`]. That a key for all volumes does not open one of them is only a warning.
-pub fn open_volumes(guest: &Guest, keys: &[Key]) -> Result<(), KeyError> {
+pub fn open_volumes(guest: &Guest, keys: &[Key]) -> Result<Vec<VolumeName>, KeyError> {
     let mut tried: Vec<VolumeName> = Vec::new();
+    let mut open = Vec::new();
     for _ in 0..STOREYS {
         if keys.is_empty() {
             break;
         }
         let volumes = guest.volumes().map_err(KeyError::Guest)?;
-        let mut opened = false;
+        let before = open.len();
         for volume in volumes.iter().filter(|volume| is_encrypted(volume)) {
             let name = volume.device.volume();
             if !tried.contains(name) {
-                opened |= open_one(guest, name, &volume.uuid, keys)?;
+                if open_one(guest, name, &volume.uuid, keys)? {
+                    open.push(name.clone());
+                }
                 tried.push(name.clone());
             }
         }
-        if !opened {
+        if open.len() == before {
             break;
         }
     }
-    Ok(())
+    Ok(open)
 }
 
 /// Tries the keys for one volume; false where there is none, or none fits.

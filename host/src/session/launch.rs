@@ -14,6 +14,7 @@ use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::Mountable;
 use log::{info, warn};
 
+use super::arrangement::ArrangementError;
 use super::keys::{self, KeyError};
 use super::plan::{MountSpec, Plan};
 use super::templates::{MakeError, Templates};
@@ -67,6 +68,8 @@ pub enum LaunchError {
     NoTemplate,
     /// A key is wrong, or an encrypted volume cannot be opened.
     Key(KeyError),
+    /// There is nothing to be mounted, or too much to choose from.
+    Arrangement(ArrangementError),
     /// A device is not there.
     NoSuchDevice(Mountable, Vec<Volume>),
     /// The guest could not mount a filesystem.
@@ -96,6 +99,7 @@ impl fmt::Display for LaunchError {
             Self::Entropy(error) => write!(f, "cannot read /dev/urandom: {error}"),
             Self::NoTemplate => f.write_str("no template could be made\n  hint: -v says why"),
             Self::Key(error) => error.fmt(f),
+            Self::Arrangement(error) => error.fmt(f),
             Self::NoSuchDevice(device, volumes) => {
                 write!(f, "there is no {device} in the image{}", Suggestions(volumes))
             }
@@ -382,21 +386,23 @@ fn boot(
 }
 
 fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
+    let mut open = Vec::new();
     if !plan.keys.is_empty() {
-        keys::open_volumes(&launched.guest, &plan.keys).map_err(LaunchError::Key)?;
+        open = keys::open_volumes(&launched.guest, &plan.keys).map_err(LaunchError::Key)?;
         timings.done("volumes opened");
     }
-    if plan.blocks
-        && let Err(error) = launched.guest.show_blocks()
-    {
-        return Err(LaunchError::Guest(error, launched.vm.last_words()));
-    }
-    for spec in &plan.mounts {
-        if let Err(error) = launched.guest.mount(spec.into()) {
-            return Err(explain(error, spec, plan, launched));
+    let guest = &launched.guest;
+    let mounted = plan.selection.arrange(guest, &open).and_then(|arranged| arranged.mount(guest));
+    match mounted {
+        Ok(()) => timings.done("mounted"),
+        Err(ArrangementError::Mount(spec, error)) => {
+            return Err(explain(error, &spec, plan, launched));
         }
+        Err(ArrangementError::Guest(error)) => {
+            return Err(LaunchError::Guest(error, launched.vm.last_words()));
+        }
+        Err(error) => return Err(LaunchError::Arrangement(error)),
     }
-    timings.done("mounted");
     Ok(launched)
 }
 

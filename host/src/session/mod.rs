@@ -1,6 +1,7 @@
 //! One mount from its launch to its end: assembles image, VM, guest and FUSE, announces that
 //! the mount answers, waits, and takes everything apart in order.
 
+pub mod arrangement;
 pub mod end;
 pub mod fuse_options;
 pub mod keys;
@@ -24,6 +25,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::arrangement::Selection;
 use self::launch::{LaunchError, Launched};
 use self::mountpoint::{Mountpoint, MountpointError};
 use self::plan::Plan;
@@ -103,7 +105,7 @@ impl Session {
         let serving = Serving::start(
             Arc::clone(&guest),
             disks,
-            if plan.blocks { Shows::Devices } else { Shows::Files },
+            if plan.selection == Selection::Blocks { Shows::Devices } else { Shows::Files },
             &mountpoint,
             &plan.fuse_options,
         )?;

@@ -11,6 +11,7 @@ use guestmnt_protocol::message::MountRequest;
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::volume::{Mountable, SUBVOLUME_PREFIX};
 
+use super::arrangement::Selection;
 use super::fuse_options::FuseOptions;
 use super::keys::Key;
 use crate::image::{BlockSize, Format};
@@ -26,10 +27,8 @@ pub struct Plan {
     pub disks: Vec<DiskSpec>,
     /// Folders besides the images' own whose files an image may name.
     pub allow_paths: Vec<PathBuf>,
-    /// What is mounted in the guest, the root first, then by depth.
-    pub mounts: Vec<MountSpec>,
-    /// Whether disks, partitions and volumes are shown as files, in the place of filesystems.
-    pub blocks: bool,
+    /// What is mounted in the guest.
+    pub selection: Selection,
     /// Keys of encrypted volumes.
     pub keys: Vec<Key>,
     /// The folder on the host.
@@ -134,7 +133,8 @@ impl fmt::Display for PlanError {
             Self::NoDisk => f.write_str("no disk image given\n  hint: -a FILE names one"),
             Self::TooManyDisks => write!(f, "more than {MAX_DISKS} disks"),
             Self::NoRoot => f.write_str(
-                "nothing is to be mounted on /\n  hint: -m /dev/sda1 names the filesystem that the folder shall show",
+                "nothing is to be mounted on /\n  hint: -m /dev/sda1 names the filesystem that the folder shall show, \
+                 -i finds the operating system, --all shows everything",
             ),
             Self::Twice(at) => write!(f, "two filesystems are to be mounted on {at}"),
             Self::NoSuchDisk(device, count) => write!(

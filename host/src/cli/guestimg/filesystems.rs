@@ -1,8 +1,6 @@
 //! `guestimg filesystems`: what virt-filesystems lists, with its options, columns and order.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{ArgMatches, Args};
 use guestmnt_protocol::device::DeviceName;
@@ -11,27 +9,14 @@ use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 
 use super::table::{self, Row};
-use crate::cli::images::{ImageArguments, KeyArguments};
-use crate::session::fuse_options::FuseOptions;
-use crate::session::keys;
-use crate::session::launch::launch;
-use crate::session::plan::{DEFAULT_MEMORY_MIB, Plan, check_count};
-use crate::session::timings::Timings;
-use crate::vm::accelerator::AcceleratorChoice;
-use crate::vm::confinement::Policy;
-
-/// How long a request may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
+use crate::cli::look::LookArguments;
 
 /// The options, by virt-filesystems' names.
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 pub struct Arguments {
     #[command(flatten)]
-    images: ImageArguments,
-
-    #[command(flatten)]
-    keys: KeyArguments,
+    pub(super) look: LookArguments,
 
     /// Columns with type, size and more, and a title
     #[arg(short = 'l', long)]
@@ -89,18 +74,6 @@ pub struct Arguments {
     #[arg(long, conflicts_with_all = ["csv", "human_readable"])]
     json: bool,
 
-    /// Memory of the VM in MiB; 256, or 1536 with keys
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(128..=65536))]
-    memsize: Option<u32>,
-
-    /// What runs the VM
-    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
-    accel: AcceleratorChoice,
-
-    /// Say what is done
-    #[arg(short = 'v', long)]
-    pub(super) verbose: bool,
-
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
@@ -148,28 +121,7 @@ struct Item {
 /// # Errors
 /// Whatever stopped it, in words for people.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn fmt::Display>> {
-    let disks = arguments.images.resolved(arguments.images.disks(matches)).map_err(boxed)?;
-    check_count(disks.len()).map_err(boxed)?;
-    let keys = arguments.keys.fetch().map_err(boxed)?;
-    let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
-    let plan = Plan {
-        disks,
-        allow_paths: arguments.images.allow_path.clone(),
-        mounts: Vec::new(),
-        blocks: false,
-        keys,
-        mountpoint: PathBuf::new(),
-        fuse_options: FuseOptions::merged(&[]),
-        accelerator: arguments.accel,
-        use_template: true,
-        memory_mib: arguments.memsize.unwrap_or(usual_memory),
-        through_guest: true,
-        bulk: true,
-        timeout: TIMEOUT,
-        confinement: Policy::BestEffort,
-        stats: false,
-    };
-    let launched = launch(&plan, &Timings::start()).map_err(boxed)?;
+    let launched = arguments.look.launch(matches)?;
     let listing = launched.guest.listing();
     drop(launched.guest);
     launched.vm.quit();

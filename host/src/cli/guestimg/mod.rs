@@ -4,6 +4,7 @@ mod canary;
 mod chain;
 mod doctor;
 mod filesystems;
+mod inspect;
 mod status;
 mod table;
 
@@ -31,6 +32,7 @@ struct Arguments {
 enum Command {
     /// List filesystems, partitions, logical volumes and what else is on the disks
     Filesystems(filesystems::Arguments),
+    Inspect(inspect::Arguments),
     Chain(chain::Arguments),
     Status(status::Arguments),
     Doctor(doctor::Arguments),
@@ -50,12 +52,20 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return usage(&error),
     };
     let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
-    let verbose = matches!(&arguments.command, Command::Filesystems(given) if given.verbose);
+    let verbose = match &arguments.command {
+        Command::Filesystems(given) => given.look.verbose,
+        Command::Inspect(given) => given.look.verbose,
+        _ => false,
+    };
     start_logging("guestimg", verbose, false);
     let done = match arguments.command {
         Command::Filesystems(arguments) => {
             raise_file_limit();
             filesystems::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Inspect(arguments) => {
+            raise_file_limit();
+            inspect::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
         }
         Command::Chain(arguments) => {
             raise_file_limit();
