@@ -39,6 +39,23 @@ pub fn ended_within(pidfd: BorrowedFd, timeout: Duration) -> bool {
     poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
 }
 
+/// Kills the process of `pidfd`, unless it has ended.
+///
+/// # Errors
+/// As pidfd_send_signal(2), but that there is no such process is none.
+pub fn kill_process(pidfd: BorrowedFd) -> io::Result<()> {
+    let (pidfd, info) = (pidfd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: a system call with plain numbers; without information about the signal.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd, libc::SIGKILL, info, 0 as libc::c_uint)
+    };
+    match io::Error::last_os_error() {
+        _ if sent == 0 => Ok(()),
+        error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        error => Err(error),
+    }
+}
+
 /// Takes a descriptor that the other side of `socket` passes with one byte.
 ///
 /// # Errors

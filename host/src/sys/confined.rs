@@ -16,7 +16,7 @@ use std::ptr;
 
 use libc::{c_char, c_int, c_long};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -165,7 +165,29 @@ pub struct Recipe<'fd> {
 pub struct Confined {
     pid: Pid,
     pidfd: OwnedFd,
-    ended: bool,
+    /// How it ended, once that was asked.
+    ended: Option<Ending>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself, with this status.
+    Exited(c_int),
+    /// By a signal.
+    Killed(Signal),
+    /// In a way that nobody can tell any more.
+    Unknown,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "ended with status {status}"),
+            Self::Killed(signal) => write!(f, "was killed by {signal}"),
+            Self::Unknown => f.write_str("ended"),
+        }
+    }
 }
 
 impl Confined {
@@ -183,19 +205,29 @@ impl Confined {
     }
 
     /// Kills it and waits until it is gone.
-    pub fn kill(&mut self) {
-        if !self.ended {
+    pub fn kill(&mut self) -> Ending {
+        if self.ended.is_none() {
             // It may have ended by itself; as long as nobody waited for it, its number is its own.
             let _ = kill(self.pid, Signal::SIGKILL);
-            self.wait();
         }
+        self.wait()
     }
 
     /// Waits until it is gone.
-    pub fn wait(&mut self) {
-        while !self.ended {
-            self.ended = waitpid(self.pid, None) != Err(nix::Error::EINTR);
+    pub fn wait(&mut self) -> Ending {
+        if let Some(ending) = self.ended {
+            return ending;
         }
+        let ending = loop {
+            match waitpid(self.pid, None) {
+                Ok(WaitStatus::Exited(_, status)) => break Ending::Exited(status),
+                Ok(WaitStatus::Signaled(_, signal, _)) => break Ending::Killed(signal),
+                Err(nix::Error::EINTR) => {}
+                // Our caller ignores SIGCHLD.
+                Ok(_) | Err(_) => break Ending::Unknown,
+            }
+        };
+        *self.ended.insert(ending)
     }
 }
 
@@ -273,7 +305,7 @@ pub fn start(recipe: &Recipe) -> Result<(Confined, Outcomes), NotStarted> {
         let pid = Pid::from_raw(c_int::try_from(pid).expect("the kernel's pids fit"));
         // SAFETY: the kernel has just given us this descriptor; nobody else knows its number.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        let confined = Confined { pid, pidfd, ended: false };
+        let confined = Confined { pid, pidfd, ended: None };
         drop(theirs);
         return told(&mut ours, recipe.all_or_nothing).map(|outcomes| (confined, outcomes));
     }

@@ -36,7 +36,7 @@ use self::tail::Tail;
 use crate::guest::bulk::SharedMemory;
 use crate::image::Disk;
 use crate::sys;
-use crate::sys::confined::Confined;
+use crate::sys::confined::{Confined, Ending};
 
 /// How long QEMU may take for one step at its monitor. Under TCG on a busy machine it starts
 /// within a second.
@@ -287,6 +287,19 @@ impl Vm {
         }
     }
 
+    /// What can kill QEMU while somebody else works with this.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn killer(&self) -> io::Result<Killer> {
+        Ok(Killer(self.pidfd().try_clone_to_owned()?))
+    }
+
+    /// Ends QEMU, where it has not ended, and says how that was.
+    pub fn kill(&mut self) -> Ending {
+        self.process.kill()
+    }
+
     /// Ends QEMU and says what it and the guest's console printed last.
     #[must_use]
     pub fn last_words(mut self) -> Vec<String> {
@@ -294,6 +307,18 @@ impl Vm {
         let mut lines = self.messages.take().map_or_else(Vec::new, |tail| tail.lines(10));
         lines.extend(self.console.take().into_iter().flat_map(|tail| tail.lines(20)));
         lines
+    }
+}
+
+/// Kills one QEMU.
+pub struct Killer(OwnedFd);
+
+impl Killer {
+    /// Kills it, unless it has ended.
+    pub fn kill(&self) {
+        if let Err(error) = sys::kill_process(self.0.as_fd()) {
+            info!("QEMU cannot be killed: {error}");
+        }
     }
 }
 
