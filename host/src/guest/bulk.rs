@@ -47,7 +47,7 @@ impl Bulk {
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Option<Slot> {
         let number = self.free().pop()?;
-        Some(Slot { bulk: Arc::clone(self), number })
+        Some(Slot { bulk: Arc::clone(self), number, abandoned: false })
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -78,6 +78,7 @@ fn offsets(memory: &SharedMemory, addresses: &[u64]) -> Option<Box<[usize]>> {
 pub struct Slot {
     bulk: Arc<Bulk>,
     number: u8,
+    abandoned: bool,
 }
 
 impl Slot {
@@ -99,14 +100,16 @@ impl Slot {
     }
 
     /// Never uses the slot again: the guest still owes an answer that may go there.
-    pub fn abandon(self) {
-        std::mem::forget(self);
+    pub fn abandon(mut self) {
+        self.abandoned = true;
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.bulk.free().push(self.number);
+        if !self.abandoned {
+            self.bulk.free().push(self.number);
+        }
     }
 }
 
@@ -144,6 +147,7 @@ mod tests {
         let bulk = Arc::new(Bulk::new(&memory(), &[BASE]).unwrap().unwrap());
         bulk.take().unwrap().abandon();
         assert!(bulk.take().is_none());
+        assert_eq!(Arc::strong_count(&bulk), 1, "the memory can be given back");
     }
 
     #[test]

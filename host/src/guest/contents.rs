@@ -10,8 +10,7 @@ use nix::errno::Errno;
 
 use super::Guest;
 use super::bulk::{Bulk, SharedMemory, Slot};
-use super::error::errno_of;
-use super::lane::{LaneError, Payload};
+use super::requests::{Landed, Room};
 
 /// A part of a file's contents, kept as it came.
 pub enum Piece {
@@ -32,12 +31,6 @@ impl Piece {
     }
 }
 
-/// A part of a file's contents where it arrived.
-enum Landed<'a> {
-    Slot(Slot, usize),
-    Port(&'a [u8]),
-}
-
 impl Guest {
     /// Reads up to `size` bytes at byte `offset` and hands them to `take` where they lie,
     /// without a copy; `take` passes them on and does not look at them. Fewer come only at the
@@ -52,8 +45,7 @@ impl Guest {
         size: u32,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Errno> {
-        let slot = self.bulk.as_ref().and_then(Bulk::take);
-        self.read_into(slot, path, offset, size, |payload| match payload {
+        self.read_into(path, offset, size, |contents| match contents {
             Landed::Slot(slot, length) => take(slot.lend(length)),
             Landed::Port(bytes) => take(bytes),
         })
@@ -64,8 +56,7 @@ impl Guest {
     /// # Errors
     /// The guest's error, or `EIO`.
     pub fn read_piece(&self, path: GuestPath, offset: u64, size: u32) -> Result<Piece, Errno> {
-        let slot = self.bulk.as_ref().and_then(Bulk::take);
-        self.read_into(slot, path, offset, size, |contents| match contents {
+        self.read_into(path, offset, size, |contents| match contents {
             Landed::Slot(slot, length) => Piece::Slot(slot, length),
             Landed::Port(bytes) => Piece::Bytes(bytes.into()),
         })
@@ -73,7 +64,6 @@ impl Guest {
 
     fn read_into<T>(
         &self,
-        slot: Option<Slot>,
         path: GuestPath,
         offset: u64,
         size: u32,
@@ -81,34 +71,9 @@ impl Guest {
     ) -> Result<T, Errno> {
         let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
         let request = Request::Read { path, offset, size };
-        self.count(&request);
-        let mut lane = self.lane();
-        let number = slot.as_ref().map(Slot::number);
-        let called = lane.call_with_slot(&request, size as usize, number, self.timeout);
-        match (called, slot) {
-            (Ok((Ok(Answer::Payload), Payload::Slot(length))), Some(slot)) => {
-                self.counts.bytes(length);
-                // The bytes are not in the lane: others can use it while they are passed on.
-                drop(lane);
-                Ok(take(Landed::Slot(slot, length)))
-            }
-            (Ok((Ok(Answer::Payload), Payload::Port(bytes))), _) => {
-                self.counts.bytes(bytes.len());
-                Ok(take(Landed::Port(bytes)))
-            }
-            (Ok((Ok(_), _)), _) => {
-                self.refuse(&"an answer out of bounds");
-                Err(Errno::EIO)
-            }
-            (Ok((Err(failure), _)), _) => Err(errno_of(failure.errno)),
-            (Err(error), slot) => {
-                self.refuse(&error);
-                if let (LaneError::Late, Some(slot)) = (error, slot) {
-                    slot.abandon();
-                }
-                Err(Errno::EIO)
-            }
-        }
+        self.ask(&request, size as usize, Room::Slot, |_, answer, contents| {
+            (answer == Answer::Payload).then(|| take(contents))
+        })
     }
 }
 

@@ -17,6 +17,8 @@ pub enum LaneError {
     Dead,
     /// It did not answer in time. The lane stays usable: a late answer is thrown away.
     Late,
+    /// It does not answer, and gives no other sign either; the lane is of no use any more.
+    Silent,
     /// It answered something that the protocol does not allow; the lane is of no use any more.
     Malformed(&'static str),
     /// The socket failed otherwise.
@@ -28,6 +30,7 @@ impl fmt::Display for LaneError {
         match self {
             Self::Dead => f.write_str("the guest is gone"),
             Self::Late => f.write_str("the guest did not answer in time"),
+            Self::Silent => f.write_str("the guest does not run any more"),
             Self::Malformed(what) => write!(f, "the guest sent a malformed answer: {what}"),
             Self::Io(error) => write!(f, "a lane failed: {error}"),
         }
@@ -35,6 +38,23 @@ impl fmt::Display for LaneError {
 }
 
 impl std::error::Error for LaneError {}
+
+/// How an answer is waited for.
+#[derive(Clone, Copy)]
+pub struct Wait<'a> {
+    /// Until when.
+    pub deadline: Instant,
+    /// How long at a time before `runs` is asked.
+    pub patience: Duration,
+    /// Whether the guest still runs. It may take as long as the patience to say so.
+    pub runs: &'a dyn Fn() -> bool,
+}
+
+impl From<Duration> for Wait<'static> {
+    fn from(timeout: Duration) -> Self {
+        Self { deadline: Instant::now() + timeout, patience: Duration::MAX, runs: &|| true }
+    }
+}
 
 /// What came with an answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,18 +93,18 @@ impl Lane {
         }
     }
 
-    /// Sends `request` and waits at most `timeout` for its answer. Its payload, at most
+    /// Sends `request` and waits for its answer. Its payload, at most
     /// `payload_limit` bytes, is valid until the next call.
     ///
     /// # Errors
     /// [`LaneError`]. A failure that the guest reports properly is part of the [`Outcome`].
-    pub fn call(
+    pub fn call<'w>(
         &mut self,
         request: &Request,
         payload_limit: usize,
-        timeout: Duration,
+        wait: impl Into<Wait<'w>>,
     ) -> Result<(Outcome, &[u8]), LaneError> {
-        match self.call_with_slot(request, payload_limit, None, timeout)? {
+        match self.call_with_slot(request, payload_limit, None, wait)? {
             (outcome, Payload::Port(bytes)) => Ok((outcome, bytes)),
             (_, Payload::Slot(_)) => unreachable!("no slot was offered"),
         }
@@ -94,12 +114,12 @@ impl Lane {
     ///
     /// # Errors
     /// As [`Lane::call`]. After [`LaneError::Late`] the guest may still write to the slot.
-    pub fn call_with_slot(
+    pub fn call_with_slot<'w>(
         &mut self,
         request: &Request,
         payload_limit: usize,
         slot: Option<u8>,
-        timeout: Duration,
+        wait: impl Into<Wait<'w>>,
     ) -> Result<(Outcome, Payload<'_>), LaneError> {
         if self.broken {
             return Err(LaneError::Dead);
@@ -109,9 +129,9 @@ impl Lane {
         let offered = slot.map_or(Place::Port, Place::Slot);
         frame::encode(&mut self.outgoing, seq, request, 0, offered)
             .map_err(|_| LaneError::Malformed("a request longer than the protocol allows"))?;
-        let deadline = Instant::now() + timeout;
+        let wait = wait.into();
         let expected = Expected { seq, payload_limit, slot };
-        let result = self.send(deadline).and_then(|()| self.receive(&expected, deadline));
+        let result = self.send(wait.deadline).and_then(|()| self.receive(&expected, &wait));
         match result {
             Ok((outcome, None)) => Ok((outcome, Payload::Port(&self.payload))),
             Ok((outcome, Some(length))) => Ok((outcome, Payload::Slot(length))),
@@ -135,11 +155,12 @@ impl Lane {
     fn receive(
         &mut self,
         expected: &Expected,
-        deadline: Instant,
+        wait: &Wait,
     ) -> Result<(Outcome, Option<usize>), LaneError> {
+        let deadline = wait.deadline;
         let mut header = [0; HEADER_LEN];
         loop {
-            if let Err(error) = self.read_exact_from_start(&mut header, deadline) {
+            if let Err(error) = self.read_exact_from_start(&mut header, wait) {
                 if matches!(error, LaneError::Late) {
                     self.owed += 1;
                 }
@@ -181,21 +202,24 @@ impl Lane {
     }
 
     /// Fills `buffer`; late is only late where nothing of it has come yet.
-    fn read_exact_from_start(
-        &mut self,
-        buffer: &mut [u8],
-        deadline: Instant,
-    ) -> Result<(), LaneError> {
+    fn read_exact_from_start(&mut self, buffer: &mut [u8], wait: &Wait) -> Result<(), LaneError> {
         let first = loop {
-            self.stream.set_read_timeout(Some(left(deadline)?)).map_err(LaneError::Io)?;
+            let at_a_time = left(wait.deadline)?.min(wait.patience);
+            self.stream.set_read_timeout(Some(at_a_time)).map_err(LaneError::Io)?;
             match self.stream.read(buffer) {
                 Ok(0) => return Err(LaneError::Dead),
                 Ok(n) => break n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => match LaneError::from(error) {
+                    // Where there is no time for an answer, it is late either way.
+                    LaneError::Late if left(wait.deadline)? <= wait.patience => {}
+                    LaneError::Late if (wait.runs)() => {}
+                    LaneError::Late => return Err(LaneError::Silent),
+                    other => return Err(other),
+                },
             }
         };
-        read_rest(&mut self.stream, &mut buffer[first..], deadline)
+        read_rest(&mut self.stream, &mut buffer[first..], wait.deadline)
     }
 }
 
@@ -322,6 +346,28 @@ mod tests {
         peer.write_all(&answer(2, &Ok(Answer::Payload), b"mine")).unwrap();
         let (_, payload) = lane.call(&Request::Hello, 9, SECOND).unwrap();
         assert_eq!(payload, b"mine");
+    }
+
+    #[test]
+    fn a_guest_that_is_silent_is_asked_whether_it_runs() {
+        let waited = |answers: &[bool]| {
+            let (mut lane, _peer) = lane_with(b"");
+            let asked = std::cell::Cell::new(0);
+            let runs = || {
+                asked.set(asked.get() + 1);
+                answers[asked.get() - 1]
+            };
+            let wait =
+                Wait { deadline: Instant::now() + 5 * INSTANT, patience: INSTANT, runs: &runs };
+            let error = lane.call(&Request::Hello, 0, wait).unwrap_err();
+            (error, asked.get(), lane.broken)
+        };
+        let (error, asked, broken) = waited(&[true, false]);
+        assert!(matches!(error, LaneError::Silent) && broken, "{error}");
+        assert_eq!(asked, 2);
+        let (error, asked, broken) = waited(&[true; 5]);
+        assert!(matches!(error, LaneError::Late) && !broken, "{error}");
+        assert!((1..5).contains(&asked), "{asked}: the last would be too late");
     }
 
     #[test]

@@ -23,7 +23,7 @@ impl Guest {
     /// [`GuestError`].
     pub fn wake(&self, entropy: [u8; 32]) -> Result<(), GuestError> {
         let request = Request::Wake { unix_time_ns: unix_time_ns(), entropy };
-        match self.lane().call(&request, 0, LAUNCH_TIMEOUT)?.0 {
+        match self.link().lane.call(&request, 0, LAUNCH_TIMEOUT)?.0 {
             Ok(Answer::Awake { unix_time_ns: theirs, random }) => {
                 let behind = unix_time_ns().abs_diff(theirs) / 1_000_000;
                 info!(
@@ -128,8 +128,8 @@ impl Guest {
 
     /// The answer to a launch request, whether it is a body or, being long, a payload.
     fn launch_answer(&self, request: &Request) -> Result<Answer, GuestError> {
-        let mut lane = self.lane();
-        let answer = match lane.call(request, MAX_PAYLOAD, LAUNCH_TIMEOUT)? {
+        let mut link = self.link();
+        let answer = match link.lane.call(request, MAX_PAYLOAD, LAUNCH_TIMEOUT)? {
             (Ok(Answer::Payload), payload) => {
                 frame::decode_body::<Outcome>(payload).map_err(|_| GuestError::Unexpected)?
             }
@@ -140,7 +140,7 @@ impl Guest {
     }
 
     fn launch_step(&self, request: &Request) -> Result<(), GuestError> {
-        match self.lane().call(request, 0, LAUNCH_TIMEOUT)?.0 {
+        match self.link().lane.call(request, 0, LAUNCH_TIMEOUT)?.0 {
             Ok(Answer::Done) => Ok(()),
             Ok(_) => Err(GuestError::Unexpected),
             Err(failure) => Err(GuestError::Failed(failure)),

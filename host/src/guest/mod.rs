@@ -11,40 +11,47 @@ mod contents;
 mod error;
 pub mod lane;
 mod launching;
+mod pulse;
+mod requests;
+mod succession;
+mod volumes;
 
-use std::cell::Cell;
-use std::fmt;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Following};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_XATTR};
-use guestmnt_protocol::message::{Answer, Extent, Layout, Outcome, Request, StatFs};
+use guestmnt_protocol::message::{Answer, Extent, Layout, Request, StatFs};
 use guestmnt_protocol::path::GuestPath;
-use log::{debug, trace, warn};
 use nix::errno::Errno;
 
 use self::asked::Asked;
 pub use self::batches::Contents;
-use self::bulk::{Bulk, SharedMemory};
+use self::bulk::SharedMemory;
 use self::checks::{is_layout, sane};
 pub use self::contents::Piece;
 use self::contents::slots_in;
 pub use self::error::GuestError;
-use self::error::errno_of;
-use self::lane::Lane;
-use crate::counts::{Counts, Kind};
+use self::lane::{Lane, LaneError};
+use self::pulse::Pulse;
+use self::requests::Link;
+use self::succession::Succession;
+pub use self::volumes::Unlike;
+use self::volumes::Volumes;
+use crate::counts::Counts;
 
 /// The target of the `log` lines that `-x` shows of this side.
 pub const TRACE: &str = "guestmnt::guest::requests";
 
-/// A guest that said hello.
+/// A guest that said hello, and those that follow it when its VM dies.
 pub struct Guest {
-    lanes: Box<[Mutex<Lane>]>,
-    /// Where contents of files come, unless there is none: then they come by the lanes.
-    bulk: Option<Arc<Bulk>>,
+    links: Box<[Mutex<Link>]>,
+    /// Where the guest is asked whether it runs, if it can be.
+    pulse: Option<Mutex<Pulse>>,
+    succession: Succession,
+    volumes: Volumes,
     timeout: Duration,
     counts: Counts<Asked>,
     refused_answers: AtomicU64,
@@ -71,19 +78,30 @@ impl Guest {
             Ok(_) => return Err(GuestError::Unexpected),
             Err(failure) => return Err(GuestError::Failed(failure)),
         };
+        let bulk = memory.and_then(|memory| slots_in(memory, &slots));
+        let link = |lane| Mutex::new(Link { lane, bulk: bulk.clone(), vm: 0 });
         Ok(Self {
-            lanes: lanes.into_iter().map(Mutex::new).collect(),
-            bulk: memory.and_then(|memory| slots_in(memory, &slots)),
+            links: lanes.into_iter().map(link).collect(),
+            pulse: None,
+            succession: Succession::new()
+                .map_err(|error| GuestError::Lane(LaneError::Io(error)))?,
+            volumes: Volumes::default(),
             timeout,
             counts: Counts::default(),
             refused_answers: AtomicU64::new(0),
         })
     }
 
+    /// The same, with a lane by which it can be told whether the guest runs.
+    #[must_use]
+    pub fn with_pulse(self, socket: UnixStream) -> Self {
+        Self { pulse: Some(Mutex::new(Pulse::on(Lane::over(socket)))), ..self }
+    }
+
     /// The number of lanes.
     #[must_use]
     pub fn lanes(&self) -> usize {
-        self.lanes.len()
+        self.links.len()
     }
 
     /// Requests on files so far, and the bytes that came with their answers.
@@ -97,8 +115,9 @@ impl Guest {
     /// # Errors
     /// The guest's error, or `EIO`.
     pub fn stat(&self, path: GuestPath) -> Result<Attr, Errno> {
-        self.call(&Request::Stat(path), 0, |answer, _| match answer {
-            Answer::Attr(attr) => sane(attr),
+        let request = Request::Stat(path.clone());
+        self.call_vm(&request, 0, |vm, answer, _| match answer {
+            Answer::Attr(attr) => self.numbered(vm, sane(attr)?, || Some(path)),
             _ => None,
         })
     }
@@ -127,8 +146,8 @@ impl Guest {
         from: u64,
         size: u32,
     ) -> Result<(Vec<DirEntry>, Following), Errno> {
-        let request = Request::ReadDir { path, from, size };
-        self.call(&request, size as usize, |answer, mut page| {
+        let request = Request::ReadDir { path: path.clone(), from, size };
+        self.call_vm(&request, size as usize, |vm, answer, mut page| {
             if answer != Answer::Payload {
                 return None;
             }
@@ -136,7 +155,8 @@ impl Guest {
             let mut entries = Vec::new();
             while !page.is_empty() {
                 let mut entry = attr::pop_entry(&mut page).ok()?;
-                entry.attr = entry.attr.and_then(sane);
+                let file = || path.join(&entry.name).ok();
+                entry.attr = entry.attr.and_then(|attr| self.numbered(vm, sane(attr)?, file));
                 entries.push(entry);
             }
             Some((entries, following))
@@ -200,59 +220,13 @@ impl Guest {
         })
     }
 
-    /// One request on a file. `check` turns a proper answer into the result, or refuses it.
-    fn call<T>(
+    /// `attr` of the file `path`, with our number of the volume that the guest in `vm` named.
+    fn numbered(
         &self,
-        request: &Request,
-        payload_limit: usize,
-        check: impl FnOnce(Answer, &[u8]) -> Option<T>,
-    ) -> Result<T, Errno> {
-        self.count(request);
-        let mut lane = self.lane();
-        let (outcome, payload): (Outcome, &[u8]) =
-            lane.call(request, payload_limit, self.timeout).map_err(|error| {
-                self.refuse(&error);
-                Errno::EIO
-            })?;
-        self.counts.bytes(payload.len());
-        match outcome {
-            Ok(answer) => check(answer, payload).ok_or_else(|| {
-                self.refuse(&"an answer out of bounds");
-                Errno::EIO
-            }),
-            Err(failure) => Err(errno_of(failure.errno)),
-        }
-    }
-
-    /// Counts a request, and says for `-x` that it is made.
-    fn count(&self, request: &Request) {
-        if let Some(asked) = Asked::of(request) {
-            self.counts.request(asked);
-            trace!(target: TRACE, "-> {}", asked.name());
-        }
-    }
-
-    /// Counts an answer that cannot be used. The first is a warning; a hostile guest shall not
-    /// fill the log.
-    fn refuse(&self, why: &dyn fmt::Display) {
-        if self.refused_answers.fetch_add(1, Ordering::Relaxed) == 0 {
-            warn!("{why}; such requests fail with EIO");
-        } else {
-            debug!("{why}");
-        }
-    }
-
-    /// This thread's own lane, or a free one, or else its own once it is free.
-    fn lane(&self) -> MutexGuard<'_, Lane> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static OWN: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
-        }
-        let own = OWN.get();
-        let count = self.lanes.len();
-        let free = (own..own + count).find_map(|n| self.lanes[n % count].try_lock().ok());
-        free.unwrap_or_else(|| {
-            self.lanes[own % count].lock().unwrap_or_else(PoisonError::into_inner)
-        })
+        vm: u64,
+        attr: Attr,
+        path: impl FnOnce() -> Option<GuestPath>,
+    ) -> Option<Attr> {
+        Some(Attr { volume: self.volumes.number(vm, attr.volume, path)?, ..attr })
     }
 }

@@ -1,0 +1,197 @@
+//! How one request finds a lane, and what becomes of it when it gets no usable answer.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use guestmnt_protocol::message::{Answer, Outcome, Request};
+use log::{debug, trace, warn};
+use nix::errno::Errno;
+
+use super::asked::Asked;
+use super::bulk::{Bulk, Slot};
+use super::error::errno_of;
+use super::lane::{Lane, LaneError, Payload, Wait};
+use super::pulse;
+use super::{Guest, TRACE};
+use crate::counts::Kind;
+
+/// A lane with what else belongs to the VM that it leads to.
+pub struct Link {
+    pub lane: Lane,
+    /// Where contents of files come, unless there is none: then they come by the lane.
+    pub bulk: Option<Arc<Bulk>>,
+    /// The VM's number.
+    pub vm: u64,
+}
+
+/// A payload where it arrived.
+pub enum Landed<'a> {
+    /// So many bytes in a slot.
+    Slot(Slot, usize),
+    /// In the lane's own memory.
+    Port(&'a [u8]),
+}
+
+/// Where a payload may arrive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// In the lane's own memory.
+    Lane,
+    /// In a slot, if one is free, or in the lane's memory.
+    Slot,
+}
+
+impl Guest {
+    /// One request on a file. `check` turns a proper answer into the result, or refuses it.
+    pub(super) fn call<T>(
+        &self,
+        request: &Request,
+        payload_limit: usize,
+        check: impl FnOnce(Answer, &[u8]) -> Option<T>,
+    ) -> Result<T, Errno> {
+        self.call_vm(request, payload_limit, |_, answer, payload| check(answer, payload))
+    }
+
+    /// As [`Guest::call`]; `check` also gets the number of the VM that the answer is from.
+    pub(super) fn call_vm<T>(
+        &self,
+        request: &Request,
+        payload_limit: usize,
+        check: impl FnOnce(u64, Answer, &[u8]) -> Option<T>,
+    ) -> Result<T, Errno> {
+        self.ask(request, payload_limit, Room::Lane, |vm, answer, landed| match landed {
+            Landed::Port(payload) => check(vm, answer, payload),
+            Landed::Slot(..) => unreachable!("no slot was offered"),
+        })
+    }
+
+    /// Makes a request, and makes it once more where the VM dies over it and another one follows:
+    /// nothing that is asked changes anything. `take` gets the VM's number and the answer, with its
+    /// payload where it arrived, or refuses it.
+    pub(super) fn ask<T>(
+        &self,
+        request: &Request,
+        payload_limit: usize,
+        room: Room,
+        take: impl FnOnce(u64, Answer, Landed<'_>) -> Option<T>,
+    ) -> Result<T, Errno> {
+        self.count(request);
+        let deadline = Instant::now() + self.timeout;
+        let mut again = true;
+        loop {
+            let mut link = self.link();
+            let vm = link.vm;
+            let bulk = link.bulk.as_ref().filter(|_| room == Room::Slot);
+            let slot = bulk.and_then(Bulk::take);
+            let offered = slot.as_ref().map(Slot::number);
+            let runs = || self.runs(vm);
+            let wait = Wait { deadline, patience: pulse::patience(self.timeout), runs: &runs };
+            match link.lane.call_with_slot(request, payload_limit, offered, wait) {
+                Ok((outcome, Payload::Port(bytes))) => {
+                    self.counts.bytes(bytes.len());
+                    return self.taken(outcome, |answer| take(vm, answer, Landed::Port(bytes)));
+                }
+                Ok((outcome, Payload::Slot(length))) => {
+                    // The bytes are not in the lane: others can use it while they are passed on.
+                    drop(link);
+                    self.counts.bytes(length);
+                    let slot = slot.expect("the lane takes no slot that was not offered");
+                    let landed = Landed::Slot(slot, length);
+                    return self.taken(outcome, |answer| take(vm, answer, landed));
+                }
+                Err(error) => {
+                    drop(link);
+                    // Whoever still runs may still write there.
+                    if let (Some(slot), false) = (slot, matches!(error, LaneError::Dead)) {
+                        slot.abandon();
+                    }
+                    if !(again && self.is_outlived(vm, &error, deadline)) {
+                        self.refuse(&error);
+                        return Err(Errno::EIO);
+                    }
+                    again = false;
+                }
+            }
+        }
+    }
+
+    fn taken<T>(
+        &self,
+        outcome: Outcome,
+        take: impl FnOnce(Answer) -> Option<T>,
+    ) -> Result<T, Errno> {
+        let answer = outcome.map_err(|failure| errno_of(failure.errno))?;
+        take(answer).ok_or_else(|| {
+            self.refuse(&"an answer out of bounds");
+            Errno::EIO
+        })
+    }
+
+    /// Whether the request that failed with `error` in `vm` can be made again in the VM after it. A
+    /// VM that broke a lane is given up, whatever else still works in it.
+    fn is_outlived(&self, vm: u64, error: &LaneError, deadline: Instant) -> bool {
+        match error {
+            LaneError::Late => false,
+            LaneError::Malformed(_) | LaneError::Io(_) => {
+                self.succession.give_up(vm, error);
+                false
+            }
+            LaneError::Silent => {
+                self.succession.give_up(vm, error);
+                self.succession.await_after(vm, deadline)
+            }
+            // Its keeper sees that by itself, and has been told where a lane broke before.
+            LaneError::Dead => self.succession.await_after(vm, deadline),
+        }
+    }
+
+    /// Whether the guest in `vm` runs, as far as can be told. While somebody else asks, it does.
+    fn runs(&self, vm: u64) -> bool {
+        let Some(pulse) = self.pulse.as_ref().filter(|_| self.succession.is_expected()) else {
+            return true;
+        };
+        match pulse.try_lock() {
+            Ok(mut pulse) if pulse.vm == vm => pulse.beats(pulse::patience(self.timeout)),
+            _ => true,
+        }
+    }
+
+    /// Counts a request, and says for `-x` that it is made.
+    fn count(&self, request: &Request) {
+        if let Some(asked) = Asked::of(request) {
+            self.counts.request(asked);
+            trace!(target: TRACE, "-> {}", asked.name());
+        }
+    }
+
+    /// Counts an answer that cannot be used. The first is a warning; a hostile guest shall not
+    /// fill the log.
+    fn refuse(&self, why: &dyn fmt::Display) {
+        if self.refused_answers.fetch_add(1, Ordering::Relaxed) == 0 {
+            warn!("{why}; such requests fail with EIO");
+        } else {
+            debug!("{why}");
+        }
+    }
+
+    /// This thread's own lane, or a free one, or else its own once it is free.
+    pub(super) fn link(&self) -> MutexGuard<'_, Link> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static OWN: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        let own = OWN.get();
+        let count = self.links.len();
+        let free = (own..own + count).find_map(|n| self.links[n % count].try_lock().ok());
+        free.unwrap_or_else(|| locked(&self.links[own % count]))
+    }
+}
+
+/// A lane that somebody panicked over has its buffers and its place in the stream all the same: it
+/// panics before or after a call, not in it.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
