@@ -224,12 +224,13 @@ fn of_all(volumes: &[Volume]) -> Result<Arrangement, ArrangementError> {
 }
 
 impl Arrangement {
-    /// Mounts everything in the guest, where nothing is mounted yet.
+    /// Mounts everything in the guest, where nothing is mounted yet. What was mounted is an
+    /// arrangement that can do without none of it.
     ///
     /// # Errors
     /// [`ArrangementError::Mount`] for the first that cannot be done without,
     /// [`ArrangementError::NoFilesystem`] where nothing at all could be mounted.
-    pub fn mount(&self, guest: &Guest) -> Result<(), ArrangementError> {
+    pub fn mount(self, guest: &Guest) -> Result<Self, ArrangementError> {
         let root = match &self.root {
             Root::Filesystem => Ok(()),
             Root::Folders(names) => guest.mount_folders(names.clone()),
@@ -242,20 +243,20 @@ impl Arrangement {
                 broken => ArrangementError::Guest(broken),
             })?;
         }
-        let mut mounted = self.required.len();
-        for spec in &self.others {
-            match mount(guest, spec) {
-                Ok(()) => mounted += 1,
+        let (mut mounted, offered) = (self.required, !self.others.is_empty());
+        for spec in self.others {
+            match mount(guest, &spec) {
+                Ok(()) => mounted.push(spec),
                 Err(error @ GuestError::Failed(_)) => {
                     warn!("cannot mount {} on {}: {error}", spec.device, spec.at);
                 }
                 Err(broken) => return Err(ArrangementError::Guest(broken)),
             }
         }
-        match (mounted, self.others.as_slice()) {
-            (0, [_, ..]) => Err(ArrangementError::NoFilesystem),
-            _ => Ok(()),
+        if mounted.is_empty() && offered {
+            return Err(ArrangementError::NoFilesystem);
         }
+        Ok(Self { root: self.root, required: mounted, others: Vec::new() })
     }
 }
 

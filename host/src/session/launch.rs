@@ -2,19 +2,18 @@
 
 use std::env;
 use std::fmt;
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
+use std::path::{self, Path, PathBuf};
 
 use guestmnt_protocol::message::{Content, Volume};
 use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::Mountable;
 use log::{info, warn};
 
-use super::arrangement::ArrangementError;
+use super::arrangement::{Arrangement, ArrangementError};
+use super::boot::{self, Awake, Origin, PORTS};
 use super::keys::{self, KeyError};
 use super::plan::{MountSpec, Plan};
 use super::templates::{MakeError, Templates};
@@ -26,16 +25,10 @@ use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
 use crate::vm::appliance::{Appliance, ApplianceError};
 use crate::vm::confinement::{Policy, Report};
 use crate::vm::template::{Template, TemplateKey};
-use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk, find_qemu};
-
-/// Requests that can be in flight.
-pub(super) const LANES: usize = 8;
+use crate::vm::{Boot, Vm, VmConfig, VmError, bulk, find_qemu};
 
 /// The number of `ENODEV` on the wire.
 const ENODEV: u16 = 19;
-
-/// How long a restored guest may take to say hello. It needs a twentieth of a second.
-const RESTORE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// A guest with everything mounted.
 pub struct Launched {
@@ -45,8 +38,8 @@ pub struct Launched {
     pub vm: Vm,
     /// The disks that this process can read as well, by number.
     pub disks: Vec<Option<DiskReader>>,
-    /// What runs the guest.
-    pub accelerator: Accelerator,
+    /// What it was launched from.
+    pub origin: Origin,
     /// What QEMU is confined by.
     pub confinement: Report,
 }
@@ -150,7 +143,7 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
     let disks = open_disks(plan)?;
     timings.done("chain opened");
     let appliance = Appliance::find().map_err(LaunchError::Appliance)?;
-    let qemu = find_qemu()?;
+    let qemu = absolute(find_qemu()?)?;
     let cache = cache_folder();
     let verdict = Verdict::of(&qemu, cache.as_deref());
     let mut candidates = verdict.candidates(plan.accelerator).into_iter().peekable();
@@ -160,21 +153,24 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
             appliance: &appliance,
             accelerator,
             memory_mib: plan.memory_mib,
-            bulk: plan.bulk && plan.memory_mib <= bulk::MAX_MEMORY_MIB,
+            bulk: plan.has_bulk(),
             confinement: plan.confinement,
-            lanes: LANES,
+            lanes: PORTS,
         };
         let started = start(&config, plan, &disks, cache.as_deref(), timings);
-        if matches!(started, Err(LaunchError::Vm(VmError::Confine(..)))) {
+        if let Err(error @ LaunchError::Vm(VmError::Confine(..))) = started {
             // That says nothing of the accelerator.
-            return started;
+            return Err(error);
         }
         if accelerator == Accelerator::Kvm && plan.accelerator == AcceleratorChoice::Auto {
             verdict.remember(started.is_ok());
         }
         match started {
-            Ok(mut launched) => {
-                launched.disks = readers(plan, &disks);
+            Ok((Awake { guest, vm, confinement }, template)) => {
+                let readers = readers(plan, &disks);
+                let mounted = Arrangement::default();
+                let origin = Origin { qemu, appliance, accelerator, template, disks, mounted };
+                let launched = Launched { guest, vm, disks: readers, origin, confinement };
                 return mount_all(launched, plan, timings);
             }
             Err(error) if candidates.peek().is_none() => return Err(error),
@@ -208,7 +204,7 @@ pub fn prepare(
             memory_mib,
             bulk: memory_mib <= bulk::MAX_MEMORY_MIB,
             confinement,
-            lanes: LANES,
+            lanes: PORTS,
         };
         let made = template(&config, Some(&cache));
         if let Err(NoTemplate::Machine(error @ LaunchError::Vm(VmError::Confine(..)))) = made {
@@ -232,12 +228,13 @@ fn start(
     disks: &[Disk],
     cache: Option<&Path>,
     timings: &Timings,
-) -> Result<Launched, LaunchError> {
+) -> Result<(Awake, Option<Template>), LaunchError> {
     if plan.use_template {
         match template(config, cache) {
             Ok(template) => {
-                match boot(config, &Boot::Restore(&template.found), plan, disks, timings) {
-                    Ok(launched) => return Ok(launched),
+                let restored = Boot::Restore(&template.found);
+                match boot::boot(config, &restored, plan, disks, timings) {
+                    Ok(awake) => return Ok((awake, Some(template.found))),
                     // The disks are at fault, and no boot would change that.
                     Err(error @ LaunchError::Vm(VmError::Disk(..))) => return Err(error),
                     // Nor is the template where QEMU cannot be confined.
@@ -256,7 +253,7 @@ fn start(
             Err(reason) => info!("no template: {reason}"),
         }
     }
-    boot(config, &Boot::Cold, plan, disks, timings)
+    boot::boot(config, &Boot::Cold, plan, disks, timings).map(|awake| (awake, None))
 }
 
 /// A template, and where it is from.
@@ -305,6 +302,11 @@ fn template(config: &VmConfig, cache: Option<&Path>) -> Result<Usable, NoTemplat
     }
 }
 
+/// The program's absolute path: this process may be in another folder when it starts it again.
+fn absolute(program: PathBuf) -> Result<PathBuf, VmError> {
+    path::absolute(&program).map_err(|error| VmError::Start(program, error))
+}
+
 fn open_disks(plan: &Plan) -> Result<Vec<Disk>, LaunchError> {
     let mut disks = Vec::with_capacity(plan.disks.len());
     for spec in &plan.disks {
@@ -337,55 +339,11 @@ fn readers(plan: &Plan, disks: &[Disk]) -> Vec<Option<DiskReader>> {
     disks.iter().map(reader).collect()
 }
 
-/// A VM whose daemon has said hello and sees the disks.
-fn boot(
-    config: &VmConfig,
-    boot: &Boot,
+fn mount_all(
+    mut launched: Launched,
     plan: &Plan,
-    disks: &[Disk],
     timings: &Timings,
 ) -> Result<Launched, LaunchError> {
-    let entropy = entropy().map_err(LaunchError::Entropy)?;
-    let Started { mut vm, lanes, memory, confinement } =
-        Vm::start(config, boot, disks, &env::temp_dir())?;
-    timings.done("QEMU up");
-    if let Boot::Restore(template) = boot {
-        vm.restore(template)?;
-        timings.done("restored");
-    }
-    let deadline = match boot {
-        Boot::Restore(_) => config.accelerator.hello_deadline().min(RESTORE_DEADLINE),
-        Boot::Cold | Boot::ToSave(_) => config.accelerator.hello_deadline(),
-    };
-    let count = u8::try_from(disks.len()).expect("the plan checked the number of disks");
-    // The guest answers while QEMU opens the disks.
-    let (attached, greeted) = thread::scope(|scope| {
-        let greeting = scope.spawn(|| {
-            Guest::connect(lanes, memory.as_ref(), deadline, plan.timeout).and_then(|guest| {
-                guest.wake(entropy)?;
-                timings.done("daemon awake");
-                Ok(guest)
-            })
-        });
-        let attached = vm.attach();
-        timings.done("disks attached");
-        (attached, greeting.join().expect("greeting does not panic"))
-    });
-    // A guest that is gone is the reason where QEMU is gone as well.
-    let guest = match greeted {
-        Ok(guest) => guest,
-        Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
-    };
-    attached?;
-    match guest.await_disks(count) {
-        Ok(()) => timings.done("disks visible"),
-        Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
-    }
-    let accelerator = config.accelerator;
-    Ok(Launched { guest, vm, disks: Vec::new(), accelerator, confinement })
-}
-
-fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
     let mut open = Vec::new();
     if !plan.keys.is_empty() {
         open = keys::open_volumes(&launched.guest, &plan.keys).map_err(LaunchError::Key)?;
@@ -394,16 +352,17 @@ fn mount_all(launched: Launched, plan: &Plan, timings: &Timings) -> Result<Launc
     let guest = &launched.guest;
     let mounted = plan.selection.arrange(guest, &open).and_then(|arranged| arranged.mount(guest));
     match mounted {
-        Ok(()) => timings.done("mounted"),
-        Err(ArrangementError::Mount(spec, error)) => {
-            return Err(explain(error, &spec, plan, launched));
+        Ok(mounted) => {
+            timings.done("mounted");
+            launched.origin.mounted = mounted;
+            Ok(launched)
         }
+        Err(ArrangementError::Mount(spec, error)) => Err(explain(error, &spec, plan, launched)),
         Err(ArrangementError::Guest(error)) => {
-            return Err(LaunchError::Guest(error, launched.vm.last_words()));
+            Err(LaunchError::Guest(error, launched.vm.last_words()))
         }
-        Err(error) => return Err(LaunchError::Arrangement(error)),
+        Err(error) => Err(LaunchError::Arrangement(error)),
     }
-    Ok(launched)
 }
 
 /// Says why `spec` could not be mounted, and what could be.
@@ -427,12 +386,6 @@ fn explain(error: GuestError, spec: &MountSpec, plan: &Plan, launched: Launched)
         reason += &format!("\n  hint: --key {wanted}:file:PATH opens it");
     }
     LaunchError::Mount { spec: Box::new(spec.clone()), reason, volumes }
-}
-
-fn entropy() -> io::Result<[u8; 32]> {
-    let mut bytes = [0; 32];
-    io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(bytes)
 }
 
 /// The user's cache folder of ours, made if need be; `None` where there can be none.

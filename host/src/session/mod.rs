@@ -2,6 +2,7 @@
 //! the mount answers, waits, and takes everything apart in order.
 
 pub mod arrangement;
+pub mod boot;
 pub mod end;
 pub mod fuse_options;
 pub mod keys;
@@ -9,6 +10,7 @@ pub mod launch;
 pub mod mountpoint;
 pub mod plan;
 pub mod record;
+pub mod revival;
 pub mod serving;
 pub mod templates;
 pub mod timings;
@@ -19,8 +21,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
-use log::{error, info};
+use log::{error, info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -30,12 +33,14 @@ use self::launch::{LaunchError, Launched};
 use self::mountpoint::{Mountpoint, MountpointError};
 use self::plan::Plan;
 use self::record::Record;
+use self::revival::{NotRevived, Revival};
 use self::serving::Serving;
 use self::timings::Timings;
 use self::watcher::Watcher;
 use crate::fs::Shows;
 use crate::guest::Guest;
 use crate::vm::Vm;
+use crate::vm::confinement::Report;
 
 /// Why a session failed.
 #[derive(Debug)]
@@ -73,34 +78,43 @@ impl From<MountpointError> for SessionError {
 }
 
 /// A mount that answers.
-pub struct Session {
+pub struct Session<'p> {
     serving: Serving,
     guest: Arc<Guest>,
-    vm: Vm,
-    _record: File,
+    /// `None` after it died and none could follow it.
+    vm: Option<Vm>,
+    revival: Revival<'p>,
+    record: Record,
+    /// The record as it is shown.
+    shown: File,
     tell_stats: bool,
     _watcher: Watcher,
 }
 
-impl Session {
+impl<'p> Session<'p> {
     /// Launches the guest and mounts its files. When this returns, the mount answers, and
     /// `watcher` will unmount it should this process be killed. Each step is noted in `timings`.
+    /// The VM dies with the thread that calls this.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is mounted and nothing runs then.
-    pub fn start(plan: &Plan, timings: &Timings, watcher: Watcher) -> Result<Self, SessionError> {
+    pub fn start(
+        plan: &'p Plan,
+        timings: &Timings,
+        watcher: Watcher,
+    ) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
-        let Launched { guest, vm, disks, accelerator, confinement } =
-            launch::launch(plan, timings)?;
+        let Launched { guest, vm, disks, origin, confinement } = launch::launch(plan, timings)?;
         let images = plan
             .disks
             .iter()
             .map(|disk| fs::canonicalize(&disk.path).unwrap_or_else(|_| disk.path.clone()))
             .collect();
-        let qemu = vm.process_id();
-        let record = Record { images, accelerator, qemu, confinement }
-            .publish()
-            .map_err(|error| SessionError::Io("say what is mounted", error))?;
+        let (accelerator, qemu) = (origin.accelerator, vm.process_id());
+        let record = Record { images, accelerator, qemu, revivals: 0, confinement };
+        let shown =
+            record.publish().map_err(|error| SessionError::Io("say what is mounted", error))?;
+        guest.expect_another();
         let guest = Arc::new(guest);
         let serving = Serving::start(
             Arc::clone(&guest),
@@ -110,16 +124,25 @@ impl Session {
             &plan.fuse_options,
         )?;
         timings.done("FUSE ready");
-        let tell_stats = plan.stats;
-        Ok(Self { serving, guest, vm, _record: record, tell_stats, _watcher: watcher })
+        Ok(Self {
+            serving,
+            guest,
+            vm: Some(vm),
+            revival: Revival::new(plan, origin),
+            record,
+            shown,
+            tell_stats: plan.stats,
+            _watcher: watcher,
+        })
     }
 
     /// Serves until the folder is unmounted or a signal says to end, then takes everything
-    /// apart. When this returns, QEMU is gone and the images are free.
+    /// apart. When this returns, QEMU is gone and the images are free. A VM that dies meanwhile is
+    /// followed by another.
     ///
     /// # Errors
     /// [`SessionError`] where the waiting itself failed; everything is taken apart all the same.
-    pub fn wait(self) -> Result<(), SessionError> {
+    pub fn wait(mut self) -> Result<(), SessionError> {
         let waited = self.wait_for_end();
         self.end();
         waited
@@ -128,32 +151,32 @@ impl Session {
     /// Unmounts and takes everything apart.
     pub fn end(self) {
         let stats = Arc::clone(self.serving.stats());
+        // Nobody is to wait for a VM any more.
+        self.guest.expect_none();
         drop(self.serving);
         if self.tell_stats {
             eprintln!("guestmnt: {stats}");
             eprintln!("guestmnt: guest: {}", self.guest.counts());
         }
-        if let Err(error) = self.guest.unmount() {
-            info!("the guest did not unmount: {error}");
-        }
-        self.vm.quit();
+        // Nothing is written back that anybody could see: QEMU is killed, running or frozen.
+        drop(self.vm);
     }
 
-    fn wait_for_end(&self) -> Result<(), SessionError> {
+    fn wait_for_end(&mut self) -> Result<(), SessionError> {
         let failed = |what| move |error: nix::Error| SessionError::Io(what, error.into());
         let signals: SigSet =
             [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         signals.thread_block().map_err(failed("block signals"))?;
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
             .map_err(failed("wait for signals"))?;
-        let mut vm_runs = true;
         loop {
             let mut events = vec![
                 PollFd::new(self.serving.ended(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             ];
-            if vm_runs {
-                events.push(PollFd::new(self.vm.pidfd(), PollFlags::POLLIN));
+            if let Some(vm) = &self.vm {
+                events.push(PollFd::new(vm.pidfd(), PollFlags::POLLIN));
+                events.push(PollFd::new(self.guest.given_up(), PollFlags::POLLIN));
             }
             match poll(&mut events, PollTimeout::NONE) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
@@ -168,10 +191,53 @@ impl Session {
                 info!("a signal ends the mount");
                 return Ok(());
             }
-            if happened(2) {
-                vm_runs = false;
-                error!("the VM ended; the mount fails with EIO until it is unmounted");
+            if happened(2) || happened(3) {
+                self.vm = self.follow(&signals);
             }
+        }
+    }
+
+    /// The VM that follows the present one, which has ended or is given up. `None` where there
+    /// is none, or where the mount ends first.
+    fn follow(&mut self, signals: &SignalFd) -> Option<Vm> {
+        let mut dead = self.vm.take()?;
+        let began = Instant::now();
+        let ending = dead.kill();
+        let why = self.guest.why_given_up().unwrap_or_else(|| format!("QEMU {ending}"));
+        for line in dead.last_words() {
+            info!("the VM printed last: {line}");
+        }
+        loop {
+            let ends = [self.serving.ended(), signals.as_fd()];
+            match self.revival.revive(&self.guest, ends) {
+                Ok((vm, confinement)) => {
+                    let took = began.elapsed().as_millis();
+                    warn!(
+                        "the VM died ({why}); another one goes on with the mount after {took} ms"
+                    );
+                    self.say(vm.process_id(), confinement);
+                    return Some(vm);
+                }
+                Err(NotRevived::Interrupted) => return None,
+                Err(error @ NotRevived::TooOften) => {
+                    self.guest.expect_none();
+                    error!(
+                        "the VM died ({why}), and {error}; the mount fails with EIO until it is unmounted"
+                    );
+                    return None;
+                }
+                Err(error) => warn!("the VM died ({why}), and no other could go on: {error}"),
+            }
+        }
+    }
+
+    /// Shows what has changed with another VM.
+    fn say(&mut self, qemu: u32, confinement: Report) {
+        let revivals = self.revival.count();
+        self.record = Record { qemu, revivals, confinement, ..self.record.clone() };
+        match self.record.publish() {
+            Ok(shown) => self.shown = shown,
+            Err(error) => info!("`guestimg status` will not know of the other VM: {error}"),
         }
     }
 }

@@ -16,6 +16,7 @@ use super::fuse_options::FuseOptions;
 use super::keys::Key;
 use crate::image::{BlockSize, Format};
 use crate::vm::accelerator::AcceleratorChoice;
+use crate::vm::bulk;
 use crate::vm::confinement::Policy;
 
 /// MiB of memory that a VM has where nothing else was asked for.
@@ -51,6 +52,14 @@ pub struct Plan {
     pub timeout: Duration,
     /// Whether the requests are told at the end.
     pub stats: bool,
+}
+
+impl Plan {
+    /// Whether the VM has bulk memory.
+    #[must_use]
+    pub fn has_bulk(&self) -> bool {
+        self.bulk && self.memory_mib <= bulk::MAX_MEMORY_MIB
+    }
 }
 
 /// One `-a`.

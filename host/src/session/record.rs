@@ -28,6 +28,8 @@ pub struct Record {
     pub accelerator: Accelerator,
     /// QEMU's process id.
     pub qemu: u32,
+    /// How many VMs followed one that died.
+    pub revivals: u32,
     /// What QEMU is confined by.
     pub confinement: Report,
 }
@@ -69,6 +71,7 @@ mod tests {
             images: vec!["/a b.vmdk".into()],
             accelerator: Accelerator::Tcg,
             qemu: 7,
+            revivals: 0,
             confinement: Report(Vec::new()),
         };
         let me = std::process::id();

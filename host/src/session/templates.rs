@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{info, warn};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::launch::{LANES, cache_folder};
+use super::boot::PORTS;
+use super::launch::cache_folder;
 use super::plan::DEFAULT_MEMORY_MIB;
 use crate::guest::{Guest, GuestError};
 use crate::vm::accelerator::Accelerator;
@@ -67,7 +68,7 @@ pub fn is_there(qemu: &Path, appliance: &Appliance, accelerator: Accelerator) ->
         memory_mib: DEFAULT_MEMORY_MIB,
         bulk: true,
         confinement: Policy::default(),
-        lanes: LANES,
+        lanes: PORTS,
     };
     let templates = cache_folder().and_then(|cache| Templates::in_cache(&cache).ok());
     let key = TemplateKey::of(&config).ok();

@@ -129,6 +129,9 @@ fn print(mount: &Mount) {
         let word = if state.missing.is_none() { "layer" } else { "MISSING" };
         println!("  {word:<12} {}", Printable(state.to_string().as_bytes()));
     }
+    if record.revivals > 0 {
+        println!("  revived      {} times, after its VM died", record.revivals);
+    }
     match &mount.qemu {
         None => println!("  QEMU         has ended; reads fail until it is unmounted"),
         Some(seen) => {
