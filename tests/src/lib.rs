@@ -2,8 +2,10 @@
 //! programs as a user runs them, and what is expected in a mount.
 
 pub mod canary;
+pub mod chance;
 pub mod differencing;
 pub mod images;
+pub mod live;
 pub mod operations;
 pub mod program;
 pub mod showing;

@@ -1,63 +1,25 @@
-//! How mounts begin and end on a real VM, and that nothing is left behind, whatever dies.
+//! How mounts begin and end on a real VM, and that nothing is left behind.
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use guestmnt::session::mountpoint::mounts;
+use guestmnt_tests::live::{Live, gone, server, signal};
 use guestmnt_tests::program::{Workplace, disks, text};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use xtask::disks::SYSTEM;
 
-/// A workplace with the system disk mounted.
-struct Mounted {
-    place: Workplace,
-    mountpoint: PathBuf,
-    server: u32,
-}
-
-impl Mounted {
-    fn new() -> Self {
-        let place = Workplace::new();
-        let mountpoint = place.folder("mnt");
-        let disk = disks().path(SYSTEM);
-        place.mount(&["-a", text(&disk), "-m", "/dev/sda1", text(&mountpoint)]);
-        let server = server(&mountpoint);
-        Self { place, mountpoint, server }
-    }
-
-    fn qemu(&self) -> u32 {
-        let children =
-            fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.server)).unwrap();
-        let is_qemu = |pid: &u32| {
-            fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("qemu")
-        };
-        children.split_whitespace().map(|pid| pid.parse().unwrap()).find(is_qemu).unwrap()
-    }
-}
-
-fn server(mountpoint: &Path) -> u32 {
-    let mount = mounts().unwrap().into_iter().rfind(|mount| mount.mountpoint == mountpoint);
-    mount.and_then(|mount| mount.server()).expect("it is mounted")
-}
-
-fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
-}
-
-/// Whether a process has ended; nobody may have taken note of it yet.
-fn gone(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+/// The system disk, mounted.
+fn mounted() -> Live {
+    let disk = disks().path(SYSTEM);
+    Live::mount(Workplace::new(), &["-a", text(&disk), "-m", "/dev/sda1"])
 }
 
 #[test]
 fn after_guestunmnt_nothing_is_left() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let (server, qemu) = (mounted.server, mounted.qemu());
     assert!(mounted.mountpoint.join("Windows").is_dir());
     mounted.place.unmount(&mounted.mountpoint);
@@ -68,7 +30,7 @@ fn after_guestunmnt_nothing_is_left() {
 
 #[test]
 fn a_mount_that_was_unmounted_by_other_means_ends_as_well() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let path = text(&mounted.mountpoint);
     let status = Command::new("fusermount3").args(["-u", path]).status().unwrap();
     assert!(status.success());
@@ -78,7 +40,7 @@ fn a_mount_that_was_unmounted_by_other_means_ends_as_well() {
 #[test]
 fn signals_unmount() {
     for ending in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        let mounted = Mounted::new();
+        let mounted = mounted();
         // A file that is open does not keep the mount.
         let file = File::open(mounted.mountpoint.join("Windows")).unwrap();
         signal(mounted.server, ending);
@@ -88,55 +50,8 @@ fn signals_unmount() {
 }
 
 #[test]
-fn when_qemu_dies_calls_fail_with_eio_and_the_mount_can_be_unmounted() {
-    let mounted = Mounted::new();
-    signal(mounted.qemu(), Signal::SIGKILL);
-    let started = Instant::now();
-    let error = fs::metadata(mounted.mountpoint.join("Users/never seen before")).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
-    assert!(started.elapsed() < Duration::from_secs(2));
-    mounted.place.unmount(&mounted.mountpoint);
-    mounted.place.assert_clean(&["mnt"]);
-}
-
-#[test]
-fn a_call_that_waits_while_qemu_dies_fails_with_eio() {
-    let mounted = Mounted::new();
-    let qemu = mounted.qemu();
-    signal(qemu, Signal::SIGSTOP);
-    let path = mounted.mountpoint.join("Users/never seen before");
-    let call = std::thread::spawn(move || fs::metadata(path).unwrap_err());
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(!call.is_finished());
-    let killed = Instant::now();
-    signal(qemu, Signal::SIGKILL);
-    assert_eq!(call.join().unwrap().raw_os_error(), Some(nix::libc::EIO));
-    assert!(killed.elapsed() < Duration::from_secs(2));
-    mounted.place.unmount(&mounted.mountpoint);
-    mounted.place.assert_clean(&["mnt"]);
-}
-
-#[test]
-fn a_frozen_guest_gives_eio_at_the_deadline() {
-    let place = Workplace::new();
-    let mountpoint = place.folder("mnt");
-    let disk = disks().path(SYSTEM);
-    let arguments = ["--timeout", "1", "-a", text(&disk), "-m", "/dev/sda1", text(&mountpoint)];
-    place.mount(&arguments);
-    let mounted = Mounted { server: server(&mountpoint), place, mountpoint };
-    let qemu = mounted.qemu();
-    signal(qemu, Signal::SIGSTOP);
-    let error = fs::metadata(mounted.mountpoint.join("Users/never seen before")).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
-    signal(qemu, Signal::SIGCONT);
-    assert!(mounted.mountpoint.join("Users").is_dir(), "it goes on when the guest does");
-    mounted.place.unmount(&mounted.mountpoint);
-    mounted.place.assert_clean(&["mnt"]);
-}
-
-#[test]
 fn when_guestmnt_is_killed_qemu_and_the_mount_go_with_it() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let qemu = mounted.qemu();
     signal(mounted.server, Signal::SIGKILL);
     mounted.place.assert_clean(&["mnt"]);
@@ -146,7 +61,7 @@ fn when_guestmnt_is_killed_qemu_and_the_mount_go_with_it() {
 
 #[test]
 fn a_busy_mount_stays_and_its_user_is_named() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let mut file =
         File::open(mounted.mountpoint.join("Users/Public/Documents/desktop.ini")).unwrap();
     let finished = mounted.place.run("guestunmnt", &["--no-retry", text(&mounted.mountpoint)]);
@@ -163,7 +78,7 @@ fn a_busy_mount_stays_and_its_user_is_named() {
 
 #[test]
 fn guestunmnt_tries_again_while_the_mount_is_busy() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let file = File::open(mounted.mountpoint.join("Users/Public/Documents/desktop.ini")).unwrap();
     let mut command =
         mounted.place.command("guestunmnt", &["-v", "--retry", "3", text(&mounted.mountpoint)]);
@@ -179,7 +94,7 @@ fn guestunmnt_tries_again_while_the_mount_is_busy() {
 
 #[test]
 fn guestunmnt_waits_for_a_descriptor_to_close() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command =
         mounted.place.command("guestunmnt", &["--fd", "0", text(&mounted.mountpoint)]);
@@ -284,7 +199,7 @@ fn a_signal_during_the_launch_leaves_nothing() {
 
 #[test]
 fn the_mount_is_read_only_nosuid_nodev() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = table.lines().find(|line| line.contains(text(&mounted.mountpoint))).unwrap();
     for flag in ["ro", "nosuid", "nodev"] {
@@ -295,7 +210,7 @@ fn the_mount_is_read_only_nosuid_nodev() {
 
 #[test]
 fn many_reads_while_it_is_unmounted_end_with_an_error_or_the_bytes() {
-    let mounted = Mounted::new();
+    let mounted = mounted();
     let path = mounted.mountpoint.join("Users/Public/Documents/desktop.ini");
     let wanted = fs::read(&path).unwrap();
     std::thread::scope(|scope| {

@@ -1,0 +1,103 @@
+//! A live mount whose processes can be found, stopped and killed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use guestmnt::session::mountpoint::mounts;
+use guestmnt::session::record::Record;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::program::{Workplace, text};
+
+/// A mount on the folder `mnt` of a workplace.
+pub struct Live {
+    /// Where it is.
+    pub place: Workplace,
+    /// The folder.
+    pub mountpoint: PathBuf,
+    /// The serving process.
+    pub server: u32,
+}
+
+impl Live {
+    /// Mounts what `arguments` say in `place`.
+    ///
+    /// # Panics
+    /// Where it cannot be mounted.
+    #[must_use]
+    pub fn mount(place: Workplace, arguments: &[&str]) -> Self {
+        let mountpoint = place.path().join("mnt");
+        fs::create_dir_all(&mountpoint).expect("a new folder");
+        place.mount(&[arguments, &[text(&mountpoint)]].concat());
+        let server = server(&mountpoint);
+        Self { place, mountpoint, server }
+    }
+
+    /// QEMU's process id, once it runs.
+    ///
+    /// # Panics
+    /// Where there is none for a long time.
+    #[must_use]
+    pub fn qemu(&self) -> u32 {
+        let is_qemu = |pid: &u32| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.starts_with("qemu") && !gone(*pid)
+        };
+        for _ in 0..1000 {
+            let path = format!("/proc/{0}/task/{0}/children", self.server);
+            let children = fs::read_to_string(path).expect("the server lives");
+            let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+            if let Some(qemu) = pids.find(is_qemu) {
+                return qemu;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("no QEMU");
+    }
+
+    /// How many VMs followed one that died.
+    ///
+    /// # Panics
+    /// Where the server says nothing.
+    #[must_use]
+    pub fn revivals(&self) -> u32 {
+        Record::of(self.server).expect("the server shows what it has mounted").revivals
+    }
+
+    /// Unmounts, and checks that nothing is left but `files`.
+    ///
+    /// # Panics
+    /// Where something is.
+    pub fn end(self, files: &[&str]) {
+        self.place.unmount(&self.mountpoint);
+        self.place.assert_clean(&[files, &["mnt"]].concat());
+    }
+}
+
+/// The process that serves a mount.
+///
+/// # Panics
+/// Where nothing is mounted.
+#[must_use]
+pub fn server(mountpoint: &Path) -> u32 {
+    let mut mount = mounts().expect("the mount table is readable").into_iter();
+    let mount = mount.rfind(|mount| mount.mountpoint == mountpoint);
+    mount.and_then(|mount| mount.server()).expect("it is mounted")
+}
+
+/// Sends a signal to a process that is there.
+///
+/// # Panics
+/// Where it is not.
+pub fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid.try_into().expect("process ids fit"));
+    kill(pid, signal).expect("the process is there");
+}
+
+/// Whether a process has ended; nobody may have taken note of it yet.
+#[must_use]
+pub fn gone(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+}
