@@ -42,7 +42,8 @@ pub fn run(bytes: &[u8]) {
     let answers = std::thread::scope(|scope| {
         let reading = scope.spawn(|| {
             let mut answers = Vec::new();
-            theirs.read_to_end(&mut answers).expect("the daemon only hangs up");
+            // It may hang up before it has read all, which is an error behind the answers.
+            let _ = theirs.read_to_end(&mut answers);
             answers
         });
         let _ = serve(ours, &guest);

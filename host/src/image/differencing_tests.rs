@@ -187,6 +187,45 @@ fn tables_that_mislead_are_refused_with_the_reason() {
     }
 }
 
+/// Makes `name` a file of `len` bytes, with zeros behind what it holds.
+fn lengthen(folder: &Folder, name: &str, len: u64) {
+    let file = std::fs::OpenOptions::new().write(true).open(folder.path.join(name)).unwrap();
+    file.set_len(len).unwrap();
+}
+
+#[test]
+fn a_small_file_cannot_ask_for_bitmaps_without_end() {
+    let folder = Folder::new();
+    // A million blocks, all of them at the beginning of the file: their table is a hole in it.
+    let mut vhd = vhd_over(ID, ["base.vhd", "", ""], [0x5a; 8]);
+    vhd[48..56].copy_from_slice(&(32u64 << 30).to_be_bytes());
+    vhd[512 + 16..512 + 24].copy_from_slice(&(1u64 << 20).to_be_bytes());
+    vhd[512 + 28..512 + 32].copy_from_slice(&(1u32 << 20).to_be_bytes());
+    folder.write("base.vhd", vhd_base(ID));
+    folder.write("c.vhd", vhd);
+    lengthen(&folder, "c.vhd", 8 << 20);
+    // 8192 blocks of 256 MiB in parts, with one bitmap of 64 KiB.
+    const BLOCKS: usize = 8192;
+    let mut vhdx = child_vhdx();
+    let (regions, metadata, table) = (192 << 10, 256 << 10, 512 << 10);
+    vhdx[regions + 64..regions + 72].copy_from_slice(&(512u64 << 10).to_le_bytes());
+    vhdx[regions + 72..regions + 76].copy_from_slice(&(512u32 << 10).to_le_bytes());
+    vhdx[metadata + 176..metadata + 180].copy_from_slice(&(256u32 << 20).to_le_bytes());
+    vhdx[metadata + 192..metadata + 200].copy_from_slice(&(2u64 << 40).to_le_bytes());
+    // Of 17 entries each, the last is that of the bitmaps.
+    for (number, entry) in vhdx[table..].chunks_exact_mut(8).take(BLOCKS / 16 * 17).enumerate() {
+        let word: u64 = if number % 17 == 16 { 3 << 20 | 6 } else { 1 << 20 | 7 };
+        entry.copy_from_slice(&word.to_le_bytes());
+    }
+    folder.write("base.vhdx", base_vhdx([0x33; 16]));
+    folder.write("c.avhdx", vhdx);
+    lengthen(&folder, "c.avhdx", 512 << 20);
+    for name in ["c.vhd", "c.avhdx"] {
+        let error = refusal(&folder, name);
+        assert!(error.contains("it holds changes in too many places"), "{name}: {error}");
+    }
+}
+
 #[test]
 fn every_flipped_bit_gives_an_error_or_a_disk_in_bounds() {
     let folder = Folder::new();

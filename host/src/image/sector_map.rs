@@ -31,6 +31,9 @@ const ENTRY: u64 = 16;
 /// Most bytes of the tables of one map.
 pub const MAX_TABLES_LEN: u64 = 128 << 20;
 
+/// Most bytes of the bitmaps behind one map: those of a TiB of changes.
+const MAX_BITMAPS_LEN: u64 = 256 << 20;
+
 /// What sectors are mapped in: an image has the sectors of one of these, or none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Granule(u64);
@@ -209,6 +212,15 @@ impl SectorMap {
         }
         out.flush()
     }
+}
+
+/// Checks that so many bitmaps of `len` bytes can be read: a table of blocks, which may be a hole in
+/// its file, can name the same one again and again.
+///
+/// # Errors
+/// [`Problem::Unsupported`] where they are too many.
+pub fn check_bitmaps(count: u64, len: u64) -> Result<(), Problem> {
+    if count.saturating_mul(len) > MAX_BITMAPS_LEN { Err(too_many_changes()) } else { Ok(()) }
 }
 
 /// For an image whose tables would take too much memory.

@@ -8,7 +8,7 @@ use super::fields::{be16, be32, be64};
 use super::file::ImageFile;
 use super::guid::Guid;
 use super::parent::Named;
-use super::sector_map::{Granule, SectorMap};
+use super::sector_map::{Granule, SectorMap, check_bitmaps};
 
 /// A footer's first bytes.
 pub const MAGIC: &[u8] = b"conectix";
@@ -98,6 +98,8 @@ impl VhdHeader {
         let table = file.bytes(be64(header, 16), len, "table of blocks")?;
         // Before each block a bit for each of its sectors, in whole sectors.
         let bitmap_len = (block_size / SECTOR_SIZE / 8).next_multiple_of(SECTOR_SIZE);
+        let stored = table.chunks_exact(4).filter(|entry| be32(entry, 0) != UNUSED).count();
+        check_bitmaps(stored as u64, bitmap_len)?;
         let mut map = SectorMap::new(granule);
         for (number, entry) in (0..).zip(table.chunks_exact(4)) {
             let entry = be32(entry, 0);

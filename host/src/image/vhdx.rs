@@ -7,7 +7,7 @@ use super::fields::{le16, le32, le64};
 use super::file::ImageFile;
 use super::guid::Guid;
 use super::parent::Named;
-use super::sector_map::{Granule, SectorMap};
+use super::sector_map::{Granule, SectorMap, check_bitmaps};
 use super::vhd::runs;
 
 /// The first bytes.
@@ -117,6 +117,9 @@ impl VhdxHeader {
             let entry = le64(&table, at);
             (entry & 7, entry & !(MIB - 1))
         };
+        let in_parts =
+            table.chunks_exact(8).filter(|entry| le64(entry, 0) & 7 == PARTIALLY_PRESENT);
+        check_bitmaps(in_parts.count() as u64, block_size / logical_sector / 8)?;
         let mut map = SectorMap::new(Granule::of_sectors(logical_sector));
         for number in 0..blocks {
             let start = number * block_size;
