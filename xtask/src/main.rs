@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use xtask::Error;
 use xtask::appliance;
 use xtask::bench;
+use xtask::corpus;
 use xtask::demo;
 use xtask::disks::Disks;
 use xtask::disks::specimens::Specimens;
@@ -54,6 +55,14 @@ enum Chore {
     Bench(bench::Options),
     /// Build the fuzz targets and run each for some time.
     Fuzz(fuzz::Options),
+    /// Mount, read whole and unmount damaged images, and see that nothing else comes of them.
+    Corpus(corpus::Options),
+    /// Go through a mount. `corpus` calls this.
+    #[command(hide = true)]
+    CorpusWalk {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Do one piece of what is measured. `bench` calls this.
     #[command(hide = true)]
     BenchTask {
@@ -90,6 +99,11 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         Chore::Test { filters } => return test::run(&filters, &places),
         Chore::Bench(options) => return bench::run(&options, &places),
         Chore::Fuzz(options) => return fuzz::run(&options, &places),
+        Chore::Corpus(options) => return corpus::run(&options, &places),
+        Chore::CorpusWalk { folder } => {
+            let walk = corpus::walk::walk(&folder);
+            println!("{}", serde_json::to_string(&walk).expect("strings and numbers"));
+        }
         Chore::BenchTask { task } => bench::worker::report(&task)?,
         Chore::AsUser { program, arguments } => return test::as_user(&program, &arguments),
         Chore::Disks => {

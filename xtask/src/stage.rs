@@ -89,6 +89,15 @@ impl Stage {
         Ok(stage)
     }
 
+    /// Puts this program beside ours, for work that only the ordinary user can do.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn place_xtask(&self) -> Result<(), Error> {
+        let me = std::env::current_exe().map_err(Error::file("find", "this program"))?;
+        sparse::link_or_copy(&me, &self.path().join("release/xtask"))
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -43,6 +43,7 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
     let disks = Disks::ensure(places)?;
     let specimens = Specimens::ensure(places)?;
     let stage = Stage::new(places, &disks)?;
+    stage.place_xtask()?;
     let log = stage.path().join("skips.log");
     fs::write(&log, "")
         .and_then(|()| fs::set_permissions(&log, fs::Permissions::from_mode(0o666)))

@@ -61,8 +61,7 @@ impl Ground {
         bench_disks: &disk::Disks,
     ) -> Result<Self, Error> {
         let stage = Stage::new(places, disks)?;
-        let worker = std::env::current_exe().map_err(Error::file("find", "this program"))?;
-        sparse::link_or_copy(&worker, &stage.path().join("release").join(WORKER))?;
+        stage.place_xtask()?;
         let disks = bench_disks.place(&stage.path().join("bench"))?;
         for number in 0..CROWD {
             let name = crowd_name(number);

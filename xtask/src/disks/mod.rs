@@ -23,6 +23,7 @@ pub mod filesystems;
 pub mod hive;
 pub mod manifest;
 pub mod mkfs;
+pub mod noise;
 pub mod ntfs;
 pub mod partitions;
 pub mod sparse;

@@ -110,6 +110,14 @@ pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), Error> {
     if fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
+    copy(from, to)
+}
+
+/// Copies the file `from` with its holes and its mode.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     let meta = fs::metadata(from).map_err(Error::file("look at", from))?;
     let file = create(to, meta.len())?;
     copy_into(from, &file, 0)?;
