@@ -80,7 +80,8 @@ impl Tree {
     /// As [`resolve::open_directory`].
     pub(crate) fn directory(&self, path: &GuestPath) -> nix::Result<Arc<Directory>> {
         self.directories.get_or_open(path, || {
-            let folder = resolve::open_directory(self.root(), path)?;
+            let (start, path) = self.start(path);
+            let folder = resolve::open_directory(start, &path)?;
             let inodes = self.ahead.directory(folder.as_fd());
             Ok(Directory::new(folder, inodes))
         })
@@ -165,7 +166,10 @@ impl Reader {
 /// The entry of `record` with what is known of its file.
 fn entry(tree: &Tree, folder: BorrowedFd, record: &Record, name: EntryName) -> DirEntry {
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
-    let stat = fstatat(folder, record.name, flags).ok();
+    let stat = fstatat(folder, record.name, flags).ok().map(|stat| {
+        let instead = tree.grafts.instead_of(&stat);
+        instead.and_then(|root| resolve::attributes(root).ok()).unwrap_or(stat)
+    });
     let target = stat.as_ref().and_then(|stat| target(folder, record.name, stat));
     let attr = stat.and_then(|stat| tree.attr(&stat).ok());
     DirEntry { next: record.next, name, attr, target }

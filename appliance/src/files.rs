@@ -28,7 +28,7 @@ impl Tree {
     /// # Errors
     /// As [`resolve::locate`] and fstatat(2).
     pub fn stat(&self, path: &GuestPath) -> nix::Result<Attr> {
-        let located = resolve::locate(self.root(), path)?;
+        let located = self.locate(path)?;
         self.attr(&resolve::attributes(located.as_fd())?)
     }
 
@@ -37,7 +37,7 @@ impl Tree {
     /// # Errors
     /// `EINVAL` where `path` is no symbolic link, `ENAMETOOLONG` for a target beyond [`MAX_LINK`].
     pub fn read_link(&self, path: &GuestPath, payload: &mut Payload) -> nix::Result<()> {
-        let located = resolve::locate(self.root(), path)?;
+        let located = self.locate(path)?;
         let target = readlinkat(&located, "").map_err(|errno| match errno {
             // With an empty path the kernel says so of anything that is no link.
             Errno::ENOENT => Errno::EINVAL,
@@ -77,7 +77,7 @@ impl Tree {
     /// # Errors
     /// As [`resolve::locate`] and fstatvfs(3).
     pub fn stat_fs(&self, path: &GuestPath) -> nix::Result<StatFs> {
-        let fs = fstatvfs(resolve::locate(self.root(), path)?)?;
+        let fs = fstatvfs(self.locate(path)?)?;
         let word = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(StatFs {
             // The unit of the counts is f_frsize; f_bsize is the preferred transfer.

@@ -146,9 +146,12 @@ impl Guest {
     fn mount(&self, request: &MountRequest) -> Outcome {
         let machine = self.devices()?;
         let mut mounted = self.change_tree();
-        machine.mount(request, mounted.as_ref().map(Tree::root))?;
-        match &*mounted {
-            Some(tree) => tree.forget_open(),
+        let graft = machine.mount(request, mounted.as_ref())?;
+        match &mut *mounted {
+            Some(tree) => {
+                tree.forget_open();
+                tree.grafts.extend(graft);
+            }
             None => *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
         }
         Ok(Answer::Done)

@@ -27,6 +27,7 @@ use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::encryption::Opened;
 use crate::failure::{errno_of, explained};
+use crate::grafts::Graft;
 use crate::inspection;
 use crate::kmsg;
 use crate::layouts;
@@ -35,6 +36,7 @@ use crate::modules::Modules;
 use crate::mounts::Mounts;
 use crate::programs::Programs;
 use crate::sys;
+use crate::tree::Tree;
 use crate::volumes::{self, Probed};
 
 /// How long a disk may take to appear. Emulated machines on a busy host are slow; the usual is
@@ -192,12 +194,16 @@ impl Machine {
         Ok(())
     }
 
-    /// Mounts a filesystem; `root` is what is mounted on `/`.
+    /// Mounts a filesystem; `tree` is what is mounted on `/`. Returns what is to be put into it.
     ///
     /// # Errors
     /// As [`Mounts::mount`].
-    pub fn mount(&self, request: &MountRequest, root: Option<BorrowedFd>) -> Result<(), Failure> {
-        self.mounts().mount(request, root, &self.assembly())
+    pub fn mount(
+        &self,
+        request: &MountRequest,
+        tree: Option<&Tree>,
+    ) -> Result<Option<Graft>, Failure> {
+        self.mounts().mount(request, tree, &self.assembly())
     }
 
     /// Assembles what can be assembled from the disks, and makes a node for each device in

@@ -4,13 +4,11 @@
 //! the mount is read-only, and the image stays as it is.
 
 use std::cell::OnceCell;
-use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, stat};
 use nix::unistd::{mkdir, sync};
@@ -18,7 +16,7 @@ use nix::unistd::{mkdir, sync};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DETAIL;
 use guestmnt_protocol::message::{Content, Failure, MountRequest};
-use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
+use guestmnt_protocol::path::{EntryName, Printable};
 use guestmnt_protocol::volume::Mountable;
 
 use crate::assembly::Assembly;
@@ -26,11 +24,13 @@ use crate::btrfs;
 use crate::devices::Disks;
 use crate::failure::{explained, plain};
 use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
+use crate::grafts::Graft;
 use crate::kmsg;
 use crate::layouts;
 use crate::modules::Modules;
-use crate::resolve;
+use crate::place::Place;
 use crate::signatures;
+use crate::tree::Tree;
 use crate::volumes;
 
 /// Where the filesystem of `/` is mounted.
@@ -54,8 +54,8 @@ struct Mounted {
 }
 
 impl Mounts {
-    /// Mounts a filesystem: on [`SYSROOT`] for `/`, else on a directory of what is mounted
-    /// there, `root`.
+    /// Mounts a filesystem: on [`SYSROOT`] for `/`, else on a directory of `tree`, which is what is
+    /// mounted there, or for a link of its to be put in the place of.
     ///
     /// # Errors
     /// `ENODEV` for a device that does not exist or a type that the kernel does not know,
@@ -65,15 +65,16 @@ impl Mounts {
     pub fn mount(
         &mut self,
         request: &MountRequest,
-        root: Option<BorrowedFd>,
+        tree: Option<&Tree>,
         assembly: &Assembly,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Graft>, Failure> {
         let source = Source::find(&request.device, assembly)?;
-        let place = Place::find(&request.at, root)?;
+        let place = Place::find(&request.at, tree)?;
         source.mount(request, &place.target(), assembly)?;
         let Source { node, device } = source;
-        self.0.push(Mounted { path: place.path, device, node, place: OnceCell::new() });
-        Ok(())
+        let path = place.path().to_owned();
+        self.0.push(Mounted { path, device, node, place: OnceCell::new() });
+        place.into_graft().map_err(plain)
     }
 
     /// Mounts a filesystem of the guest's own on [`SYSROOT`], with nothing in it but empty folders.
@@ -214,49 +215,6 @@ pub fn unmount(path: &Path) -> nix::Result<()> {
     }
 }
 
-/// A directory to mount on.
-struct Place {
-    /// Keeps the directory that was found, whatever its path leads to later. `None` for
-    /// [`SYSROOT`].
-    directory: Option<OwnedFd>,
-    /// Its path with all links resolved, by which it is unmounted.
-    path: PathBuf,
-}
-
-impl Place {
-    fn find(at: &GuestPath, root: Option<BorrowedFd>) -> Result<Self, Failure> {
-        match (at.is_root(), root) {
-            (true, None) => Ok(Self { directory: None, path: SYSROOT.into() }),
-            (true, Some(_)) => Err(explained(Errno::EBUSY, "something is mounted there already")),
-            (false, None) => Err(explained(Errno::ENOENT, "nothing is mounted on / yet")),
-            (false, Some(root)) => Self::below(root, at),
-        }
-    }
-
-    /// A directory of the image. Here links are followed, as everybody who names a mountpoint
-    /// expects; RESOLVE_IN_ROOT takes care that they end inside.
-    fn below(root: BorrowedFd, at: &GuestPath) -> Result<Self, Failure> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let directory = openat2(root, at.as_bytes(), how).map_err(|errno| match errno {
-            Errno::ENOENT => explained(errno, "no such directory in the image"),
-            Errno::ENOTDIR => explained(errno, "not a directory in the image"),
-            other => explained(other, other.desc()),
-        })?;
-        let resolved: OsString =
-            readlink(resolve::proc_path(directory.as_fd()).as_str()).map_err(plain)?;
-        Ok(Self { directory: Some(directory), path: resolved.into() })
-    }
-
-    fn target(&self) -> PathBuf {
-        match &self.directory {
-            Some(directory) => resolve::proc_path(directory.as_fd()).into(),
-            None => self.path.clone(),
-        }
-    }
-}
-
 /// libblkid's name for the filesystem on the node `node`, which is `device`'s where it is given.
 fn filesystem_on(
     device: Option<DeviceName>,
@@ -358,8 +316,6 @@ impl Attempt<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
 
     #[test]
@@ -378,40 +334,5 @@ mod tests {
         for (content, expected) in table {
             assert_eq!(what_else(&content), expected);
         }
-    }
-
-    #[test]
-    fn the_root_comes_first_and_only_once() {
-        let root = tempfile::tempdir().unwrap();
-        let root = File::open(root.path()).unwrap();
-        let (top, below) = (GuestPath::root(), GuestPath::parse(b"/mnt").unwrap());
-        let errno = |at, root| {
-            Place::find(at, root).map(|_| ()).map_err(|failure| i32::from(failure.errno))
-        };
-        assert_eq!(errno(&top, None), Ok(()));
-        assert_eq!(errno(&top, Some(root.as_fd())), Err(libc::EBUSY));
-        assert_eq!(errno(&below, None), Err(libc::ENOENT));
-        assert_eq!(errno(&below, Some(root.as_fd())), Err(libc::ENOENT));
-    }
-
-    #[test]
-    fn links_to_a_mountpoint_are_followed_inside_the_image() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("mounts/mnt2")).unwrap();
-        std::os::unix::fs::symlink("/mounts", folder.path().join("absolute")).unwrap();
-        std::os::unix::fs::symlink("../../../mounts", folder.path().join("climbing")).unwrap();
-        std::fs::write(folder.path().join("file"), b"").unwrap();
-        let root = File::open(folder.path()).unwrap();
-        let find = |at: &[u8]| {
-            let at = GuestPath::parse(at).unwrap();
-            let found = Place::find(&at, Some(root.as_fd()));
-            found.map(|place| place.path).map_err(|failure| i32::from(failure.errno))
-        };
-        let expected = folder.path().canonicalize().unwrap().join("mounts/mnt2");
-        assert_eq!(find(b"/mounts/mnt2"), Ok(expected.clone()));
-        assert_eq!(find(b"/absolute/mnt2"), Ok(expected.clone()));
-        assert_eq!(find(b"/climbing/mnt2"), Ok(expected));
-        assert_eq!(find(b"/file"), Err(libc::ENOTDIR));
-        assert_eq!(find(b"/mounts/mnt4"), Err(libc::ENOENT));
     }
 }

@@ -1,6 +1,6 @@
 //! Where NTFS keeps the records of its files and the indexes of its directories: as much of the
-//! format as it takes to read them ahead. What is found here is never shown to anyone; the kernel's
-//! driver reads the same blocks again and judges them.
+//! format as it takes to read them ahead, for the kernel's driver to judge, and to find the mount
+//! points that it does not tell of.
 //!
 //! Follows fs/ntfs3/ntfs.h of Linux. Everything is untrusted: what makes no sense gives nothing.
 
@@ -61,14 +61,9 @@ impl Geometry {
     }
 
     fn runs(&self, record: &mut [u8], kind: u32, name: &[u8]) -> Option<Runs> {
-        mend(record)?;
-        let attribute = attribute(record, kind, name)?;
-        let first = u64_at(attribute, 0x10)?;
-        if first != 0 {
-            return None;
-        }
-        let list = attribute.get(usize::from(u16_at(attribute, 0x20)?)..)?;
-        Some(Runs(unpack(list, self.cluster)))
+        mend(record, b"FILE")?;
+        let mut attributes = attributes(record).filter(|found| found.is(kind, name));
+        attributes.find_map(|attribute| attribute.runs(self))
     }
 }
 
@@ -82,10 +77,11 @@ const INDEX_NAME: &[u8] = b"$\0I\x003\x000\0";
 const END: u32 = 0xffff_ffff;
 
 /// Puts back the last two bytes of each sector, which are replaced on the disk so that half a
-/// record is noticed.
-fn mend(record: &mut [u8]) -> Option<()> {
+/// record is noticed. A record begins with `signature`: `FILE`, or `INDX` for a block of an index.
+#[must_use]
+pub fn mend(record: &mut [u8], signature: &[u8; 4]) -> Option<()> {
     const SECTOR: usize = 512;
-    if record.get(..4)? != b"FILE" {
+    if record.get(..4)? != signature {
         return None;
     }
     let start = usize::from(u16_at(record, 4)?);
@@ -105,25 +101,61 @@ fn mend(record: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-/// The first attribute of this kind and name whose contents are outside of the record.
-fn attribute<'a>(record: &'a [u8], kind: u32, name: &[u8]) -> Option<&'a [u8]> {
-    const HEADER: usize = 0x40;
-    let mut rest = record.get(usize::from(u16_at(record, 0x14)?)..)?;
-    loop {
-        let found = u32_at(rest, 0)?;
+/// An attribute of a file, a part of the file's record.
+#[derive(Clone, Copy)]
+pub struct Attribute<'a>(&'a [u8]);
+
+/// The attributes in a record that was mended.
+pub fn attributes(record: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+    /// Of the shortest attribute.
+    const HEADER: usize = 0x18;
+    let first = u16_at(record, 0x14).map(usize::from);
+    let mut rest = first.and_then(|first| record.get(first..)).unwrap_or_default();
+    std::iter::from_fn(move || {
         let length = usize::try_from(u32_at(rest, 4)?).ok()?;
-        if found == END || length < 0x18 {
+        if u32_at(rest, 0)? == END || length < HEADER {
             return None;
         }
-        let attribute = rest.get(..length)?;
-        if found == kind && attribute[8] == 1 && length >= HEADER {
-            let name_at = usize::from(u16_at(attribute, 0x0a)?);
-            let name_len = 2 * usize::from(attribute[9]);
-            if attribute.get(name_at..name_at + name_len)? == name {
-                return Some(attribute);
-            }
+        let (attribute, behind) = rest.split_at_checked(length)?;
+        rest = behind;
+        Some(Attribute(attribute))
+    })
+}
+
+impl<'a> Attribute<'a> {
+    /// Whether it is of this kind and has this name, in UTF-16.
+    #[must_use]
+    pub fn is(&self, kind: u32, name: &[u8]) -> bool {
+        let length = 2 * usize::from(self.0[9]);
+        let own = u16_at(self.0, 0x0a).map(usize::from);
+        let own = own.and_then(|at| self.0.get(at..at + length));
+        u32_at(self.0, 0) == Some(kind) && own == Some(name)
+    }
+
+    /// What it holds, where that is in the record.
+    #[must_use]
+    pub fn value(&self) -> Option<&'a [u8]> {
+        let length = usize::try_from(u32_at(self.0, 0x10)?).ok()?;
+        let at = usize::from(u16_at(self.0, 0x14)?);
+        if self.0[8] == 0 { self.0.get(at..at.checked_add(length)?) } else { None }
+    }
+
+    /// Where what it holds is outside of the record, from its beginning on.
+    #[must_use]
+    pub fn runs(&self, geometry: &Geometry) -> Option<Runs> {
+        const HEADER: usize = 0x40;
+        let first = u64_at(self.0, 0x10)?;
+        if self.0[8] != 1 || self.0.len() < HEADER || first != 0 {
+            return None;
         }
-        rest = &rest[length..];
+        let list = self.0.get(usize::from(u16_at(self.0, 0x20)?)..)?;
+        Some(Runs(unpack(list, geometry.cluster)))
+    }
+
+    /// Bytes of what it holds outside of the record.
+    #[must_use]
+    pub fn size(&self) -> Option<u64> {
+        u64_at(self.0, 0x30)
     }
 }
 
@@ -194,15 +226,21 @@ fn i8_at(bytes: &[u8], at: usize) -> Option<i8> {
     bytes.get(at).map(|byte| byte.cast_signed())
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+/// The little-endian number at byte `at`.
+#[must_use]
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+/// Likewise, of four bytes.
+#[must_use]
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+/// Likewise, of eight bytes.
+#[must_use]
+pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 

@@ -4,6 +4,7 @@
 //! **Invariant:** knows nothing of mounting or frames, and of devices only which of its nodes are
 //! shown as files; a folder of the host serves as well.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +20,7 @@ use crate::ahead::Ahead;
 use crate::blocks::BlockFile;
 use crate::contents::Contents;
 use crate::directories::Directory;
+use crate::grafts::Grafts;
 use crate::open_files::OpenFiles;
 use crate::resolve;
 use crate::small_files::Spaces;
@@ -41,6 +43,8 @@ pub struct Tree {
     volumes: VolumeNumbers,
     /// Devices that are shown as regular files.
     blocks: Box<[BlockFile]>,
+    /// Filesystems in the places of links.
+    pub(crate) grafts: Grafts,
 }
 
 impl Tree {
@@ -60,6 +64,7 @@ impl Tree {
             spaces: Spaces::default(),
             volumes: VolumeNumbers(Mutex::new(vec![first])),
             blocks: Box::default(),
+            grafts: Grafts::default(),
         })
     }
 
@@ -79,7 +84,7 @@ impl Tree {
         if self.blocks.is_empty() {
             return Ok(None);
         }
-        let located = resolve::locate(self.root(), path)?;
+        let located = self.locate(path)?;
         let stat = resolve::attributes(located.as_fd())?;
         Ok(BlockFile::find(&self.blocks, stat.st_mode, stat.st_rdev))
     }
@@ -91,13 +96,30 @@ impl Tree {
     pub(crate) fn open_shown(&self, path: &GuestPath) -> nix::Result<OwnedFd> {
         match self.block(path)? {
             Some(_) => resolve::open_device(self.root(), path),
-            None => resolve::open_regular(self.root(), path),
+            None => {
+                let (start, path) = self.start(path);
+                resolve::open_regular(start, &path)
+            }
         }
     }
 
     /// The root, as a place to resolve paths from.
-    pub fn root(&self) -> BorrowedFd<'_> {
+    fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Where the way to `path` begins, and what of it is left from there.
+    pub fn start<'p>(&self, path: &'p GuestPath) -> (BorrowedFd<'_>, Cow<'p, GuestPath>) {
+        self.grafts.start(self.root(), path)
+    }
+
+    /// A descriptor that names the file at `path`.
+    ///
+    /// # Errors
+    /// As [`resolve::locate`].
+    pub fn locate(&self, path: &GuestPath) -> nix::Result<OwnedFd> {
+        let (start, path) = self.start(path);
+        resolve::locate(start, &path)
     }
 
     /// Closes what is kept open, since a filesystem was mounted somewhere below.

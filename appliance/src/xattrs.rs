@@ -60,7 +60,11 @@ impl Tree {
         payload.append_with(|page| {
             let limit = page.len() + MAX_PAYLOAD;
             for name in names {
-                let path = [&prefix, name.as_bytes()].concat();
+                let graft = folder.join(name).ok().and_then(|path| self.grafts.at(&path));
+                let path = match graft {
+                    Some(root) => resolve::proc_path(root).into_bytes(),
+                    None => [&prefix, name.as_bytes()].concat(),
+                };
                 let path = CString::new(path).expect("neither a number nor a name has a NUL");
                 if !push_file(page, &space.read(&path), limit) {
                     break;
@@ -71,7 +75,7 @@ impl Tree {
     }
 
     fn xattr_path(&self, path: &GuestPath) -> nix::Result<Located> {
-        let fd = resolve::locate(self.root(), path)?;
+        let fd = self.locate(path)?;
         // fgetxattr(2) refuses O_PATH descriptors. The detour by /proc ends at the file itself,
         // also where it is a symbolic link, so that the calls which follow links are the right
         // ones.

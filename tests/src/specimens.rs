@@ -8,6 +8,7 @@ use xtask::disks::assembled;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::manifest::Entry;
 use xtask::disks::specimens::{Specimen, Specimens};
+use xtask::disks::windows;
 use xtask::skips::skip;
 
 use crate::program::given;
@@ -54,6 +55,16 @@ pub fn assembled<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
         }
     }
     images.try_into().ok()
+}
+
+/// The disks of a machine with Windows: system and data. `None`, and a skip, where they could not be
+/// made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn windows_disks() -> Option<[PathBuf; 2]> {
+    windows::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// The hash of a file.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use guestmnt_tests::program::{Workplace, text};
-use guestmnt_tests::specimens::assembled;
+use guestmnt_tests::specimens::{assembled, windows_disks};
 use xtask::disks::filesystems::Kind;
 use xtask::disks::{mkfs, partitions};
 use xtask::process::Tool;
@@ -177,4 +177,62 @@ fn all_filesystems_are_shown_and_what_cannot_be_is_told() {
     assert_eq!(finished.status, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("no operating system on the disks"), "{finished:?}");
     place.assert_clean(&["broken", "disk", "mnt"]);
+}
+
+#[test]
+fn a_windows_is_described_with_its_drives_and_mount_points() {
+    let Some([system, data]) = windows_disks() else { return };
+    let place = Workplace::new();
+    let disks = ["--format", "raw", "-a", text(&system), "-a", text(&data)];
+    let finished = place.run("guestimg", &[&["inspect"], &disks[..]].concat());
+    let expected = "\
+/dev/sda1: Windows 7 Professional
+  version      6.1.7601
+  host name    WORK-PC
+  users        ann  C:\\Users\\ann
+  drives       C:  /dev/sda1
+               D:  /dev/sdb1
+  mounts       /                    /dev/sda1
+               /mounts/mnt4         /dev/sdb2
+               /mounts/mnt4/deeper  /dev/sdb1
+  missing      /mounts/gone: Volume{4c1b02ff-d990-11dc-99ae-806e6f6e6963} is not there
+";
+    assert_eq!(finished.stdout, expected, "{finished:?}");
+    place.assert_clean(&[]);
+}
+
+#[test]
+fn a_windows_is_mounted_with_its_volumes_in_their_folders() {
+    let Some([system, data]) = windows_disks() else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let disks = ["--format", "raw", "-a", text(&system), "-a", text(&data)];
+    for way in [&[][..], &["--through-guest"]] {
+        let finished = place.run("guestmnt", &[&disks[..], way, &["-i", text(&mnt)]].concat());
+        assert_eq!(finished.status, Some(0), "{finished:?}");
+        assert!(finished.stderr.contains("/mounts/gone: Volume{4c1b02ff"), "{finished:?}");
+        assert_eq!(read(mnt.join("Users/ann/letter.txt")), "Dear reader\r\n");
+        // Listed before it is entered, and entered without being listed.
+        let listed: Vec<(String, bool)> = fs::read_dir(mnt.join("mounts"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| {
+                let is_folder = entry.metadata().unwrap().is_dir();
+                (entry.file_name().into_string().unwrap(), is_folder)
+            })
+            .collect();
+        assert!(listed.contains(&("mnt4".to_owned(), true)), "{listed:?}");
+        assert_eq!(read(mnt.join("mounts/mnt4/data.txt")), "data\n");
+        assert_eq!(read(mnt.join("mounts/mnt4/deeper/d.txt")), "drive D\n");
+        assert_eq!(names(&mnt.join("mounts/mnt4")), ["data.txt", "deeper"]);
+        place.unmount(&mnt);
+    }
+
+    // Named by hand, as well.
+    let mounts = ["-m", "/dev/sda1", "-m", "/dev/sdb2:/mounts/mnt4", text(&mnt)];
+    place.mount(&[&disks[..], &mounts].concat());
+    assert_eq!(read(mnt.join("mounts/mnt4/data.txt")), "data\n");
+    assert!(fs::read_dir(mnt.join("mounts/mnt4/deeper")).is_err());
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt"]);
 }

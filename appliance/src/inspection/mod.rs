@@ -27,6 +27,7 @@ use self::named::Volumes;
 use crate::assembly::Assembly;
 use crate::failure::{errno_of, plain};
 use crate::kmsg;
+use crate::mount_points::volume_mounts;
 use crate::mounts::{Source, unmount};
 use crate::resolve;
 use crate::volumes;
@@ -98,7 +99,10 @@ fn system_on(
         }
     };
     match kind {
-        "ntfs" => windows::system_on(&mounted, root, volumes),
+        "ntfs" => windows::system_on(&mounted, root, volumes, &|volume| {
+            let node = assembly.node(volume);
+            node.map(|node| volume_mounts(&node)).unwrap_or_default()
+        }),
         _ => linux::system_on(&mounted, root, volumes),
     }
 }

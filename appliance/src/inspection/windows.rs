@@ -3,12 +3,14 @@
 //! A volume is known to Windows by what `MountedDevices` remembers of it: signature of the disk and
 //! first byte in an MBR, the partition's GUID in a GPT.
 
-use guestmnt_protocol::system::{Drive, DriveLetter, Family, System, User};
+use guestmnt_protocol::path::GuestPath;
+use guestmnt_protocol::system::{Drive, DriveLetter, Family, MountPoint, System, User};
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 
 use super::hive::{Hive, Key, Value};
 use super::named::Volumes;
 use super::{MAX_ITEMS, Mounted, words};
+use crate::mount_points::VolumeMount;
 
 /// Where the registry is, in the spelling of most.
 const REGISTRY: [&str; 2] = ["Windows/System32/config", "WINNT/system32/config"];
@@ -16,8 +18,16 @@ const REGISTRY: [&str; 2] = ["Windows/System32/config", "WINNT/system32/config"]
 /// From which build on it is Windows 11, though it calls itself 10.
 const ELEVEN: u32 = 22_000;
 
+/// Tells the mount points of an NTFS volume.
+pub type PointsOf<'a> = &'a dyn Fn(&VolumeName) -> Vec<VolumeMount>;
+
 /// The Windows on `mounted`, if there is one.
-pub fn system_on(mounted: &Mounted, root: &Mountable, volumes: &Volumes) -> Option<System> {
+pub fn system_on(
+    mounted: &Mounted,
+    root: &Mountable,
+    volumes: &Volumes,
+    points_of: PointsOf,
+) -> Option<System> {
     let config = REGISTRY.iter().find_map(|path| mounted.spelled(path))?;
     let hive = |name: &str| {
         let path = mounted.spelled(&format!("{config}/{name}"))?;
@@ -29,6 +39,9 @@ pub fn system_on(mounted: &Mounted, root: &Mountable, volumes: &Volumes) -> Opti
     let control = format!("ControlSet{:03}", control_set(&system));
     let computer = system.key(&format!("{control}\\Control\\ComputerName\\ComputerName"));
     let host_name = computer.and_then(|key| text(&key, "ComputerName"));
+    let known: Vec<Value> =
+        system.key("MountedDevices").iter().flat_map(Key::values).take(MAX_ITEMS).collect();
+    let (mounts, missing) = mounts(&known, volumes, root, points_of);
     Some(System {
         root: root.clone(),
         family: Family::Windows,
@@ -36,9 +49,9 @@ pub fn system_on(mounted: &Mounted, root: &Mountable, volumes: &Volumes) -> Opti
         version: version.number,
         host_name: host_name.unwrap_or_default(),
         users: software.as_ref().map(users).unwrap_or_default(),
-        mounts: Vec::new(),
-        drives: drives(&system, volumes, root),
-        missing: Vec::new(),
+        mounts,
+        drives: drives(&known, volumes, root),
+        missing,
     })
 }
 
@@ -90,9 +103,8 @@ fn users(software: &Hive) -> Vec<User> {
 }
 
 /// The drives whose volumes are on the disks.
-fn drives(system: &Hive, volumes: &Volumes, root: &Mountable) -> Vec<Drive> {
-    let mounted = system.key("MountedDevices");
-    let drive = |value: Value| {
+fn drives(known: &[Value], volumes: &Volumes, root: &Mountable) -> Vec<Drive> {
+    let drive = |value: &Value| {
         let letter = value.name.strip_prefix("\\DosDevices\\")?.strip_suffix(':')?;
         let mut characters = letter.chars();
         let (Some(letter), None) = (characters.next(), characters.next()) else { return None };
@@ -100,10 +112,46 @@ fn drives(system: &Hive, volumes: &Volumes, root: &Mountable) -> Vec<Drive> {
         let volume = Remembered::parse(&value.data)?.volume(volumes, root.volume())?;
         Some(Drive { letter, device: volume.clone().into() })
     };
-    let mut drives: Vec<Drive> = mounted.iter().flat_map(Key::values).filter_map(drive).collect();
+    let mut drives: Vec<Drive> = known.iter().filter_map(drive).collect();
     drives.sort_by_key(|drive| drive.letter);
     drives.dedup_by_key(|drive| drive.letter);
     drives
+}
+
+/// What is mounted into folders of `root`, and into folders of that; and which of it is not there.
+fn mounts(
+    known: &[Value],
+    volumes: &Volumes,
+    root: &Mountable,
+    points_of: PointsOf,
+) -> (Vec<MountPoint>, Vec<String>) {
+    let (mut mounts, mut missing) = (Vec::new(), Vec::new());
+    // A volume can be mounted into one of its own folders: each is shown once.
+    let mut seen = vec![root.volume().clone()];
+    let mut todo = vec![(root.volume().clone(), GuestPath::root())];
+    while let Some((volume, place)) = todo.pop() {
+        for VolumeMount { at, volume: guid } in points_of(&volume) {
+            let at = [place.as_bytes(), at.as_bytes()].join(&b'/');
+            let Ok(at) = GuestPath::parse(&at) else { continue };
+            if mounts.len() + missing.len() == MAX_ITEMS {
+                return (mounts, missing);
+            }
+            let name = format!("\\??\\Volume{{{guid}}}");
+            let value = known.iter().find(|value| value.name.eq_ignore_ascii_case(&name));
+            let found = value.and_then(|value| Remembered::parse(&value.data));
+            match found.and_then(|found| found.volume(volumes, root.volume())) {
+                Some(volume) if seen.contains(volume) => {}
+                Some(volume) => {
+                    seen.push(volume.clone());
+                    todo.push((volume.clone(), at.clone()));
+                    let device = volume.clone().into();
+                    mounts.push(MountPoint { device, at, options: String::new() });
+                }
+                None => missing.push(words(&format!("{at}: Volume{{{guid}}} is not there"))),
+            }
+        }
+    }
+    (mounts, missing)
 }
 
 /// What Windows remembers of a volume.
@@ -155,7 +203,20 @@ mod tests {
 
     fn found_in(folder: &Path) -> Option<System> {
         let mounted = Mounted::folder(folder).unwrap();
-        system_on(&mounted, &"/dev/sda2".parse().unwrap(), &volumes())
+        system_on(&mounted, &"/dev/sda2".parse().unwrap(), &volumes(), &points_of)
+    }
+
+    /// Volumes in folders of each other, in a circle, and one that is not there.
+    fn points_of(volume: &VolumeName) -> Vec<VolumeMount> {
+        let point = |at: &str, volume: &str| VolumeMount {
+            at: GuestPath::parse(at.as_bytes()).unwrap(),
+            volume: volume.to_owned(),
+        };
+        match volume.to_string().as_str() {
+            "/dev/sda2" => vec![point("/mnt/one", "AAAA"), point("/gone", "dddd")],
+            "/dev/sdc1" => vec![point("/two", "bbbb"), point("/back", "cccc")],
+            _ => Vec::new(),
+        }
     }
 
     fn system_hive() -> Key {
@@ -175,7 +236,10 @@ mod tests {
             .set("\\DosDevices\\C:", place(2 << 20))
             .set("\\DosDevices\\E:", place(77 << 20))
             .set("\\DosDevices\\F:", b"\\\0?\0?\0\\\0U\0S\0B\0".to_vec())
-            .set("\\DosDevices\\CD:", place(2 << 20));
+            .set("\\DosDevices\\CD:", place(2 << 20))
+            .set("\\??\\Volume{aaaa}", [b"DMIO:ID:".as_slice(), &guid].concat())
+            .set("\\??\\Volume{bbbb}", place(1 << 20))
+            .set("\\??\\Volume{cccc}", place(2 << 20));
         system
     }
 
@@ -191,6 +255,11 @@ mod tests {
         let drives: Vec<String> =
             bare.drives.iter().map(|drive| format!("{} {}", drive.letter, drive.device)).collect();
         assert_eq!(drives, ["C: /dev/sda2", "D: /dev/sdc1"]);
+
+        let mounts: Vec<String> =
+            bare.mounts.iter().map(|mount| format!("{} {}", mount.at, mount.device)).collect();
+        assert_eq!(mounts, ["/mnt/one /dev/sdc1", "/mnt/one/two /dev/sda1"]);
+        assert_eq!(bare.missing, ["/gone: Volume{dddd} is not there"]);
 
         let mut software = Key::root();
         software

@@ -235,7 +235,7 @@ mod tests {
         let printed = String::from_utf8(printed).unwrap();
         assert!(printed.contains("[\\Select]"), "{printed}");
         assert!(printed.contains("\"Current\"=dword:00000001"), "{printed}");
-        assert!(printed.contains("\"Name\"=\"green\""), "{printed}");
+        assert!(printed.contains("\"Name\"=str(1):\"green\""), "{printed}");
         assert!(printed.contains("[\\MountedDevices]"), "{printed}");
     }
 }

@@ -28,6 +28,7 @@ pub mod ntfs;
 pub mod partitions;
 pub mod sparse;
 pub mod specimens;
+pub mod windows;
 pub mod workshop;
 
 use std::fs;

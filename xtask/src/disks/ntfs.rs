@@ -61,6 +61,13 @@ pub enum Edit<'a> {
         /// What is in it.
         text: String,
     },
+    /// Makes an empty folder one into which Windows mounts a volume.
+    MountPoint {
+        /// The folder in the volume.
+        at: String,
+        /// The volume's GUID.
+        volume: String,
+    },
     /// Takes over a modification time.
     Time {
         /// On the host.
@@ -179,11 +186,32 @@ impl Edit<'_> {
             Self::Stream { to, name, text } => {
                 format!("printf %s {} > {}\n", quote(text), inside(&format!("{to}:{name}")))
             }
+            Self::MountPoint { at, volume } => format!(
+                "setfattr --name system.ntfs_reparse_data --value {} {}\n",
+                mount_point(volume),
+                inside(at)
+            ),
             Self::Time { from, to } => {
                 format!("touch --no-create --reference={} {}\n", path(from), inside(to))
             }
         }
     }
+}
+
+/// The data of a reparse point as mountvol.exe writes it, in hexadecimal: a name for programs and an
+/// empty one for people. Source: \[MS-FSCC\] 2.1.2.5.
+fn mount_point(volume: &str) -> String {
+    let name: Vec<u8> =
+        format!("\\??\\Volume{{{volume}}}\\").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let length = u16::try_from(name.len()).expect("a GUID is short");
+    let mut data = 0xa000_0003_u32.to_le_bytes().to_vec();
+    // Both names end in NUL.
+    for number in [length + 12, 0, 0, length, length + 2, 0] {
+        data.extend(number.to_le_bytes());
+    }
+    data.extend(name);
+    data.extend([0; 4]);
+    data.iter().fold("0x".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// `text` as one word of sh(1).

@@ -20,7 +20,7 @@ use super::content::{Tree, set_moment};
 use super::filesystems::{Keeps, Kind, Names, Times};
 use super::manifest::{Entry, scan};
 use super::ntfs::{Edit, Volume};
-use super::{assembled, locked, mkfs, sparse};
+use super::{assembled, locked, mkfs, sparse, windows};
 use crate::Error;
 use crate::places::Places;
 use crate::process::Tool;
@@ -69,7 +69,8 @@ impl Specimens {
         let lacking = || -> Vec<Kind> {
             Kind::ALL.into_iter().filter(|&kind| !specimens.file(kind, "json").exists()).collect()
         };
-        if lacking().is_empty() && specimens.crowd().exists() && assembled::are_there(&specimens) {
+        let whole = assembled::are_there(&specimens) && windows::are_there(&specimens);
+        if lacking().is_empty() && specimens.crowd().exists() && whole {
             // Perhaps root made them, and this user may not lock anything there.
             return Ok(specimens);
         }
@@ -88,6 +89,7 @@ impl Specimens {
                 Ok(((), format!("{CROWD} files")))
             })?;
         }
+        windows::ensure(&specimens)?;
         if !assembled::are_there(&specimens) {
             step("disks to be assembled", || {
                 assembled::ensure(&specimens, places)?;
@@ -195,7 +197,10 @@ impl Specimens {
 }
 
 /// Puts a finished image where everybody may read it.
-fn keep_file(image: &Path, kept: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::File`].
+pub fn keep_file(image: &Path, kept: &Path) -> Result<(), Error> {
     fs::set_permissions(image, fs::Permissions::from_mode(0o644))
         .and_then(|()| fs::rename(image, kept))
         .map_err(Error::file("write", kept))

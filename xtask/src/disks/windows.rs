@@ -1,0 +1,160 @@
+//! Two disks of a machine with Windows: its system, and a disk with two volumes, of which one is drive
+//! D: and the other is mounted into a folder of C:. Into a folder of that one D: is mounted once more.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::content::Tree;
+use super::hive::Key;
+use super::ntfs::{Edit, Format, Volume};
+use super::partitions::{self, Partition, SECTOR};
+use super::specimens::Specimens;
+use crate::Error;
+
+/// The images.
+pub const DISKS: [&str; 2] = ["windows-system.img", "windows-data.img"];
+
+/// Signatures of the disks, and sectors of a volume and before the first.
+const IDS: [u32; 2] = [0x1122_3344, 0x5566_7788];
+const SECTORS: u64 = 32 << 11;
+const FIRST: u64 = 2048;
+
+/// The volumes: by the number of the disk, the first sector, and the GUID that Windows gave it.
+struct Known {
+    disk: usize,
+    start: u64,
+    guid: &'static str,
+}
+
+const C: Known = Known { disk: 0, start: FIRST, guid: "4c1b02c1-d990-11dc-99ae-806e6f6e6963" };
+const D: Known = Known { disk: 1, start: FIRST, guid: "4c1b02c2-d990-11dc-99ae-806e6f6e6963" };
+const DATA: Known =
+    Known { disk: 1, start: FIRST + SECTORS, guid: "4c1b02c3-d990-11dc-99ae-806e6f6e6963" };
+
+/// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
+///
+/// # Errors
+/// [`Error::File`]. That they cannot be made is none.
+pub fn ensure(specimens: &Specimens) -> Result<(), Error> {
+    if are_there(specimens) {
+        return Ok(());
+    }
+    let missing = missing_in(specimens);
+    match make(specimens) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            fs::write(&missing, format!("disks of a Windows cannot be made here: {error}"))
+                .map_err(Error::file("write", &missing))
+        }
+    }
+}
+
+/// Whether both are there.
+#[must_use]
+pub fn are_there(specimens: &Specimens) -> bool {
+    DISKS.iter().all(|name| specimens.folder().join(name).exists())
+}
+
+/// The two images, or why there are none.
+///
+/// # Errors
+/// The reason.
+pub fn images(specimens: &Specimens) -> Result<[PathBuf; 2], String> {
+    if are_there(specimens) {
+        return Ok(DISKS.map(|name| specimens.folder().join(name)));
+    }
+    let reason = fs::read_to_string(missing_in(specimens));
+    Err(reason.unwrap_or_else(|_| "disks of a Windows were not made".to_owned()))
+}
+
+fn missing_in(specimens: &Specimens) -> PathBuf {
+    specimens.folder().join("windows.missing")
+}
+
+fn make(specimens: &Specimens) -> Result<(), Error> {
+    let staging = tempfile::tempdir_in(specimens.folder())
+        .map_err(Error::file("write in", specimens.folder()))?;
+    let volume = |known: &Known, name: &str, files: &[(&str, &[u8])], folders: &[&str]| {
+        let folder = staging.path().join(name);
+        let tree = Tree::new(&folder)?;
+        for folder in folders {
+            tree.folder(folder)?;
+        }
+        for (path, bytes) in files {
+            let file = folder.join(path);
+            fs::write(&file, bytes).map_err(Error::file("write", &file))?;
+        }
+        let format = Format { sectors: SECTORS, start: known.start, label: name };
+        let volume = Volume::format(staging.path().join(format!("{name}.raw")), &format)?;
+        volume.edit(&[Edit::Tree(&folder)])?;
+        Ok::<Volume, Error>(volume)
+    };
+    let point = |at: &str, known: &Known| Edit::MountPoint {
+        at: at.to_owned(),
+        volume: known.guid.to_owned(),
+    };
+    let config = "Windows/System32/config";
+    let (system_hive, software_hive) = (format!("{config}/SYSTEM"), format!("{config}/SOFTWARE"));
+    let (system, software) = (system().hive(), software().hive());
+    let files = [
+        (system_hive.as_str(), system.as_slice()),
+        (software_hive.as_str(), &software),
+        ("Users/ann/letter.txt", b"Dear reader\r\n"),
+    ];
+    let folders = [
+        "Windows",
+        "Windows/System32",
+        config,
+        "Users",
+        "Users/ann",
+        "mounts",
+        "mounts/mnt4",
+        "mounts/gone",
+    ];
+    let c = volume(&C, "system", &files, &folders)?;
+    let gone = Known { guid: "4c1b02ff-d990-11dc-99ae-806e6f6e6963", ..C };
+    c.edit(&[point("mounts/mnt4", &DATA), point("mounts/gone", &gone)])?;
+    let d = volume(&D, "d", &[("d.txt", b"drive D\n")], &[])?;
+    let data = volume(&DATA, "data", &[("data.txt", b"data\n")], &["deeper"])?;
+    data.edit(&[point("deeper", &D)])?;
+
+    let rows: [&[(&Known, &Path)]; 2] =
+        [&[(&C, c.image())], &[(&D, d.image()), (&DATA, data.image())]];
+    for ((name, id), rows) in DISKS.iter().zip(IDS).zip(rows) {
+        let rows: Vec<Partition> =
+            rows.iter().map(|(known, image)| Partition { start: known.start, image }).collect();
+        let disk = staging.path().join(name);
+        partitions::ntfs_disk(&disk, FIRST + 2 * SECTORS, id, &rows)?;
+        super::specimens::keep_file(&disk, &specimens.folder().join(name))?;
+    }
+    Ok(())
+}
+
+fn system() -> Key {
+    let mut system = Key::root();
+    system.at("Select").set("Current", 1).set("Default", 1);
+    let name = "ControlSet001\\Control\\ComputerName\\ComputerName";
+    system.at(name).set("ComputerName", "WORK-PC");
+    let place = |known: &Known| {
+        let start = known.start * SECTOR;
+        [IDS[known.disk].to_le_bytes().as_slice(), &start.to_le_bytes()].concat()
+    };
+    let mounted = system.at("MountedDevices");
+    mounted.set("\\DosDevices\\C:", place(&C)).set("\\DosDevices\\D:", place(&D));
+    for known in [&C, &D, &DATA] {
+        mounted.set(&format!("\\??\\Volume{{{}}}", known.guid), place(known));
+    }
+    system
+}
+
+fn software() -> Key {
+    let mut software = Key::root();
+    let version = software.at("Microsoft\\Windows NT\\CurrentVersion");
+    version
+        .set("ProductName", "Windows 7 Professional")
+        .set("CurrentVersion", "6.1")
+        .set("CurrentBuild", "7601");
+    let ann = version.at("ProfileList\\S-1-5-21-1111-2222-3333-1000");
+    ann.set("ProfileImagePath", "C:\\Users\\ann");
+    software
+}
