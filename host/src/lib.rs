@@ -3,6 +3,9 @@
 pub mod cli;
 mod counts;
 pub mod disk;
+pub mod export;
+pub mod extract;
+pub mod files;
 pub mod fs;
 pub mod guest;
 pub mod image;

@@ -10,17 +10,17 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use guestmnt_protocol::volume::Mountable;
 use log::debug;
 
 use super::background::{self, Side};
 use super::images::{ImageArguments, KeyArguments};
+use super::selection::SelectionArguments;
 use super::{descriptor, is_root, raise_file_limit, start_logging};
 use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
-use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, MountSpec, Plan, check_count, in_order};
+use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, check_count};
 use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
@@ -46,24 +46,12 @@ struct Arguments {
     #[command(flatten)]
     images: ImageArguments,
 
-    /// What to mount where in the folder: one for /, others in its directories
-    #[arg(short = 'm', long = "mount", value_name = "DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]")]
-    mount: Vec<MountSpec>,
+    #[command(flatten)]
+    selection: SelectionArguments,
 
     /// Show disks, partitions and volumes as files, instead of mounting filesystems
-    #[arg(long, conflicts_with = "mount")]
+    #[arg(long, conflicts_with_all = ["mount", "inspector", "all"])]
     blocks: bool,
-    /// Find the operating system, and mount its filesystems where they belong
-    #[arg(short = 'i', long, conflicts_with_all = ["mount", "all", "blocks"])]
-    inspector: bool,
-
-    /// With several operating systems: the filesystem that the one meant starts from
-    #[arg(long, value_name = "DEV", requires = "inspector", value_parser = mountable)]
-    root: Option<Mountable>,
-
-    /// Mount all filesystems, each in a folder named after its device
-    #[arg(long, conflicts_with_all = ["mount", "blocks"])]
-    all: bool,
 
     /// Read-only, which is the default
     #[arg(short = 'r', long)]
@@ -185,11 +173,11 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     let timings = Timings::start();
     let disks = arguments.images.resolved(disks).map_err(boxed)?;
     check_count(disks.len()).map_err(boxed)?;
-    let selection = match arguments {
-        Arguments { inspector: true, root, .. } => Selection::System(root),
-        Arguments { all: true, .. } => Selection::Everything,
-        Arguments { blocks: true, .. } => Selection::Blocks,
-        Arguments { mount, .. } => Selection::Named(in_order(mount, disks.len()).map_err(boxed)?),
+    let selection = if arguments.blocks {
+        Selection::Blocks
+    } else {
+        let named = arguments.selection.of(disks.len()).map_err(boxed)?;
+        named.ok_or_else(|| boxed(PlanError::NoRoot))?
     };
     let keys = arguments.keys.fetch().map_err(boxed)?;
     let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
@@ -259,10 +247,6 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
 /// An error of any of the steps: all that is done with it is to print it.
 fn boxed(error: impl fmt::Display + 'static) -> Box<dyn fmt::Display> {
     Box::new(error)
-}
-
-fn mountable(text: &str) -> Result<Mountable, String> {
-    text.parse().map_err(|error| format!("{text} is {error}"))
 }
 
 /// Root is not needed; the first time that root calls, it is told so.

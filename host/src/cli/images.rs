@@ -86,6 +86,20 @@ impl ImageArguments {
         specs.collect()
     }
 
+    /// The image `path`, which is the value of the option or argument `id`, with the `--format` and
+    /// `--blocksize` that stood before it.
+    #[must_use]
+    pub fn disk(&self, matches: &ArgMatches, id: &str, path: PathBuf) -> DiskSpec {
+        let place = matches.index_of(id).unwrap_or_default();
+        let formats = placed(matches, "format", &self.format);
+        let block_sizes = placed(matches, "blocksize", &self.blocksize);
+        DiskSpec {
+            path,
+            format: last_before(place, &formats).and_then(|choice| choice.0),
+            block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
+        }
+    }
+
     /// Puts the disks of virtual machines in the place of their folders.
     ///
     /// # Errors

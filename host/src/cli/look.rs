@@ -1,19 +1,24 @@
-//! A VM for the subcommands that look into disks and mount nothing: the options that all of these
-//! have, and what becomes of them.
+//! A VM for the subcommands that look into disks, without FUSE: the options that all of these have,
+//! and what becomes of them.
 
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgMatches, Args};
 
 use super::images::{ImageArguments, KeyArguments};
+use super::selection::SelectionArguments;
+use crate::files::Files;
+use crate::guest::Guest;
 use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{Launched, launch};
-use crate::session::plan::{DEFAULT_MEMORY_MIB, Plan, check_count};
+use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, check_count};
 use crate::session::timings::Timings;
+use crate::vm::Vm;
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::confinement::Policy;
 
@@ -24,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 #[derive(Args)]
 pub struct LookArguments {
     #[command(flatten)]
-    images: ImageArguments,
+    pub images: ImageArguments,
 
     #[command(flatten)]
     keys: KeyArguments,
@@ -42,33 +47,98 @@ pub struct LookArguments {
     pub verbose: bool,
 }
 
+/// Which disks, and which of their filesystems: the only one where nothing is said.
+#[derive(Args)]
+pub struct FilesArguments {
+    #[command(flatten)]
+    pub look: LookArguments,
+
+    #[command(flatten)]
+    selection: SelectionArguments,
+}
+
 impl LookArguments {
     /// A guest that sees the disks, in which nothing is mounted.
     ///
     /// # Errors
     /// Whatever stopped it, in words for people.
     pub fn launch(&self, matches: &ArgMatches) -> Result<Launched, Box<dyn Display>> {
-        let disks = self.images.resolved(self.images.disks(matches)).map_err(boxed)?;
+        let nothing = Selection::Named(Vec::new());
+        let plan = self.plan(self.images.disks(matches), nothing)?;
+        launch(&plan, &Timings::start()).map_err(boxed)
+    }
+
+    /// What is to be launched for `disks`. What the host can read itself does not go through the
+    /// guest.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the options, in words for people.
+    pub fn plan(
+        &self,
+        disks: Vec<DiskSpec>,
+        selection: Selection,
+    ) -> Result<Plan, Box<dyn Display>> {
+        let disks = self.images.resolved(disks).map_err(boxed)?;
         check_count(disks.len()).map_err(boxed)?;
         let keys = self.keys.fetch().map_err(boxed)?;
         let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
-        let plan = Plan {
+        Ok(Plan {
             disks,
             allow_paths: self.images.allow_path.clone(),
-            selection: Selection::Named(Vec::new()),
+            selection,
             keys,
             mountpoint: PathBuf::new(),
             fuse_options: FuseOptions::merged(&[]),
             accelerator: self.accel,
             use_template: true,
             memory_mib: self.memsize.unwrap_or(usual_memory),
-            through_guest: true,
+            through_guest: false,
             bulk: true,
             timeout: TIMEOUT,
             confinement: Policy::BestEffort,
             stats: false,
-        };
-        launch(&plan, &Timings::start()).map_err(boxed)
+        })
+    }
+}
+
+impl FilesArguments {
+    /// The files of the filesystems that are meant.
+    ///
+    /// # Errors
+    /// Whatever stopped it, in words for people.
+    pub fn open(&self, matches: &ArgMatches) -> Result<Opened, Box<dyn Display>> {
+        let mut plan = self.look.plan(self.look.images.disks(matches), Selection::Sole)?;
+        if let Some(named) = self.selection.of(plan.disks.len()).map_err(boxed)? {
+            plan.selection = named;
+        }
+        Opened::of(launch(&plan, &Timings::start()).map_err(boxed)?)
+    }
+}
+
+/// A guest whose files can be read.
+pub struct Opened {
+    /// The files.
+    pub files: Files,
+    guest: Arc<Guest>,
+    vm: Vm,
+}
+
+impl Opened {
+    /// Those of a guest that was launched.
+    ///
+    /// # Errors
+    /// Where there can be no threads.
+    pub fn of(launched: Launched) -> Result<Self, Box<dyn Display>> {
+        let guest = Arc::new(launched.guest);
+        let files = Files::of(Arc::clone(&guest), launched.disks).map_err(boxed)?;
+        Ok(Self { files, guest, vm: launched.vm })
+    }
+
+    /// Ends the VM. Nothing in it is worth being unmounted: it was not written to.
+    pub fn close(self) {
+        drop(self.files);
+        drop(self.guest);
+        self.vm.quit();
     }
 }
 

@@ -6,6 +6,8 @@ pub mod guestmnt;
 pub mod guestunmnt;
 mod images;
 mod look;
+mod progress;
+mod selection;
 mod utc;
 
 use std::io::Write;

@@ -14,6 +14,7 @@ use guestmnt_protocol::volume::{Mountable, VolumeName};
 use log::{info, warn};
 
 use super::keys;
+use super::launch::Suggestions;
 use super::plan::MountSpec;
 use crate::guest::{Guest, GuestError};
 
@@ -28,6 +29,8 @@ pub enum Selection {
     Everything,
     /// Disks, partitions and volumes as files (`--blocks`).
     Blocks,
+    /// The only filesystem that there is.
+    Sole,
 }
 
 /// What is mounted where, once that is decided: enough to mount it again.
@@ -61,6 +64,8 @@ pub enum ArrangementError {
     SeveralSystems(Vec<System>),
     /// There is no filesystem that can be mounted.
     NoFilesystem,
+    /// None was named, and there is not one alone.
+    NotOne(Vec<Volume>),
     /// This one cannot be mounted.
     Mount(Box<MountSpec>, GuestError),
     /// The guest broke down.
@@ -84,6 +89,9 @@ impl fmt::Display for ArrangementError {
                 "there is no filesystem on the disks that can be mounted\n  hint: guestimg \
                  filesystems --all lists what is there",
             ),
+            Self::NotOne(volumes) => {
+                write!(f, "no filesystem is named with -m{}", Suggestions(volumes))
+            }
             Self::Mount(spec, error) => {
                 write!(f, "cannot mount {} on {}: {error}", spec.device, spec.at)
             }
@@ -143,6 +151,11 @@ impl Selection {
                 }
                 of_all(&volumes)
             }
+            Self::Sole => {
+                let volumes = guest.volumes().map_err(ArrangementError::Guest)?;
+                let spec = sole(&volumes).ok_or(ArrangementError::NotOne(volumes))?;
+                Ok(Arrangement { required: vec![spec], ..Arrangement::default() })
+            }
             Self::Blocks => Ok(Arrangement { root: Root::Blocks, ..Arrangement::default() }),
         }
     }
@@ -156,6 +169,17 @@ fn choose(mut systems: Vec<System>, root: Option<&Mountable>) -> Result<System, 
         (0, _) | (_, None) => Err(ArrangementError::NoSystem(root.cloned(), systems)),
         _ => Err(ArrangementError::SeveralSystems(systems)),
     }
+}
+
+/// The only filesystem among `volumes`.
+fn sole(volumes: &[Volume]) -> Option<MountSpec> {
+    let mut filesystems = volumes.iter().filter(|volume| {
+        matches!(volume.device, Mountable::Volume(_))
+            && matches!(volume.content, Content::Filesystem(_))
+    });
+    let device = filesystems.next()?.device.clone();
+    let spec = MountSpec { device, at: GuestPath::root(), options: String::new(), fstype: None };
+    filesystems.next().is_none().then_some(spec)
 }
 
 fn of_system(system: &System) -> Arrangement {
@@ -339,6 +363,9 @@ mod tests {
             volume("btrfsvol:/dev/vg/root/@", filesystem("btrfs")),
             volume("/dev/sda2", Content::Other("swap".to_owned())),
         ];
+        assert_eq!(sole(&volumes), None);
+        assert_eq!(sole(&volumes[..2]).unwrap().device, volumes[1].device);
+        assert_eq!(sole(&volumes[..1]), None);
         let arrangement = of_all(&volumes).unwrap();
         let shown = |spec: &MountSpec| format!("{} {} {}", spec.device, spec.at, spec.options);
         let shown: Vec<String> = arrangement.others.iter().map(shown).collect();

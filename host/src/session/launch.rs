@@ -113,7 +113,7 @@ impl From<VmError> for LaunchError {
 }
 
 /// The filesystems that could have been meant.
-struct Suggestions<'a>(&'a [Volume]);
+pub(super) struct Suggestions<'a>(pub &'a [Volume]);
 
 impl fmt::Display for Suggestions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

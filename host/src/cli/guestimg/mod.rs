@@ -1,12 +1,17 @@
 //! `guestimg`: tells about images, mounts and this host. Each subcommand has a file of its own.
 
 mod canary;
+mod cat;
 mod chain;
+mod cp;
 mod doctor;
+mod export;
 mod filesystems;
 mod inspect;
+mod ls;
 mod status;
 mod table;
+mod tar;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -16,7 +21,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use super::{raise_file_limit, start_logging};
 
 const AFTER_HELP: &str = "\
-Exit status: 0 all is well; 1 usage or internal error, or an error that is told; 2 doctor: mounts work,
+Exit status: 0 all is well; 1 usage or internal error, or an error that is told, of one file also; 2 doctor: mounts work,
 but something is missing; status: a mount lacks a layer or cannot be looked into; chain: something is
 broken; 3 doctor: mounts do not work; status: no such mount.";
 
@@ -33,6 +38,11 @@ enum Command {
     /// List filesystems, partitions, logical volumes and what else is on the disks
     Filesystems(filesystems::Arguments),
     Inspect(inspect::Arguments),
+    Ls(ls::Arguments),
+    Cat(cat::Arguments),
+    Cp(cp::Arguments),
+    Tar(tar::Arguments),
+    Export(export::Arguments),
     Chain(chain::Arguments),
     Status(status::Arguments),
     Doctor(doctor::Arguments),
@@ -52,25 +62,32 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return usage(&error),
     };
     let (_, matches) = matches.subcommand().expect("clap asks for a subcommand");
-    let verbose = match &arguments.command {
-        Command::Filesystems(given) => given.look.verbose,
-        Command::Inspect(given) => given.look.verbose,
-        _ => false,
+    let look = match &arguments.command {
+        Command::Filesystems(arguments) => Some(&arguments.look),
+        Command::Inspect(arguments) => Some(&arguments.look),
+        Command::Ls(arguments) => Some(&arguments.files.look),
+        Command::Cat(arguments) => Some(&arguments.files.look),
+        Command::Cp(arguments) => Some(&arguments.files.look),
+        Command::Tar(arguments) => Some(&arguments.files.look),
+        Command::Export(arguments) => Some(&arguments.look),
+        Command::Chain(_) | Command::Status(_) | Command::Doctor(_) | Command::Canary(_) => None,
     };
-    start_logging("guestimg", verbose, false);
+    start_logging("guestimg", look.is_some_and(|look| look.verbose), false);
+    // Chains of split disks have hundreds of extents.
+    raise_file_limit();
     let done = match arguments.command {
         Command::Filesystems(arguments) => {
-            raise_file_limit();
             filesystems::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
         }
         Command::Inspect(arguments) => {
-            raise_file_limit();
             inspect::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
         }
-        Command::Chain(arguments) => {
-            raise_file_limit();
-            chain::run(&arguments)
-        }
+        Command::Ls(arguments) => ls::run(&arguments, matches),
+        Command::Cat(arguments) => cat::run(&arguments, matches),
+        Command::Cp(arguments) => cp::run(&arguments, matches),
+        Command::Tar(arguments) => tar::run(&arguments, matches),
+        Command::Export(arguments) => export::run(&arguments, matches),
+        Command::Chain(arguments) => chain::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Canary(arguments) => canary::run(&arguments),
