@@ -10,7 +10,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 /// Bytes of the largest file.
-const MOST: u32 = 16 << 20;
+const MOST: u32 = 4 << 20;
 
 thread_local! {
     static FOLDER: TempDir = tempfile::tempdir().expect("a folder is to be had");

@@ -256,6 +256,28 @@ fn adler32(data: &[u8]) -> u32 {
     b << 16 | a
 }
 
+/// A qcow2 of 1 MiB with a backing file.
+#[must_use]
+pub fn qcow2_over(name: &[u8], format: &str) -> Vec<u8> {
+    const NAME_AT: u64 = 512;
+    let mut bytes = vec![0; 512];
+    let mut put = |at: usize, value: u64, width: usize| {
+        bytes[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
+    };
+    put(0, 0x5146_49fb, 4);
+    put(4, 3, 4);
+    put(8, NAME_AT, 8);
+    put(16, name.len() as u64, 4);
+    put(20, 16, 4);
+    put(24, 1 << 20, 8);
+    put(100, 104, 4);
+    put(104, 0xe279_2aca, 4);
+    put(108, format.len() as u64, 4);
+    bytes[112..112 + format.len()].copy_from_slice(format.as_bytes());
+    bytes.extend(name);
+    bytes
+}
+
 /// The text of a VMDK with the given extent lines, without a parent.
 #[must_use]
 pub fn descriptor(create_type: &str, lines: &str) -> String {

@@ -5,89 +5,19 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use guestmnt_tests::images::{descriptor, snapshot};
-use guestmnt_tests::program::{Workplace, text};
+use guestmnt_tests::images::{descriptor, qcow2_over, snapshot};
+use guestmnt_tests::program::text;
 use guestmnt_tests::showing::assert_refused;
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use guestmnt_tests::trap::Trap;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-
-/// A folder for the image, and one outside of it with a secret that is watched.
-struct Trap {
-    place: Workplace,
-    vm: PathBuf,
-    secret: PathBuf,
-    reads: Inotify,
-}
-
-impl Trap {
-    fn new() -> Self {
-        let place = Workplace::new();
-        let _ = place.folder("mnt");
-        let (vm, outside) = (place.folder("vm"), place.folder("outside"));
-        let secret = outside.join("secret");
-        fs::write(&secret, [b's'; 4096]).unwrap();
-        let reads = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
-        reads.add_watch(&secret, AddWatchFlags::IN_ACCESS).unwrap();
-        Self { place, vm, secret, reads }
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        fs::write(self.vm.join(name), bytes).unwrap();
-    }
-
-    fn refused(&self, name: &str, words: &[&str]) {
-        assert_refused(&self.place, &["-a", &format!("vm/{name}")], words);
-    }
-
-    fn assert_secret_is_kept(self) {
-        assert_eq!(self.reads.read_events().unwrap_err(), Errno::EAGAIN, "the secret was read");
-        fs::read(&self.secret).unwrap();
-        assert_eq!(self.reads.read_events().unwrap().len(), 1, "reading would have been seen");
-        self.place.assert_clean(&["mnt", "vm", "outside"]);
-    }
-}
-
-/// What leads to the secret or to no file at all, by its name, and what is said of it.
-fn names(trap: &Trap) -> Vec<(String, &'static str)> {
-    const OUTSIDE: &str = "outside of the image's folder";
-    fs::create_dir(trap.vm.join(".hidden")).unwrap();
-    fs::hard_link(&trap.secret, trap.vm.join(".hidden/secret")).unwrap();
-    fs::hard_link(&trap.secret, trap.vm.join("hard")).unwrap();
-    symlink(&trap.secret, trap.vm.join("link")).unwrap();
-    symlink(trap.secret.parent().unwrap(), trap.vm.join("links")).unwrap();
-    mkfifo(&trap.vm.join("fifo"), Mode::S_IRWXU).unwrap();
-    let _ = UnixListener::bind(trap.vm.join("socket")).unwrap();
-    let table = [
-        (text(&trap.secret), OUTSIDE),
-        ("../outside/secret", OUTSIDE),
-        ("./../vm/../outside/secret", OUTSIDE),
-        ("link", OUTSIDE),
-        ("links/secret", OUTSIDE),
-        (".hidden/secret", OUTSIDE),
-        ("hard", "(hard links)"),
-        ("fifo", "it is a FIFO"),
-        ("socket", "it is a socket"),
-        ("links", "it is a folder"),
-        ("/dev/zero", "it is a device"),
-        ("/proc/self/mem", OUTSIDE),
-        ("nbd:localhost:10809", "a protocol and not a file"),
-        ("nbd+unix:///?socket=/s", "a protocol and not a file"),
-        ("json:{'driver':'null-co'}", "a protocol and not a file"),
-        ("ssh://host/file", "a protocol and not a file"),
-        ("fat:rw:/etc", "a protocol and not a file"),
-        ("/dev/fdset/1", "No such file"),
-    ];
-    table.into_iter().map(|(name, words)| (name.to_owned(), words)).collect()
-}
 
 #[test]
 fn extents_outside_are_refused_and_not_read() {
     let trap = Trap::new();
-    for (name, words) in names(&trap) {
+    for (name, words) in trap.names() {
         for (kind, first) in [("FLAT", " 0"), ("VMFS", "")] {
             let line = format!("RW 8 {kind} \"{name}\"{first}");
             trap.write("disk.vmdk", descriptor("monolithicFlat", &line));
@@ -101,7 +31,7 @@ fn extents_outside_are_refused_and_not_read() {
 #[test]
 fn backing_files_outside_are_refused_and_not_read() {
     let trap = Trap::new();
-    for (name, words) in names(&trap) {
+    for (name, words) in trap.names() {
         let words = if words == "No such file" { "its parent is missing" } else { words };
         for format in ["raw", "qcow2"] {
             trap.write("disk.qcow2", qcow2_over(name.as_bytes(), format));
@@ -197,27 +127,6 @@ fn chains_without_end_are_refused() {
     }
     trap.refused("0.vmdk", &["cannot open ", "31.vmdk: the chain has more than 32 links"]);
     trap.assert_secret_is_kept();
-}
-
-/// A qcow2 of 1 MiB with a backing file.
-fn qcow2_over(name: &[u8], format: &str) -> Vec<u8> {
-    const NAME_AT: u64 = 512;
-    let mut bytes = vec![0; 512];
-    let mut put = |at: usize, value: u64, width: usize| {
-        bytes[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
-    };
-    put(0, 0x5146_49fb, 4);
-    put(4, 3, 4);
-    put(8, NAME_AT, 8);
-    put(16, name.len() as u64, 4);
-    put(20, 16, 4);
-    put(24, 1 << 20, 8);
-    put(100, 104, 4);
-    put(104, 0xe279_2aca, 4);
-    put(108, format.len() as u64, 4);
-    bytes[112..112 + format.len()].copy_from_slice(format.as_bytes());
-    bytes.extend(name);
-    bytes
 }
 
 #[test]
