@@ -10,6 +10,7 @@ use std::path::Path;
 
 use guestmnt::disk::DiskReader;
 use guestmnt::image::{Disk, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, Source};
+use guestmnt_protocol::message::Extent;
 
 use crate::place::{with_folder, write_sparse};
 
@@ -78,4 +79,9 @@ fn read(disk: &Disk) {
         let _ = reader.read(&mut buffer, at);
     }
     assert!(reader.read(&mut buffer[..1], disk.size).is_err(), "beyond the end");
+    for what in [Extent::Data, Extent::Hole] {
+        if let Ok(Some(distance)) = reader.find(0, disk.size, what) {
+            assert!(distance < disk.size);
+        }
+    }
 }

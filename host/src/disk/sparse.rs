@@ -85,6 +85,12 @@ impl SparseExtent {
         }))
     }
 
+    /// Bytes of a grain, never 0.
+    #[must_use]
+    pub fn grain(&self) -> u64 {
+        self.grain
+    }
+
     /// Where the bytes from `offset` on are, and how many of the next `length` are there, one
     /// behind the other.
     ///

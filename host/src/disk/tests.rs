@@ -72,6 +72,29 @@ fn what_a_chain_stores_is_told_from_its_holes() {
     assert_eq!(reader.find(100, 0, Extent::Data).unwrap(), None);
 }
 
+#[test]
+fn a_search_through_grains_without_end_stops_and_says_data() {
+    // 8 GiB in grains of one sector, none of them stored: 16 million to be looked at.
+    const CAPACITY: u64 = 8 << 30;
+    let folder = tempfile::tempdir().unwrap();
+    let mut extent = sparse([0; 4], 1, 0);
+    extent[12..20].copy_from_slice(&(CAPACITY / 512).to_le_bytes());
+    extent[20..28].copy_from_slice(&1u64.to_le_bytes());
+    extent[64..72].copy_from_slice(&0u64.to_le_bytes());
+    extent[DIRECTORY..].fill(0);
+    extent.resize(1 << 20, 0);
+    let path = write(folder.path(), "empty", &extent, None);
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("RW 512", &format!("RW {}", CAPACITY / 512))).unwrap();
+    let reader = reader(&path);
+    let far = reader.find(0, CAPACITY, Extent::Data).unwrap().expect("it stops");
+    assert!((1 << 20..CAPACITY / 16).contains(&far), "{far}");
+    // Who reads on there gets zeros, and who asks again gets further.
+    assert_eq!(reader.find(far, CAPACITY - far, Extent::Hole).unwrap(), Some(0));
+    assert_eq!(reader.find(far, CAPACITY - far, Extent::Data).unwrap(), Some(far));
+    assert_eq!(reader.find(CAPACITY - 4096, 4096, Extent::Data).unwrap(), None);
+}
+
 fn reader(path: &Path) -> DiskReader {
     let disk = Disk::open(path, &OpenOptions::default()).unwrap();
     DiskReader::of(&disk).unwrap().expect("of a kind that can be read")
