@@ -312,3 +312,43 @@ fn messages_beyond_the_limits_are_not_sent() {
     let encoded = frame::encode(&mut bytes, 1, &Request::Hello, MAX_PAYLOAD + 1, Place::Port);
     assert_eq!(encoded, Err(FrameError::TooLong));
 }
+
+/// Every place that a header can name, and every length about a limit.
+#[test]
+fn headers_are_read_as_they_are_written_or_refused() {
+    let good = Header { seq: 7, body_len: 2, payload_len: 3, place: Place::Port }.encode();
+    let (mut ports, mut slots) = (0, 0);
+    for place in 0..=u16::MAX {
+        for reserved in [[0, 0], [1, 0], [0, 1], [0, 0x80]] {
+            let mut bytes = good;
+            bytes[12..14].copy_from_slice(&place.to_le_bytes());
+            bytes[14..16].copy_from_slice(&reserved);
+            match Header::decode(&bytes) {
+                Ok(header) => {
+                    assert_eq!(header.encode(), bytes);
+                    match header.place {
+                        Place::Port => ports += 1,
+                        Place::Slot(_) => slots += 1,
+                    }
+                }
+                Err(error) => assert_eq!(error, FrameError::Reserved),
+            }
+        }
+    }
+    assert_eq!((ports, slots), (1, SLOTS));
+
+    let about = |limit: usize| {
+        let limit = u32::try_from(limit).unwrap();
+        [0, 1, limit - 1, limit, limit + 1, limit * 2, 1 << 31, u32::MAX - 1, u32::MAX]
+    };
+    for body in about(MAX_BODY) {
+        for payload in about(MAX_PAYLOAD) {
+            let mut bytes = good;
+            bytes[4..8].copy_from_slice(&body.to_le_bytes());
+            bytes[8..12].copy_from_slice(&payload.to_le_bytes());
+            let fits = body as usize <= MAX_BODY && payload as usize <= MAX_PAYLOAD;
+            let expected = if fits { Ok(bytes) } else { Err(FrameError::TooLong) };
+            assert_eq!(Header::decode(&bytes).map(|header| header.encode()), expected);
+        }
+    }
+}

@@ -165,3 +165,34 @@ fn compressed_grains_are_qemus_to_read() {
     let disk = Disk::open(&path, &OpenOptions::default()).unwrap();
     assert!(DiskReader::of(&disk).unwrap().is_none());
 }
+
+#[test]
+fn every_part_of_a_disk_of_many_extents_is_read() {
+    const SECTOR: usize = 512;
+    let folder = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..=250).cycle().take(12 * SECTOR).collect();
+    fs::write(folder.path().join("flat"), &bytes).unwrap();
+    // From sectors 9, 0 and 3 of the file, with zeros between them.
+    let text = "# Disk DescriptorFile\nversion=1\nCID=00000007\nparentCID=ffffffff\n\
+                createType=\"twoGbMaxExtentFlat\"\nRW 3 FLAT \"flat\" 9\nRW 1 ZERO\n\
+                RW 1 FLAT \"flat\" 0\nRW 2 FLAT \"flat\" 3\n";
+    let path = folder.path().join("disk.vmdk");
+    fs::write(&path, text).unwrap();
+    let sectors = |first: usize, count: usize| bytes[first * SECTOR..][..count * SECTOR].to_vec();
+    let disk = [sectors(9, 3), vec![0; SECTOR], sectors(0, 1), sectors(3, 2)].concat();
+    let reader = reader(&path);
+    let edges: Vec<usize> =
+        (0..=7 * SECTOR).filter(|n| (n + 1) % SECTOR < 3).chain([100, 2000]).collect();
+    for &start in &edges {
+        for &end in edges.iter().filter(|&&end| end >= start) {
+            let mut buffer = vec![0xee; end - start];
+            let read = reader.read(&mut buffer, start as u64);
+            assert_eq!(read.is_ok(), end <= disk.len(), "{start}..{end}");
+            if end <= disk.len() {
+                assert_eq!(buffer, disk[start..end], "{start}..{end}");
+            }
+        }
+    }
+    let beyond = [7 * SECTOR as u64, 1 << 63, u64::MAX];
+    assert!(beyond.iter().all(|&at| reader.read(&mut [0], at).is_err()));
+}

@@ -192,4 +192,33 @@ mod tests {
         assert_eq!(directory.read(0, &mut fetch, |_, _| true), Ok(()));
         assert_eq!(directory.read(1, &mut fetch, |_, _| true), Err(Errno::EIO));
     }
+
+    #[test]
+    fn reading_goes_on_behind_every_position_that_was_given() {
+        const LAST: u64 = u64::MAX >> 1;
+        // As a hash of ext4 or an offset of XFS may be; the order is the directory's alone.
+        let nexts = [1, 1 << 62, 7, LAST - 1, LAST];
+        let fetch = |from: u64, _| {
+            let first = nexts.iter().position(|&next| next == from).map_or(0, |n| n + 1);
+            let mut entries = page(&["a", "b", "c", "d", "e"].map(|name| (name, 1, 1)));
+            entries.iter_mut().zip(nexts).for_each(|(entry, next)| entry.next = next);
+            Ok((entries.split_off(first), Following::Nothing))
+        };
+        let positions = [&[0, AFTER_DOT, AFTER_DOTS][..], &nexts].concat();
+        let all: Vec<u64> = positions[1..].to_vec();
+        for (index, &from) in positions.iter().enumerate() {
+            for most in 0..=all.len() {
+                let mut seen = Vec::new();
+                let take = |_: &Line, next| {
+                    let room = seen.len() < most;
+                    seen.extend(room.then_some(next));
+                    room
+                };
+                Directory::default().read(from, fetch, take).unwrap();
+                // Those behind the beginning, which is not one of them.
+                let rest = &all[index..];
+                assert_eq!(seen, &rest[..most.min(rest.len())], "{most} behind {from}");
+            }
+        }
+    }
 }

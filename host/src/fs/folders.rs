@@ -348,3 +348,20 @@ impl Folder {
         own + self.listing.bytes() + self.files.bytes() + self.xattrs.bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_those_within_the_file_whatever_the_numbers() {
+        for offset in [0, 1, 9, 10, 11, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
+            for size in [0, 1, 9, 10, u32::MAX] {
+                let end = u128::from(offset) + u128::from(size);
+                let expected = (0..10u128).filter(|n| (u128::from(offset)..end).contains(n));
+                let found = part(10, offset, size).map(|n| n as u128);
+                assert!(found.eq(expected), "{size} bytes at {offset}");
+            }
+        }
+    }
+}

@@ -429,4 +429,17 @@ mod tests {
         state.arrived(NODE, start, None);
         assert_eq!(state.covering(NODE, start, REQUEST), None);
     }
+
+    #[test]
+    fn requests_find_their_bytes_in_a_piece_whatever_the_numbers() {
+        let starts = [0, 1, 9, 10, 11, u64::from(u32::MAX), u64::MAX - 1, u64::MAX];
+        for (at, size) in
+            starts.into_iter().flat_map(|at| [0, 1, 9, 10, u32::MAX].map(|size| (at, size)))
+        {
+            let end = u128::from(at) + u128::from(size);
+            let expected = (0..10u128).filter(|n| (u128::from(at)..end).contains(n));
+            let found = within(at, size, 10).map(|n| n as u128);
+            assert!(found.eq(expected), "{size} bytes at {at}");
+        }
+    }
 }

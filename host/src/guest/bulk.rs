@@ -166,4 +166,17 @@ mod tests {
             assert!(Bulk::new(&memory(), addresses).unwrap().is_none(), "{addresses:x?}");
         }
     }
+
+    #[test]
+    fn slots_are_reckoned_as_with_numbers_that_cannot_overflow() {
+        let ends = [BASE, BASE + 4 * STEP, 1 << 63, u64::MAX];
+        let about =
+            |at: u64| [at, at.wrapping_sub(1), at.wrapping_sub(STEP), at.wrapping_add(STEP)];
+        for address in ends.into_iter().flat_map(about) {
+            let (base, step) = (u128::from(BASE), u128::from(STEP));
+            let at = u128::from(address);
+            let good = at >= base && at + step <= base + 4 * step && (at - base) % step == 0;
+            assert_eq!(offsets(&memory(), &[address]).is_some(), good, "{address:x}");
+        }
+    }
 }

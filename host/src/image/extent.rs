@@ -148,3 +148,41 @@ fn sparse_size(file: &ImageFile) -> Result<ExtentSize, Problem> {
     }
     Ok(header.size)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// All ranges of the first sectors, each after each two others, against a list of what is taken.
+    #[test]
+    fn ranges_of_a_file_are_given_once() {
+        const SECTORS: u64 = 5;
+        let folder = tempfile::tempdir().unwrap();
+        let id = FileId::at(folder.path()).unwrap();
+        let ranges: Vec<(u64, u64)> =
+            (0..SECTORS).flat_map(|a| (a + 1..=SECTORS).map(move |b| (a, b))).collect();
+        for &one in &ranges {
+            for &two in &ranges {
+                for &three in &ranges {
+                    let reach = Reach { folder: Path::new("/"), allowed: &[] };
+                    let mut opener = Opener { reach, used: HashMap::new() };
+                    let mut taken = [false; 5];
+                    for range in [one, two, three] {
+                        let sectors = (range.0..range.1).map(|n| usize::try_from(n).unwrap());
+                        let free = sectors.clone().all(|sector| !taken[sector]);
+                        assert_eq!(
+                            opener.claim_range(id, range).is_ok(),
+                            free,
+                            "{one:?} {two:?} {three:?}"
+                        );
+                        if free {
+                            sectors.for_each(|sector| taken[sector] = true);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

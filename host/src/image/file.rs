@@ -297,4 +297,22 @@ mod tests {
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
         assert_eq!(flags & OFlag::O_ACCMODE, OFlag::O_RDONLY);
     }
+
+    #[test]
+    fn what_is_inside_is_reckoned_as_with_numbers_that_cannot_overflow() {
+        const LEN: u64 = 4096;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, vec![0; 4096]).unwrap();
+        let file = ImageFile::open(&path).unwrap();
+        let half = 1 << 63;
+        let numbers = [0, 1, LEN - 1, LEN, LEN + 1, 1 << 32, half - 1, half, half + 1, u64::MAX];
+        for offset in numbers {
+            for len in numbers {
+                let inside = u128::from(offset) + u128::from(len) <= u128::from(LEN);
+                assert_eq!(file.check_inside(offset, len, "x").is_ok(), inside, "{offset} {len}");
+                assert_eq!(file.part(path.clone(), offset, len).is_ok(), inside, "{offset} {len}");
+            }
+        }
+    }
 }

@@ -299,3 +299,45 @@ const fn index(number: u64) -> usize {
     let number = number as usize;
     number
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a sector is stored, and where; or whether it is zero.
+    fn look_up(map: &SectorMap, sector: u64) -> (Option<u64>, bool) {
+        let Granule(granule) = map.granule;
+        let (cluster, within) =
+            (sector / map.granule.cluster_sectors(), sector % map.granule.cluster_sectors());
+        let entries = map.granule.entries();
+        let Some(table) = map.tables.get(&(cluster / entries)) else { return (None, false) };
+        let entry = table[index(cluster % entries)];
+        let bit = 1u32 << (within / granule);
+        let stored = (entry.stored & bit != 0).then(|| entry.file_sector + within);
+        (stored, entry.zero & bit != 0)
+    }
+
+    /// All runs about the borders of clusters, in granules of one sector and of eight.
+    #[test]
+    fn sectors_are_found_where_they_were_stored() {
+        const FILE: u64 = 1000;
+        for granule in [Granule::SECTOR, Granule::of_sectors(4096)] {
+            let Granule(step) = granule;
+            let places = (0..70).map(|n| n * step);
+            for first in places.clone() {
+                for count in [1, 2, 31, 32, 33, 64, 65].map(|n| n * step) {
+                    let mut map = SectorMap::new(granule);
+                    map.store(first, FILE + first, count).unwrap();
+                    let mut zeros = SectorMap::new(granule);
+                    zeros.zero(first, count).unwrap();
+                    for sector in places.clone().chain([first + count, first + count + step]) {
+                        let inside = (first..first + count).contains(&sector);
+                        let stored = inside.then_some(FILE + sector);
+                        assert_eq!(look_up(&map, sector), (stored, false), "{first} {count}");
+                        assert_eq!(look_up(&zeros, sector), (None, inside), "{first} {count}");
+                    }
+                }
+            }
+        }
+    }
+}

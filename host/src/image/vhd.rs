@@ -178,3 +178,32 @@ fn sectors(footer: &[u8; 512]) -> u64 {
         be64(footer, 48) / SECTOR_SIZE
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every bitmap of two bytes, in both orders of bits, against one bit after the other.
+    #[test]
+    fn runs_are_the_bits_that_are_set() {
+        type Bit = fn(u8, u32) -> bool;
+        let orders: [Bit; 2] = [|byte, i| byte >> (7 - i) & 1 == 1, |byte, i| byte >> i & 1 == 1];
+        for bit in orders {
+            for bits in 0..=u16::MAX {
+                let bitmap = bits.to_be_bytes();
+                let count = [16, 15, 9, 8, 7, 1, 0][usize::from(bits) % 7];
+                let mut seen = [false; 16];
+                let mut end = None;
+                for (at, len) in runs(&bitmap, count, bit) {
+                    assert!(len > 0 && end.is_none_or(|end| end < at), "{bits:04x}");
+                    end = Some(at + len);
+                    (at..at + len).for_each(|n| seen[usize::try_from(n).unwrap()] = true);
+                }
+                for (n, seen) in (0u32..).zip(seen) {
+                    let set = bit(bitmap[usize::try_from(n / 8).unwrap()], n % 8);
+                    assert_eq!(seen, set && u64::from(n) < count, "bit {n} of {bits:04x}");
+                }
+            }
+        }
+    }
+}
