@@ -154,6 +154,9 @@ impl<S: Sink> Walk<'_, S> {
                         self.tell(&mut walked, &entered.path, trouble)?;
                     }
                 }
+                Step::Enter(Waiting { entered, .. }) if is_in_itself(&entered.attr, &steps) => {
+                    self.tell(&mut walked, &entered.path, Errno::ELOOP.into())?;
+                }
                 Step::Enter(Waiting { entered, fetched }) => {
                     let fetched = fetched.unwrap_or_else(|| self.fetch(&entered.path));
                     self.fetch_ahead(&mut steps);
@@ -314,6 +317,34 @@ impl<S: Sink> Walk<'_, S> {
     }
 }
 
+/// Whether a folder is one of those that it is in, as a damaged filesystem can have it. There would
+/// be no end to it.
+fn is_in_itself(attr: &Attr, steps: &[Step]) -> bool {
+    steps.iter().any(|step| match step {
+        Step::Leave(above) => {
+            attr.ino != 0 && (above.attr.volume, above.attr.ino) == (attr.volume, attr.ino)
+        }
+        Step::Enter(_) => false,
+    })
+}
+
 fn is_folder(attr: &Attr) -> bool {
     attr.mode & libc::S_IFMT == libc::S_IFDIR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_in_itself_is_known_from_its_neighbours() {
+        let folder = |volume, ino| Attr { volume, ino, ..Attr::default() };
+        let entered = |attr| Entered { path: GuestPath::root(), attr, xattrs: Vec::new() };
+        let waiting = |attr| Waiting { entered: entered(attr), fetched: None };
+        let steps = [Step::Leave(entered(folder(0, 2))), Step::Enter(waiting(folder(0, 5)))];
+        let table = [((0, 2), true), ((1, 2), false), ((0, 5), false), ((0, 9), false)];
+        for ((volume, ino), expected) in table {
+            assert_eq!(is_in_itself(&folder(volume, ino), &steps), expected);
+        }
+    }
 }
