@@ -13,6 +13,7 @@ mod daemon;
 pub mod demo;
 pub mod digest;
 pub mod disks;
+pub mod dist;
 pub mod error;
 pub mod fuzz;
 mod initramfs;

@@ -13,6 +13,7 @@ use xtask::corpus;
 use xtask::demo;
 use xtask::disks::Disks;
 use xtask::disks::specimens::Specimens;
+use xtask::dist;
 use xtask::fuzz;
 use xtask::kernel::Source;
 use xtask::places::Places;
@@ -79,6 +80,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Make manual pages, completions and a Debian package in target/dist, and try it out.
+    Dist,
     /// Make the disks that the demo and the tests use, in target/disks.
     Disks,
 }
@@ -106,6 +109,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         }
         Chore::BenchTask { task } => bench::worker::report(&task)?,
         Chore::AsUser { program, arguments } => return test::as_user(&program, &arguments),
+        Chore::Dist => dist::run(&places)?,
         Chore::Disks => {
             println!("{}", Disks::ensure(&places)?.folder().display());
             println!("{}", Specimens::ensure(&places)?.folder().display());

@@ -78,6 +78,12 @@ impl Places {
         self.target.join("apt/install")
     }
 
+    /// The Debian package, and what it is made of.
+    #[must_use]
+    pub fn dist(&self) -> PathBuf {
+        self.target.join("dist")
+    }
+
     /// Disks that the demo and the tests use.
     #[must_use]
     pub fn disks(&self) -> PathBuf {

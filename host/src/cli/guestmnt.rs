@@ -129,6 +129,12 @@ struct Arguments {
     mountpoint: Option<PathBuf>,
 }
 
+/// The command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the program with the process's arguments.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {

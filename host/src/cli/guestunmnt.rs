@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use log::info;
 
 use super::{descriptor, start_logging};
@@ -48,6 +48,12 @@ struct Arguments {
     /// The folder
     #[arg(value_name = "FOLDER")]
     mountpoint: PathBuf,
+}
+
+/// The command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the program with the process's arguments.

@@ -18,6 +18,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{fs, guest};
 
+/// The command lines, for those who describe them.
+#[must_use]
+pub fn commands() -> [clap::Command; 3] {
+    [guestmnt::command(), guestunmnt::command(), guestimg::command()]
+}
+
 /// Messages go to standard error as `PROGRAM: text`; `-v` shows steps, `-x` each request.
 fn start_logging(program: &'static str, verbose: bool, trace: bool) {
     let level = if verbose { LevelFilter::Debug } else { LevelFilter::Warn };

@@ -50,6 +50,12 @@ enum Command {
     Canary(canary::Arguments),
 }
 
+/// The command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the program with the process's arguments.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
