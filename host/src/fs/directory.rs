@@ -44,11 +44,38 @@ pub struct Directory {
     ended: bool,
     /// Bytes of the next page.
     page_size: u32,
+    circle: Circle,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { page: VecDeque::new(), at: 0, ended: false, page_size: FIRST_PAGE }
+        let (page, circle) = (VecDeque::new(), Circle::default());
+        Self { page, at: 0, ended: false, page_size: FIRST_PAGE, circle }
+    }
+}
+
+/// Notices that pages lead round in a circle, of any length, without keeping their positions:
+/// a position is kept until twice as many pages have come as before it. Source: R. P. Brent, An
+/// improved Monte Carlo factorization algorithm, section 2.
+#[derive(Default)]
+struct Circle {
+    kept: Option<u64>,
+    /// Pages since then, and how many there may be.
+    pages: u64,
+    most: u64,
+}
+
+impl Circle {
+    /// Whether a page that begins at `position` closes the circle.
+    fn is_closed_by(&mut self, position: u64) -> bool {
+        if self.kept == Some(position) {
+            return true;
+        }
+        if self.pages == self.most {
+            (self.kept, self.pages, self.most) = (Some(position), 0, 2 * self.most + 1);
+        }
+        self.pages += 1;
+        false
     }
 }
 
@@ -118,11 +145,11 @@ impl Directory {
     }
 
     /// Takes a page that the guest sent. Positions must lead on: a hostile guest shall not make
-    /// a directory without end out of one page, or out of none.
+    /// a directory without end out of a few pages, or out of none.
     fn accept(&mut self, entries: Vec<DirEntry>, following: Following) -> Result<(), Errno> {
         self.ended = following == Following::Nothing;
         let leads_on = match entries.last() {
-            Some(last) => last.next != self.at,
+            Some(last) => last.next != self.at && !self.circle.is_closed_by(self.at),
             None => self.ended,
         };
         if !leads_on || entries.iter().any(|entry| entry.next & AFTER_DOT != 0) {
@@ -181,6 +208,23 @@ mod tests {
             Ok((entries, Following::Nothing))
         });
         assert_eq!(ours, Err(Errno::EIO));
+    }
+
+    #[test]
+    fn pages_that_lead_round_in_a_circle_come_to_an_end() {
+        for (lead_in, length) in [(0, 2), (0, 3), (5, 2), (7, 100), (1000, 1)] {
+            let mut pages = 0;
+            let round = read(|from, _| {
+                pages += 1;
+                let mut entries = page(&[("a", 1, 1), ("b", 2, 1)]);
+                entries[0].next = 1 << 40;
+                let next = from + 1;
+                entries[1].next = if next < lead_in + length { next } else { lead_in };
+                Ok((entries, Following::More))
+            });
+            assert_eq!(round, Err(Errno::EIO), "{lead_in}, {length}");
+            assert!(pages <= 4 * (lead_in + length) + 2, "{pages} pages of {lead_in}, {length}");
+        }
     }
 
     #[test]
