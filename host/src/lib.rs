@@ -1,7 +1,7 @@
 //! guestmnt's host side: image files, the microVM, the client of the guest, and the FUSE face.
 
 pub mod cli;
-mod counts;
+pub mod counts;
 pub mod disk;
 pub mod export;
 pub mod extract;

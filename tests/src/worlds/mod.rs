@@ -5,6 +5,7 @@
 
 mod ext4;
 pub mod loopback;
+pub mod scripted;
 pub mod vm;
 
 use std::collections::BTreeMap;
