@@ -138,13 +138,9 @@ fn text_of(mut pipe: impl Read) -> String {
 fn mount_image(modules: &Modules) -> nix::Result<()> {
     let open = |path: &str| File::open(path).map_err(|error| errno_of(&error));
     let image = open(IMAGE)?;
-    for module in ["loop", "fs-squashfs"] {
-        match modules.load(module) {
-            // Built into the kernel.
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+    // Those of the image and of what the programs set up: mapping, cryptography, RAID levels. Which of
+    // them is the disks' matter. In a template all are loaded already.
+    modules.load_all();
     let number = sys::free_loop(open("/dev/loop-control")?.as_fd())?;
     let node = format!("/dev/loop{number}");
     sys::attach_loop(open(&node)?.as_fd(), image.as_fd())?;
