@@ -3,11 +3,7 @@
 use std::env;
 use std::time::Duration;
 
-/// Names how many rounds each test of faults makes, instead of a few.
-pub const ROUNDS: &str = "GUESTMNT_FAULT_ROUNDS";
-
-/// Names the seed, instead of the usual one.
-pub const SEED: &str = "GUESTMNT_FAULT_SEED";
+use xtask::test::{ROUNDS, SEED};
 
 /// A generator of numbers. Source: Vigna's splitmix64, public domain.
 pub struct Chance(u64);

@@ -9,11 +9,10 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use guestmnt_tests::chance::{Chance, rounds};
 use guestmnt_tests::live::{Live, server, signal};
 use guestmnt_tests::program::{Workplace, disks, text};
 use guestmnt_tests::specimens::{sha256, specimen};
-use guestmnt_tests::tree::{assert_same, assert_same_in_pieces};
+use guestmnt_tests::tree::assert_same;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{EIO, ENOENT};
 use nix::sys::signal::Signal;
@@ -80,30 +79,6 @@ fn open_files_and_folders_go_on_and_the_log_says_so_once() {
     assert!(running.wait().unwrap().success());
     let revived = "guestmnt: the VM died (QEMU was killed by SIGKILL); another one goes on";
     assert_eq!(said.lines().filter(|line| line.starts_with(revived)).count(), 1, "{said}");
-}
-
-#[test]
-fn readers_get_the_right_bytes_while_qemu_is_killed_under_them() {
-    let mut chance = Chance::new();
-    for round in 0..rounds(3) {
-        // By turns through bulk memory, the lanes, and past the VM.
-        let ways: [&[&str]; 3] =
-            [&["--through-guest"], &["--through-guest", "--no-bulk-memory"], &[]];
-        let Some((live, entries)) = ext4(ways[usize::try_from(round % 3).unwrap()]) else { return };
-        thread::scope(|scope| {
-            for reader in 0..3 {
-                let (live, entries) = (&live, &entries);
-                scope.spawn(move || match reader {
-                    0 => assert_same_in_pieces(&live.mountpoint, entries),
-                    _ => assert_same(&live.mountpoint, entries),
-                });
-            }
-            chance.wait(300);
-            signal(live.qemu(), Signal::SIGKILL);
-        });
-        assert_same(&live.mountpoint, &entries);
-        live.end(&[]);
-    }
 }
 
 /// An ext4 that `fill` puts files into.

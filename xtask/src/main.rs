@@ -52,6 +52,15 @@ enum Chore {
         /// Run only tests whose names contain one of these.
         filters: Vec<String>,
     },
+    /// Set up, build and kill what runs at moments that chance picks, again and again.
+    Faults {
+        /// How often in each test.
+        #[arg(long, default_value_t = 200)]
+        rounds: u64,
+        /// What the moments follow from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Set up, build and measure, beside libguestfs' guestmount and the image mounted on the host.
     Bench(bench::Options),
     /// Build the fuzz targets and run each for some time.
@@ -100,6 +109,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         }
         Chore::Demo => demo::run(&places)?,
         Chore::Test { filters } => return test::run(&filters, &places),
+        Chore::Faults { rounds, seed } => return test::faults(rounds, seed, &places),
         Chore::Bench(options) => return bench::run(&options, &places),
         Chore::Fuzz(options) => return fuzz::run(&options, &places),
         Chore::Corpus(options) => return corpus::run(&options, &places),

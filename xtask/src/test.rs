@@ -32,11 +32,35 @@ const AS_ROOT: &str = "as_root";
 /// Names the folder of images that others made.
 pub const IMAGES: &str = "GUESTMNT_IMAGES";
 
+/// Names how many rounds tests of faults make, instead of a few.
+pub const ROUNDS: &str = "GUESTMNT_FAULT_ROUNDS";
+
+/// Names the seed of the moments that they pick.
+pub const SEED: &str = "GUESTMNT_FAULT_SEED";
+
+/// Runs the tests of faults that chance has a part in, `rounds` times each, with the moments that
+/// follow from `seed`.
+///
+/// # Errors
+/// As [`run`].
+pub fn faults(rounds: u64, seed: u64, places: &Places) -> Result<ExitCode, Error> {
+    let variables = [(ROUNDS, rounds.to_string()), (SEED, seed.to_string())];
+    run_with(&["many_times::".to_owned()], &variables, places)
+}
+
 /// Runs the tests whose names contain one of `filters`, or all; the status is theirs.
 ///
 /// # Errors
 /// Where the tests could not be started.
 pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
+    run_with(filters, &[], places)
+}
+
+fn run_with(
+    filters: &[String],
+    variables: &[(&str, String)],
+    places: &Places,
+) -> Result<ExitCode, Error> {
     setup::ensure(places)?;
     appliance::build(&Source::Debian, places)?;
     release::build(places)?;
@@ -69,7 +93,9 @@ pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
     let me = std::env::current_exe().map_err(Error::file("find", "this program"))?;
     let runner =
         format!("target.'cfg(unix)'.runner = [{:?}, \"as-user\"]", me.display().to_string());
-    let status = Tool::new(cargo)
+    let tests =
+        variables.iter().fold(Tool::new(cargo), |tool, (name, value)| tool.env(name, value));
+    let status = tests
         .args(["test", "--workspace", "--locked", "--no-fail-fast", "--config", &runner, "--"])
         .args(filters)
         .env("GUESTMNT_APPLIANCE", stage.path().join("appliance"))
