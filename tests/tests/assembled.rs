@@ -2,13 +2,15 @@
 //! file by file, and the images unchanged.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use guestmnt_tests::program::{Finished, Workplace, text};
 use guestmnt_tests::specimens::{assembled, sha256, specimen};
 use guestmnt_tests::tree::{assert_same, assert_same_but_times};
+use nix::pty::openpty;
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use xtask::disks::assembled::PASSPHRASE;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::specimens::MOUNTPOINTS;
@@ -195,6 +197,44 @@ fn keys_are_read_from_standard_input() {
     assert!(child.wait().unwrap().success());
     assert_same(&mnt, &entries);
     place.unmount(&mnt);
+    place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_key_is_asked_for_on_a_terminal_that_does_not_show_it() {
+    let Some(disks) = assembled(["luks1.img"]) else { return };
+    let Some((_, entries)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let pty = openpty(None, None).unwrap();
+    let mut command = place.command("guestmnt", &arguments(&disks, &["/dev/sda"], &mnt));
+    let terminal = pty.slave.try_clone().unwrap();
+    let mut child = command.stdin(terminal).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    let (mut said, mut typing) = (child.stderr.take().unwrap(), fs::File::from(pty.master));
+    let mut wait_for = |text: &str| {
+        let mut read = Vec::new();
+        while !String::from_utf8_lossy(&read).ends_with(text) {
+            let mut byte = [0];
+            assert_eq!(said.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&read));
+            read.push(byte[0]);
+        }
+    };
+    wait_for("guestmnt: key of /dev/sda: ");
+    typing.write_all(b"wrong\n").unwrap();
+    wait_for("guestmnt: the key does not open /dev/sda\nguestmnt: key of /dev/sda: ");
+    typing.write_all(format!("{PASSPHRASE}\n").as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_same(&mnt, &entries);
+    place.unmount(&mnt);
+    // Nothing of it was echoed, and the terminal shows again what is typed.
+    let modes = tcgetattr(&pty.slave).unwrap();
+    assert!(modes.local_flags.contains(LocalFlags::ECHO));
+    tcsetattr(&pty.slave, SetArg::TCSANOW, &modes).unwrap();
+    typing.write_all(b"end").unwrap();
+    let mut echoed = [0; 64];
+    let count = typing.read(&mut echoed).unwrap();
+    assert_eq!(&echoed[..count], b"end");
     place.assert_clean(&["mnt"]);
 }
 

@@ -187,7 +187,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     };
     let keys = arguments.keys.fetch().map_err(boxed)?;
     let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
-    let plan = Plan {
+    let mut plan = Plan {
         disks,
         keys,
         allow_paths: arguments.images.allow_path,
@@ -222,7 +222,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     if is_root() {
         tell_root_once();
     }
-    let session = Session::start(&plan, &timings, watcher).map_err(boxed)?;
+    let session = Session::start(&mut plan, &timings, watcher).map_err(boxed)?;
     if arguments.timings {
         eprintln!("{timings}");
     }

@@ -139,16 +139,16 @@ impl Selection {
             }
             Self::System(root) => {
                 let systems = guest.systems().map_err(ArrangementError::Guest)?;
+                if systems.is_empty() {
+                    // It may be in there.
+                    tell_locked(&guest.volumes().map_err(ArrangementError::Guest)?, keyed);
+                }
                 let system = choose(systems, root.as_ref())?;
                 Ok(of_system(&system))
             }
             Self::Everything => {
                 let volumes = guest.volumes().map_err(ArrangementError::Guest)?;
-                let shut = volumes.iter().filter(|volume| keys::is_encrypted(volume));
-                for volume in shut.filter(|volume| !keyed.contains(volume.device.volume())) {
-                    let device = &volume.device;
-                    warn!("{device} is encrypted; --key {device}:file:PATH opens it");
-                }
+                tell_locked(&volumes, keyed);
                 of_all(&volumes)
             }
             Self::Sole => {
@@ -158,6 +158,15 @@ impl Selection {
             }
             Self::Blocks => Ok(Arrangement { root: Root::Blocks, ..Arrangement::default() }),
         }
+    }
+}
+
+/// Says which encrypted volumes no key has opened.
+fn tell_locked(volumes: &[Volume], keyed: &[VolumeName]) {
+    let locked = volumes.iter().filter(|volume| keys::is_encrypted(volume));
+    for volume in locked.filter(|volume| !keyed.contains(volume.device.volume())) {
+        let device = &volume.device;
+        warn!("{device} is encrypted; --key {device}:file:PATH opens it");
     }
 }
 

@@ -153,7 +153,8 @@ fn read_key(file: File) -> io::Result<Vec<u8>> {
     Ok(without_line_break(bytes))
 }
 
-fn without_line_break(mut bytes: Vec<u8>) -> Vec<u8> {
+/// `bytes` without a line break at their end.
+pub(super) fn without_line_break(mut bytes: Vec<u8>) -> Vec<u8> {
     if bytes.pop_if(|last| *last == b'\n').is_some() {
         bytes.pop_if(|last| *last == b'\r');
     }
@@ -171,6 +172,14 @@ pub fn from_lines(input: impl BufRead) -> Result<Vec<Key>, KeyError> {
 }
 
 impl Key {
+    /// The key `secret` of one volume.
+    ///
+    /// # Errors
+    /// [`KeyError::TooLong`].
+    pub fn of_volume(volume: VolumeName, secret: Vec<u8>) -> Result<Self, KeyError> {
+        Self::new(Selector::Volume(volume), secret)
+    }
+
     fn new(selector: Selector, secret: Vec<u8>) -> Result<Self, KeyError> {
         let secret = Secret::try_from(secret).map_err(|_| KeyError::TooLong)?;
         Ok(Self { selector, secret })

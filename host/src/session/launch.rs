@@ -9,7 +9,7 @@ use std::path::{self, Path, PathBuf};
 
 use guestmnt_protocol::message::{Content, Volume};
 use guestmnt_protocol::path::Printable;
-use guestmnt_protocol::volume::Mountable;
+use guestmnt_protocol::volume::{Mountable, VolumeName};
 use log::{info, warn};
 
 use super::arrangement::{Arrangement, ArrangementError};
@@ -71,6 +71,8 @@ pub enum LaunchError {
         spec: Box<MountSpec>,
         /// Why not.
         reason: String,
+        /// The volume, where it is encrypted and was not opened.
+        locked: Option<VolumeName>,
         /// What is there instead.
         volumes: Vec<Volume>,
     },
@@ -96,9 +98,13 @@ impl fmt::Display for LaunchError {
             Self::NoSuchDevice(device, volumes) => {
                 write!(f, "there is no {device} in the image{}", Suggestions(volumes))
             }
-            Self::Mount { spec, reason, volumes } => {
+            Self::Mount { spec, reason, locked, volumes } => {
                 let MountSpec { device, at, .. } = &**spec;
-                write!(f, "cannot mount {device} on {at}: {reason}{}", Suggestions(volumes))
+                write!(f, "cannot mount {device} on {at}: {reason}")?;
+                if let Some(volume) = locked {
+                    write!(f, "\n  hint: --key {volume}:file:PATH opens it")?;
+                }
+                Suggestions(volumes).fmt(f)
             }
         }
     }
@@ -357,7 +363,7 @@ fn mount_all(
             launched.origin.mounted = mounted;
             Ok(launched)
         }
-        Err(ArrangementError::Mount(spec, error)) => Err(explain(error, &spec, plan, launched)),
+        Err(ArrangementError::Mount(spec, error)) => Err(explain(error, &spec, &open, launched)),
         Err(ArrangementError::Guest(error)) => {
             Err(LaunchError::Guest(error, launched.vm.last_words()))
         }
@@ -365,8 +371,14 @@ fn mount_all(
     }
 }
 
-/// Says why `spec` could not be mounted, and what could be.
-fn explain(error: GuestError, spec: &MountSpec, plan: &Plan, launched: Launched) -> LaunchError {
+/// Says why `spec` could not be mounted, and what could be. `open` are the encrypted volumes that
+/// were opened.
+fn explain(
+    error: GuestError,
+    spec: &MountSpec,
+    open: &[VolumeName],
+    launched: Launched,
+) -> LaunchError {
     let Launched { guest, vm, .. } = launched;
     let GuestError::Failed(failure) = &error else {
         return LaunchError::Guest(error, vm.last_words());
@@ -380,12 +392,15 @@ fn explain(error: GuestError, spec: &MountSpec, plan: &Plan, launched: Launched)
     if missing {
         return LaunchError::NoSuchDevice(spec.device.clone(), volumes);
     }
-    let mut reason = error.to_string();
     let named = volumes.iter().find(|volume| volume.device == wanted);
-    if named.is_some_and(keys::is_encrypted) && plan.keys.is_empty() {
-        reason += &format!("\n  hint: --key {wanted}:file:PATH opens it");
+    let locked = named.filter(|volume| keys::is_encrypted(volume));
+    let locked = locked.map(|volume| volume.device.volume().clone());
+    LaunchError::Mount {
+        spec: Box::new(spec.clone()),
+        reason: error.to_string(),
+        locked: locked.filter(|volume| !open.contains(volume)),
+        volumes,
     }
-    LaunchError::Mount { spec: Box::new(spec.clone()), reason, volumes }
 }
 
 /// The user's cache folder of ours, made if need be; `None` where there can be none.

@@ -9,6 +9,7 @@ pub mod keys;
 pub mod launch;
 pub mod mountpoint;
 pub mod plan;
+mod prompt;
 pub mod record;
 pub mod revival;
 pub mod serving;
@@ -94,17 +95,19 @@ pub struct Session<'p> {
 impl<'p> Session<'p> {
     /// Launches the guest and mounts its files. When this returns, the mount answers, and
     /// `watcher` will unmount it should this process be killed. Each step is noted in `timings`.
-    /// The VM dies with the thread that calls this.
+    /// Keys that are missing are asked for on the terminal, and kept in `plan`. The VM dies with the thread that calls this.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is mounted and nothing runs then.
     pub fn start(
-        plan: &'p Plan,
+        plan: &'p mut Plan,
         timings: &Timings,
         watcher: Watcher,
     ) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
-        let Launched { guest, vm, disks, origin, confinement } = launch::launch(plan, timings)?;
+        let launched = prompt::launch_asking(plan, timings)?;
+        let Launched { guest, vm, disks, origin, confinement } = launched;
+        let plan = &*plan;
         let images = plan
             .disks
             .iter()
