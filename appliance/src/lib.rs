@@ -36,6 +36,7 @@ mod modules;
 mod mount_points;
 mod mounts;
 mod ntfs;
+mod ntfs_3g;
 mod open_files;
 mod payload;
 mod place;

@@ -28,6 +28,7 @@ use crate::grafts::Graft;
 use crate::kmsg;
 use crate::layouts;
 use crate::modules::Modules;
+use crate::ntfs_3g;
 use crate::place::Place;
 use crate::signatures;
 use crate::tree::Tree;
@@ -188,6 +189,9 @@ impl Source {
             tried.run()
         };
         match (&request.fstype, signatures::usual_filesystem(node)) {
+            (Some(kind), _) if kind == ntfs_3g::NAME => {
+                ntfs_3g::mount(node, target, &options, assembly)
+            }
             (Some(kind), _) => mount_as(kind),
             (None, _) if !subvolume.is_empty() => mount_as("btrfs"),
             (None, guess) => match guess.map(mount_as) {

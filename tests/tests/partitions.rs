@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use guestmnt_protocol::bay::EMPTY_SECTORS;
-use guestmnt_tests::program::{Workplace, text};
+use guestmnt_tests::program::{Workplace, disks, text};
 use guestmnt_tests::specimens::{sha256, specimen};
 use guestmnt_tests::tree::assert_same;
+use xtask::disks::NEWEST;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::manifest::Entry;
 use xtask::disks::partitions::{gpt, mbr_with_logical};
@@ -147,4 +148,27 @@ fn a_disk_as_small_as_an_empty_bay_is_a_disk() {
         assert_same(&mnt, &entries);
         place.unmount(&mnt);
     }
+}
+
+#[test]
+fn alternate_data_streams_are_read_through_ntfs_3g() {
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let newest = disks().path(NEWEST);
+    let (file, name) = ("Cosmological_Voids/streams.txt", "note");
+    for (options, stream) in
+        [("streams_interface=windows", format!("{file}:{name}")), ("", file.to_owned())]
+    {
+        let mount = format!("/dev/sda2:/:{options}:ntfs-3g");
+        place.mount(&["-a", text(&newest), "-m", &mount, text(&mnt)]);
+        let read = match options {
+            // By its usual interface, a stream is an extended attribute.
+            "" => xattr::get(mnt.join(&stream), format!("user.{name}")).unwrap().unwrap(),
+            _ => fs::read(mnt.join(&stream)).unwrap(),
+        };
+        assert_eq!(String::from_utf8(read).unwrap(), "kept beside the file\n");
+        assert_eq!(fs::read_to_string(mnt.join("ufos/ufo.txt")).unwrap(), "Ufos are not real\n");
+        place.unmount(&mnt);
+    }
+    place.assert_clean(&["mnt"]);
 }

@@ -1,5 +1,5 @@
 //! The programs that assemble volumes in the appliance: LVM, MD, LUKS and Btrfs have their own, and
-//! they come out of Debian's packages with the libraries that they need.
+//! they come out of Debian's packages with the libraries that they need. So does ntfs-3g.
 //!
 //! They stand in a squashfs within the initramfs, which the guest mounts when the first of them is
 //! needed: unpacked they would take three times as much of every guest's memory, and boots would
@@ -24,6 +24,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("mdadm", &["mdadm"]),
     ("cryptsetup-bin", &["cryptsetup"]),
     ("btrfs-progs", &["btrfs"]),
+    ("ntfs-3g", &["ntfs-3g"]),
 ];
 
 /// Packages whose files serve to make disks for the tests, and are in no appliance.
