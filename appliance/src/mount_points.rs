@@ -35,7 +35,7 @@ const ROOT: u64 = 5;
 const EXTEND: u64 = 11;
 
 /// Bytes of an index that are read: compressed Windows files have reparse points by the ten thousand.
-const MAX_INDEX: u64 = 16 << 20;
+const MAX_INDEX: u64 = 8 << 20;
 
 /// Mount points that are looked at, and folders above one.
 const MAX_POINTS: usize = 1024;

@@ -72,3 +72,37 @@ fn carry_out(guest: &Guest, request: &Request, payload: &mut Payload) -> Outcome
     catch_unwind(AssertUnwindSafe(|| guest.answer(request, payload)))
         .unwrap_or_else(|_| Err(failure::plain(Errno::EIO)))
 }
+
+#[cfg(test)]
+mod tests {
+    use guestmnt_protocol::device::DeviceName;
+    use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD};
+    use guestmnt_protocol::message::{Content, Volume};
+
+    use super::*;
+
+    fn volumes(count: usize) -> Outcome {
+        let volume = Volume {
+            device: DeviceName { disk: 0, partition: 1 }.into(),
+            size: 1 << 40,
+            content: Content::Unknown,
+            label: "label".to_owned(),
+            uuid: String::new(),
+        };
+        Ok(Answer::Volumes(vec![volume; count]))
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_for_a_body_is_a_payload() {
+        let mut payload = Payload::default();
+        let long = volumes(MAX_BODY / 10);
+        assert_eq!(as_payload(&long, &mut payload), Ok(Answer::Payload));
+        let sent = payload.behind(&[]).to_vec();
+        assert!(sent.len() > MAX_BODY);
+        assert_eq!(frame::decode_body::<Outcome>(&sent), Ok(long));
+
+        let too_long = as_payload(&volumes(MAX_PAYLOAD / 10), &mut payload);
+        assert_eq!(too_long.map_err(|failure| i32::from(failure.errno)), Err(libc::E2BIG));
+        assert_eq!(payload.len(), 0);
+    }
+}

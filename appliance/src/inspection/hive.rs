@@ -20,6 +20,9 @@ const MAX_CELL: usize = 1 << 20;
 /// Subkeys or values of one key that are looked at.
 const MAX_ENTRIES: usize = 1 << 16;
 
+/// Lists in an index of subkeys; with a thousand in each there are more than [`MAX_ENTRIES`].
+const MAX_LISTS: usize = 1024;
+
 /// A hive.
 pub struct Hive {
     file: File,
@@ -167,14 +170,14 @@ impl<'hive> Key<'hive> {
         let some = u32_at(&self.cell, 0x14).is_some_and(|count| count > 0);
         let list = u32_at(&self.cell, 0x1c).filter(|_| some).map(Offset);
         let list = list.and_then(|at| self.hive.cell(at)).unwrap_or_default();
-        // An index of lists has lists in it, and no further index.
-        let lists = if list.starts_with(b"ri") {
-            let lists = offsets(&list, 4).filter_map(|entry| self.hive.cell(entry.at));
-            lists.take(MAX_ENTRIES).collect()
+        // An index of lists has lists in it, and no further index. One of them at a time is held.
+        let (own, others) = if list.starts_with(b"ri") {
+            (Vec::new(), offsets(&list, 4).take(MAX_LISTS).collect())
         } else {
-            vec![list]
+            (leaf(&list), Vec::new())
         };
-        lists.into_iter().flat_map(|list| leaf(&list)).take(MAX_ENTRIES)
+        let others = others.into_iter().filter_map(|entry| self.hive.cell(entry.at));
+        own.into_iter().chain(others.flat_map(|list| leaf(&list))).take(MAX_ENTRIES)
     }
 }
 
@@ -245,4 +248,56 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use xtask::disks::hive;
+
+    use super::*;
+
+    fn open(bytes: &[u8]) -> Option<Hive> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Hive::open(file)
+    }
+
+    #[test]
+    fn keys_and_values_are_found_by_any_spelling() {
+        let mut root = hive::Key::root();
+        root.at("One\\Two")
+            .set("Text", "gr\u{fc}n")
+            .set("Number", 7)
+            .set("Bytes", vec![1, 2, 3, 4, 5]);
+        root.at("One\\Three");
+        let hive = open(&root.hive()).unwrap();
+        let key = hive.key("ONE\\two").unwrap();
+        assert_eq!(key.value("text").unwrap().text().as_deref(), Some("gr\u{fc}n"));
+        assert_eq!(key.value("Number").unwrap().number(), Some(7));
+        assert_eq!(key.value("Bytes").unwrap().data, [1, 2, 3, 4, 5]);
+        assert_eq!(key.value("Number").unwrap().text(), None);
+        let names: Vec<String> = hive.key("One").unwrap().subkeys().map(|key| key.name()).collect();
+        assert_eq!(names, ["Three", "Two"]);
+        assert!(hive.key("One\\Four").is_none());
+        assert!(open(b"regf").is_none());
+    }
+
+    #[test]
+    fn lists_of_all_kinds_are_followed() {
+        let entry = |at: u32| at.to_le_bytes();
+        let list = |kind: &[u8], elements: &[u8], count: u8| [kind, &[count, 0], elements].concat();
+        let found = |list: Vec<u8>| -> Vec<u32> {
+            leaf(&list).into_iter().map(|entry| entry.at.0).collect()
+        };
+        let short = [entry(1), entry(2)].concat();
+        let long = [entry(1), entry(99), entry(2), entry(99)].concat();
+        assert_eq!(found(list(b"li", &short, 2)), [1, 2]);
+        assert_eq!(found(list(b"lf", &long, 2)), [1, 2]);
+        assert_eq!(found(list(b"lh", &long, 2)), [1, 2]);
+        // A count that promises too much, and what is no list.
+        assert_eq!(found(list(b"li", &short, 200)), [1, 2]);
+        assert!(found(list(b"xx", &short, 2)).is_empty());
+    }
 }
