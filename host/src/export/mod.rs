@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::str::FromStr;
 
+use guestmnt_protocol::message::Extent;
 use sha2::{Digest, Sha256};
 
 use self::chunks::Chunks;
@@ -20,7 +21,6 @@ use self::raw::Raw;
 use crate::disk::DiskReader;
 use crate::extract::Progress;
 use crate::files::{Contents, Stretch, Trouble};
-use guestmnt_protocol::message::Extent;
 
 /// The form of the file that is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

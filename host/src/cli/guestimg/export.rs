@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
+use guestmnt_protocol::path::{GuestPath, Printable};
 use guestmnt_protocol::volume::VolumeName;
 use log::info;
 use serde_json::json;
@@ -129,10 +130,8 @@ impl Arguments {
         file: &NewFile,
     ) -> Result<Exported, Box<dyn Display>> {
         let found = files.find(name.as_bytes(), Follow::NotLast).map_err(|_| {
-            let there = files.entries(&guestmnt_protocol::path::GuestPath::root());
-            let names = there.unwrap_or_default().into_iter().map(|entry| {
-                format!(" {}", guestmnt_protocol::path::Printable(entry.name.as_bytes()))
-            });
+            let there = files.entries(&GuestPath::root()).unwrap_or_default().into_iter();
+            let names = there.map(|entry| format!(" {}", Printable(entry.name.as_bytes())));
             let names: String = names.collect();
             super::boxed(format!("there is no {name} on the disk; there are:{names}"))
         })?;
