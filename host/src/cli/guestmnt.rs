@@ -15,7 +15,7 @@ use log::debug;
 use super::background::{self, Side};
 use super::images::{ImageArguments, KeyArguments};
 use super::selection::SelectionArguments;
-use super::{descriptor, is_root, raise_file_limit, start_logging};
+use super::{descriptor, harmless, is_root, raise_file_limit, start_logging};
 use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
@@ -151,7 +151,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match run(arguments, disks) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("guestmnt: {error}");
+            eprintln!("guestmnt: {}", harmless(error));
             ExitCode::FAILURE
         }
     }

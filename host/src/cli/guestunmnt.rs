@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use log::info;
 
-use super::{descriptor, start_logging};
+use super::{descriptor, harmless, start_logging};
 use crate::session::end::{EndError, end};
 use crate::session::mountpoint::absolute;
 use crate::sys;
@@ -70,7 +70,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_logging("guestunmnt", arguments.verbose, false);
     let complain = |text: &str| {
         if !arguments.quiet {
-            eprintln!("guestunmnt: {text}");
+            eprintln!("guestunmnt: {}", harmless(text));
         }
     };
     if let Some(number) = arguments.fd

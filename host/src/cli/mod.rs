@@ -10,8 +10,10 @@ mod progress;
 mod selection;
 mod utc;
 
+use std::fmt;
 use std::io::Write;
 
+use guestmnt_protocol::path::Printable;
 use libc::c_int;
 use log::LevelFilter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -33,8 +35,18 @@ fn start_logging(program: &'static str, verbose: bool, trace: bool) {
         .filter_module("guestmnt", level)
         .filter_module(fs::TRACE, requests)
         .filter_module(guest::TRACE, requests)
-        .format(move |out, record| writeln!(out, "{program}: {}", record.args()))
+        .format(move |out, record| writeln!(out, "{program}: {}", harmless(record.args())))
         .init();
+}
+
+/// What is said, with all escaped in it that could steer a terminal, line breaks excepted. Whoever says
+/// something of an image has escaped its text already; this is for what was forgotten, names of
+/// files on the host among it.
+fn harmless(said: impl fmt::Display) -> String {
+    let said = said.to_string();
+    let lines: Vec<String> =
+        said.split('\n').map(|line| Printable(line.as_bytes()).to_string()).collect();
+    lines.join("\n")
 }
 
 /// Lets this process and QEMU open as many files as they may: a chain of split disks has

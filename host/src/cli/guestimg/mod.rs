@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::{raise_file_limit, start_logging};
+use super::{harmless, raise_file_limit, start_logging};
 
 const AFTER_HELP: &str = "\
 Exit status: 0 all is well; 1 usage or internal error, or an error that is told, of one file also; 2 doctor: mounts work,
@@ -99,7 +99,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Canary(arguments) => canary::run(&arguments),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("guestimg: {error}");
+        eprintln!("guestimg: {}", harmless(error));
         ExitCode::FAILURE
     })
 }

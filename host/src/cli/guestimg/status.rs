@@ -63,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Display>> {
         found.iter().for_each(print);
     }
     if let (Some(path), true) = (wanted, found.is_empty()) {
-        eprintln!("guestimg: {} is not a mount of yours by guestmnt", path.display());
+        eprintln!("guestimg: {} is not a mount of yours by guestmnt", shown(&path));
         return Ok(ExitCode::from(3));
     }
     let well = found.iter().all(Mount::is_well);
