@@ -4,6 +4,8 @@
 //!
 //! Follows fs/*/super.c of Linux 6.12.
 
+use guestmnt_protocol::message::NameMatching;
+
 /// How one type is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filesystem<'a> {
@@ -15,28 +17,71 @@ pub struct Filesystem<'a> {
     pub options: &'a str,
     /// The option that leaves the journal as it is, for a second attempt where replaying fails.
     pub without_journal: Option<&'a str>,
+    /// Whether it may be written, and how it is mounted then.
+    pub writing: Option<ForWriting>,
+}
+
+/// How a filesystem is mounted to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForWriting {
+    /// Options beyond those that always hold.
+    pub options: &'static str,
+    /// The option that has a dirty one written to, of those filesystems that can be dirty.
+    pub force: Option<&'static str>,
+    /// How names are compared.
+    pub names: NameMatching,
+}
+
+impl ForWriting {
+    const PLAIN: Self = Self { options: "", force: None, names: NameMatching::Exact };
+    const LOOSE: Self = Self { names: NameMatching::Loose, ..Self::PLAIN };
+    /// A driver that goes on after an error would write to what it does not understand.
+    const EXT4: Self = Self { options: "errors=remount-ro", ..Self::PLAIN };
+    const NTFS: Self = Self { force: Some("force"), ..Self::PLAIN };
 }
 
 impl<'a> Filesystem<'a> {
     /// What is known of the type `name`, which is libblkid's or the kernel's. A type that is not in
     /// the table is mounted by its own name and without options.
     pub fn named(name: &'a str) -> Self {
-        let plain =
-            |kernel_name| Self { kernel_name, modules: &[], options: "", without_journal: None };
+        let plain = |kernel_name| Self {
+            kernel_name,
+            modules: &[],
+            options: "",
+            without_journal: None,
+            writing: None,
+        };
         match name {
             // The kernel replays the journal into the overlay, read-only mount or not.
-            "ext2" | "ext3" | "ext4" | "ext4dev" => {
-                Self { without_journal: Some("noload"), ..plain("ext4") }
-            }
+            "ext2" | "ext3" | "ext4" | "ext4dev" => Self {
+                without_journal: Some("noload"),
+                writing: Some(ForWriting::EXT4),
+                ..plain("ext4")
+            },
             // nouuid: two clones of a filesystem, as in snapshots of a VM, have one UUID.
-            "xfs" => {
-                Self { options: "nouuid", without_journal: Some("norecovery"), ..plain("xfs") }
-            }
-            "btrfs" => Self { without_journal: Some("rescue=nologreplay"), ..plain("btrfs") },
+            "xfs" => Self {
+                options: "nouuid",
+                without_journal: Some("norecovery"),
+                writing: Some(ForWriting::PLAIN),
+                ..plain("xfs")
+            },
+            "btrfs" => Self {
+                without_journal: Some("rescue=nologreplay"),
+                writing: Some(ForWriting::PLAIN),
+                ..plain("btrfs")
+            },
             "f2fs" => Self { without_journal: Some("norecovery"), ..plain("f2fs") },
             "nilfs2" => Self { without_journal: Some("norecovery"), ..plain("nilfs2") },
-            "ntfs" | "ntfs3" => Self { options: "iocharset=utf8", ..plain("ntfs3") },
-            "exfat" => Self { options: "iocharset=utf8", ..plain("exfat") },
+            "ntfs" | "ntfs3" => Self {
+                options: "iocharset=utf8",
+                writing: Some(ForWriting::NTFS),
+                ..plain("ntfs3")
+            },
+            "exfat" => Self {
+                options: "iocharset=utf8",
+                writing: Some(ForWriting::LOOSE),
+                ..plain("exfat")
+            },
             "iso9660" => Self { options: "iocharset=utf8", ..plain("iso9660") },
             "udf" => Self { options: "iocharset=utf8", ..plain("udf") },
             // FAT takes short names from a code page. With utf8 the character set serves for upper
@@ -44,6 +89,7 @@ impl<'a> Filesystem<'a> {
             "vfat" => Self {
                 modules: &["nls_cp437", "nls_ascii"],
                 options: "codepage=437,iocharset=ascii,utf8",
+                writing: Some(ForWriting::LOOSE),
                 ..plain("vfat")
             },
             "msdos" => Self { modules: &["nls_cp437"], options: "codepage=437", ..plain("msdos") },
@@ -74,7 +120,7 @@ pub fn character_sets(options: &str) -> Vec<String> {
 }
 
 /// `options` without those that are mount(8)'s and no filesystem's: how a filesystem is mounted
-/// here is settled, and `rw` would let the driver write although no file can be written.
+/// here is settled, and `rw` would let the driver of a read-only mount write.
 pub fn own_options(options: &str) -> String {
     const OF_MOUNT: [&str; 26] = [
         "defaults",

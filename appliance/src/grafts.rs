@@ -66,6 +66,11 @@ impl Grafts {
         self.0.iter().find(|graft| graft.at == *at).map(|graft| graft.root.as_fd())
     }
 
+    /// Whether there is one at the path `folder` or below.
+    pub fn any_below(&self, folder: &GuestPath) -> bool {
+        self.0.iter().any(|graft| below(&graft.at, folder).is_some())
+    }
+
     /// What is shown in the place of the file that has these attributes.
     pub fn instead_of(&self, stat: &FileStat) -> Option<BorrowedFd<'_>> {
         let link = (stat.st_dev, stat.st_ino);

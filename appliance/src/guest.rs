@@ -10,14 +10,14 @@ use nix::errno::Errno;
 use guestmnt_protocol::VERSION;
 use guestmnt_protocol::batch::Plain;
 use guestmnt_protocol::limits::MAX_PAYLOAD;
-use guestmnt_protocol::message::{Answer, Failure, MountRequest, Outcome, Request};
+use guestmnt_protocol::message::{Answer, Failure, MountRequest, MountedAs, Outcome, Request};
 use guestmnt_protocol::path::{EntryName, GuestPath};
 
 use crate::blocks;
 use crate::bulk::Slot;
 use crate::failure;
 use crate::machine::Machine;
-use crate::mounts::SYSROOT;
+use crate::mounts::{SYSROOT, Writing};
 use crate::payload::Payload;
 use crate::sys;
 use crate::tree::Tree;
@@ -65,8 +65,9 @@ impl Guest {
         self.machine.as_ref()
     }
 
-    /// Carries out `request`. Where the answer is [`Answer::Payload`], the bytes are in `payload`.
-    pub(crate) fn answer(&self, request: &Request, payload: &mut Payload) -> Outcome {
+    /// Carries out `request`, with the bytes `given` that came with it. Where the answer is
+    /// [`Answer::Payload`], the bytes are in `payload`.
+    pub(crate) fn answer(&self, request: &Request, given: &[u8], payload: &mut Payload) -> Outcome {
         match request {
             Request::Hello => Ok(Answer::Hello { version: VERSION, slots: self.slot_addresses() }),
             Request::Wake { unix_time_ns, entropy } => self.wake(*unix_time_ns, entropy),
@@ -78,7 +79,12 @@ impl Guest {
                 self.devices()?.await_disks(*count).map(|()| Answer::Done)
             }
             Request::Volumes => Ok(Answer::Volumes(self.devices()?.volumes())),
-            Request::Mount(request) => self.mount(request),
+            Request::Mount(request) => self.mount(request, Writing::Never).map(|_| Answer::Done),
+            Request::MountWritable { mount, dirty } => {
+                self.mount(mount, Writing::Unless(*dirty)).map(Answer::Mounted)
+            }
+            Request::Change(change) => self.change(change, given),
+            Request::Held(file, request) => self.held(*file, request, payload),
             Request::Unmount => self.unmount(),
             Request::Listing => Ok(Answer::Listing(self.devices()?.listing())),
             Request::Blocks => self.show_blocks(),
@@ -143,10 +149,10 @@ impl Guest {
         Ok(Answer::Awake { unix_time_ns, random })
     }
 
-    fn mount(&self, request: &MountRequest) -> Outcome {
+    fn mount(&self, request: &MountRequest, writing: Writing) -> Result<MountedAs, Failure> {
         let machine = self.devices()?;
         let mut mounted = self.change_tree();
-        let graft = machine.mount(request, mounted.as_ref())?;
+        let (how, graft) = machine.mount(request, writing, mounted.as_ref())?;
         match &mut *mounted {
             Some(tree) => {
                 tree.forget_open();
@@ -154,7 +160,7 @@ impl Guest {
             }
             None => *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
         }
-        Ok(Answer::Done)
+        Ok(how)
     }
 
     fn show_blocks(&self) -> Outcome {
@@ -198,7 +204,7 @@ impl Guest {
     }
 
     /// Runs a request on files. Before a root is mounted there are none: `ENODEV`.
-    fn on_files(&self, carry_out: impl FnOnce(&Tree) -> nix::Result<Answer>) -> Outcome {
+    pub(crate) fn on_files(&self, carry_out: impl FnOnce(&Tree) -> nix::Result<Answer>) -> Outcome {
         let mounted = self.tree.read().unwrap_or_else(PoisonError::into_inner);
         let tree = mounted.as_ref().ok_or_else(|| failure::plain(Errno::ENODEV))?;
         carry_out(tree).map_err(failure::plain)

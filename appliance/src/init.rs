@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::thread;
 
 use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, umask};
 
 use crate::devices::{announce_again, set_queues};
 use crate::guest::Guest;
+use crate::held::MAX_HELD;
 use crate::kmsg;
 use crate::ports::Lanes;
 use crate::uevent::{Announced, Uevents};
@@ -30,6 +33,9 @@ const SETTINGS: [(&str, &str); 3] = [
     ("kernel/modprobe", "\n"),
 ];
 
+/// Files that may be open: those held for the host, and some for reading them directly.
+const MAX_FILES: u64 = 3 * MAX_HELD as u64;
+
 /// Modules of the bays, of the SCSI controller and of its disks. They load before any disk is
 /// plugged in.
 const DISK_MODULES: [&str; 3] = ["virtio_blk", "virtio_scsi", "sd_mod"];
@@ -37,8 +43,13 @@ const DISK_MODULES: [&str; 3] = ["virtio_blk", "virtio_scsi", "sd_mod"];
 /// Runs the guest.
 pub fn run() -> ! {
     mount_kernel_filesystems();
+    // New files have the permissions that the host says.
+    umask(Mode::empty());
     if let Err(error) = kmsg::use_kernel_log() {
         kmsg::warn(format_args!("cannot open the kernel's log: {error}"));
+    }
+    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES, MAX_FILES) {
+        kmsg::warn(format_args!("cannot open more files than usual: {}", errno.desc()));
     }
     for (name, value) in SETTINGS {
         if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {

@@ -47,7 +47,7 @@ pub struct Lane<P> {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// Bytes still to come that belong to nothing: the payload of a request that has none.
+    /// Bytes still to come of the last frame's payload. Unless they are taken, they are skipped.
     unwanted: usize,
 }
 
@@ -78,6 +78,25 @@ impl<P: AsFd> Lane<P> {
             self.unwanted = header.payload_len;
         }
         Ok(Some((header, &self.buffer[body])))
+    }
+
+    /// Replaces `payload` by the payload of the frame that was received last, if it comes by the
+    /// port; false at the stream's end.
+    ///
+    /// # Errors
+    /// [`LaneError::Port`].
+    pub fn take_payload(&mut self, payload: &mut Vec<u8>) -> Result<bool, LaneError> {
+        payload.clear();
+        while self.unwanted > 0 {
+            if !self.fetch(1)? {
+                return Ok(false);
+            }
+            let here = self.unwanted.min(self.end - self.start);
+            payload.extend_from_slice(&self.buffer[self.start..self.start + here]);
+            self.start += here;
+            self.unwanted -= here;
+        }
+        Ok(true)
     }
 
     /// Sends all of `bytes`.

@@ -3,7 +3,8 @@
 //!
 //! A library, so that tests run the very same server over a folder of the host.
 //!
-//! **Invariant:** nothing of an image is ever executed, and no file of it is opened for writing.
+//! **Invariant:** nothing of an image is ever executed, and no file of it is opened for writing but
+//! by `held.rs` and `creating.rs`, on the host's request.
 #![deny(unsafe_code)]
 
 mod ahead;
@@ -15,7 +16,10 @@ mod blkid;
 mod blocks;
 mod btrfs;
 mod bulk;
+mod changes;
+mod changing;
 mod contents;
+mod creating;
 mod devices;
 mod directories;
 mod encryption;
@@ -24,6 +28,8 @@ mod files;
 mod filesystems;
 mod grafts;
 pub mod guest;
+mod held;
+mod hibernation;
 pub mod init;
 mod inspection;
 mod kmsg;
@@ -47,6 +53,7 @@ mod resolve;
 pub mod serve;
 mod signatures;
 mod small_files;
+mod syncing;
 #[allow(unsafe_code)]
 mod sys;
 mod tree;

@@ -15,7 +15,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use guestmnt_protocol::device::DeviceName;
-use guestmnt_protocol::message::{Failure, Layout, Listing, MountRequest, Volume};
+use guestmnt_protocol::message::{Failure, Layout, Listing, MountRequest, MountedAs, Volume};
 use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::system::System;
@@ -33,7 +33,7 @@ use crate::kmsg;
 use crate::layouts;
 use crate::listing;
 use crate::modules::Modules;
-use crate::mounts::Mounts;
+use crate::mounts::{Mounts, Writing};
 use crate::programs::Programs;
 use crate::sys;
 use crate::tree::Tree;
@@ -201,9 +201,10 @@ impl Machine {
     pub fn mount(
         &self,
         request: &MountRequest,
+        writing: Writing,
         tree: Option<&Tree>,
-    ) -> Result<Option<Graft>, Failure> {
-        self.mounts().mount(request, tree, &self.assembly())
+    ) -> Result<(MountedAs, Option<Graft>), Failure> {
+        self.mounts().mount(request, writing, tree, &self.assembly())
     }
 
     /// Assembles what can be assembled from the disks, and makes a node for each device in

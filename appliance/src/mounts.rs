@@ -1,30 +1,33 @@
 //! Mounting filesystems below one root, and unmounting them all.
 //!
 //! The block device itself is writable, since it is an overlay: so a journal is replayed although
-//! the mount is read-only, and the image stays as it is.
+//! the mount is read-only, and the image stays as it is. A filesystem is mounted for writing where
+//! that was asked for and does no harm; else read-only, and the reason is told.
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, stat};
-use nix::unistd::{mkdir, sync};
+use nix::unistd::{fsync, mkdir, syncfs};
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DETAIL;
-use guestmnt_protocol::message::{Content, Failure, MountRequest};
+use guestmnt_protocol::message::{Content, Dirty, Failure, MountRequest, MountedAs, NameMatching};
 use guestmnt_protocol::path::{EntryName, Printable};
 use guestmnt_protocol::volume::Mountable;
 
 use crate::assembly::Assembly;
 use crate::btrfs;
 use crate::devices::Disks;
-use crate::failure::{explained, plain};
-use crate::filesystems::{Filesystem, character_sets, join_options, own_options};
+use crate::failure::{errno_of, explained, plain};
+use crate::filesystems::{Filesystem, ForWriting, character_sets, join_options, own_options};
 use crate::grafts::Graft;
+use crate::hibernation;
 use crate::kmsg;
 use crate::layouts;
 use crate::modules::Modules;
@@ -41,6 +44,18 @@ pub const SYSROOT: &str = "/sysroot";
 const FLAGS: MsFlags =
     MsFlags::MS_RDONLY.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
+/// Reading is no change: the host keeps what it read and would not know of it.
+const FLAGS_FOR_WRITING: MsFlags = FLAGS.difference(MsFlags::MS_RDONLY).union(MsFlags::MS_NOATIME);
+
+/// Whether a filesystem may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    /// It may not.
+    Never,
+    /// It may, but for what this says of one that is dirty.
+    Unless(Dirty),
+}
+
 /// What is mounted, in the order in which it was.
 #[derive(Default)]
 pub struct Mounts(Vec<Mounted>);
@@ -50,6 +65,8 @@ struct Mounted {
     /// `None` for what is assembled.
     device: Option<DeviceName>,
     node: PathBuf,
+    /// Whether it was mounted for writing.
+    writable: bool,
     /// Where the device is, by its number in `st_dev`, once that was asked for.
     place: OnceCell<Option<(u64, layouts::Place)>>,
 }
@@ -66,16 +83,18 @@ impl Mounts {
     pub fn mount(
         &mut self,
         request: &MountRequest,
+        writing: Writing,
         tree: Option<&Tree>,
         assembly: &Assembly,
-    ) -> Result<Option<Graft>, Failure> {
+    ) -> Result<(MountedAs, Option<Graft>), Failure> {
         let source = Source::find(&request.device, assembly)?;
         let place = Place::find(&request.at, tree)?;
-        source.mount(request, &place.target(), assembly)?;
+        let how = source.mount(request, writing, &place.target(), assembly)?;
         let Source { node, device } = source;
         let path = place.path().to_owned();
-        self.0.push(Mounted { path, device, node, place: OnceCell::new() });
-        place.into_graft().map_err(plain)
+        let writable = writing != Writing::Never && how.read_only.is_none();
+        self.0.push(Mounted { path, device, node, writable, place: OnceCell::new() });
+        Ok((how, place.into_graft().map_err(plain)?))
     }
 
     /// Mounts a filesystem of the guest's own on [`SYSROOT`], with nothing in it but empty folders.
@@ -93,6 +112,7 @@ impl Mounts {
             path: SYSROOT.into(),
             device: None,
             node: PathBuf::new(),
+            writable: false,
             place: OnceCell::from(None),
         };
         self.0.push(mounted);
@@ -123,22 +143,48 @@ impl Mounts {
     /// # Errors
     /// That of the first filesystem that could not be unmounted, with its name.
     pub fn unmount_all(&mut self) -> Result<(), Failure> {
-        sync();
         let mut outcome = Ok(());
         let mut left = Vec::new();
         while let Some(mounted) = self.0.pop() {
-            let path = &mounted.path;
-            if let Err(errno) = unmount(path) {
-                let below = path.strip_prefix(SYSROOT).unwrap_or(path);
-                let shown = Printable(below.as_os_str().as_encoded_bytes()).to_string();
-                let detail = format!("cannot unmount /{shown} in the guest: {}", errno.desc());
-                outcome = outcome.and(Err(explained(errno, detail)));
+            // Here it is told what could not be written; unmounting would keep it to itself.
+            if let Err(errno) = mounted.sync() {
+                outcome = outcome.and(Err(mounted.failed("write", errno)));
+            }
+            if let Err(errno) = unmount(&mounted.path) {
+                outcome = outcome.and(Err(mounted.failed("unmount", errno)));
                 left.push(mounted);
+            } else if let Err(errno) = mounted.sync_device() {
+                outcome = outcome.and(Err(mounted.failed("write", errno)));
             }
         }
         left.reverse();
         self.0 = left;
         outcome
+    }
+}
+
+impl Mounted {
+    fn sync(&self) -> nix::Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        // By its own path nobody can lead elsewhere: it is resolved.
+        let root = File::open(&self.path).map_err(|error| errno_of(&error))?;
+        syncfs(&root)
+    }
+
+    /// What unmounting wrote last stays in the disk's cache with some filesystems.
+    fn sync_device(&self) -> nix::Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        fsync(&File::open(&self.node).map_err(|error| errno_of(&error))?)
+    }
+
+    fn failed(&self, what: &str, errno: Errno) -> Failure {
+        let below = self.path.strip_prefix(SYSROOT).unwrap_or(&self.path);
+        let shown = Printable(below.as_os_str().as_encoded_bytes()).to_string();
+        explained(errno, format!("cannot {what} /{shown} in the guest: {}", errno.desc()))
     }
 }
 
@@ -168,9 +214,10 @@ impl Source {
     pub fn mount(
         &self,
         request: &MountRequest,
+        writing: Writing,
         target: &Path,
         assembly: &Assembly,
-    ) -> Result<(), Failure> {
+    ) -> Result<MountedAs, Failure> {
         let Self { node, device } = self;
         let options = own_options(&request.options);
         let subvolume = match &request.device {
@@ -186,16 +233,19 @@ impl Source {
             let options = join_options(&[&own, &subvolume, &options]);
             let tried = Attempt { node, target, filesystem, options: &options };
             load_modules(&tried, assembly.modules);
-            tried.run()
+            tried.run_for(writing)
         };
         match (&request.fstype, signatures::usual_filesystem(node)) {
             (Some(kind), _) if kind == ntfs_3g::NAME => {
-                ntfs_3g::mount(node, target, &options, assembly)
+                ntfs_3g::mount(node, target, &options, assembly)?;
+                let refused = "ntfs-3g only reads here".to_owned();
+                let read_only = (writing != Writing::Never).then_some(refused);
+                Ok(MountedAs { read_only, names: NameMatching::Exact })
             }
             (Some(kind), _) => mount_as(kind),
             (None, _) if !subvolume.is_empty() => mount_as("btrfs"),
             (None, guess) => match guess.map(mount_as) {
-                Some(Ok(())) => Ok(()),
+                Some(Ok(how)) => Ok(how),
                 failed => match (filesystem_on(*device, node, assembly.disks)?, failed) {
                     (kind, Some(Err(failure))) if guess == Some(&kind) => Err(failure),
                     (kind, _) => mount_as(&kind),
@@ -279,16 +329,55 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Mounts; where that fails and the filesystem has a journal, once more without replaying it:
+    /// Mounts, for writing where that may be.
+    fn run_for(&self, writing: Writing) -> Result<MountedAs, Failure> {
+        let refused = match (writing, self.filesystem.writing) {
+            (Writing::Never, _) => None,
+            (Writing::Unless(_), None) => {
+                let kind = Printable(self.filesystem.kernel_name.as_bytes());
+                Some(format!("{kind} is never written to"))
+            }
+            (Writing::Unless(dirty), Some(how)) => match self.write(dirty, how) {
+                Ok(()) => return Ok(MountedAs { read_only: None, names: how.names }),
+                Err(reason) => Some(reason),
+            },
+        };
+        self.run()?;
+        Ok(MountedAs { read_only: refused, names: NameMatching::Exact })
+    }
+
+    /// Mounts for writing, or says why not.
+    fn write(&self, dirty: Dirty, how: ForWriting) -> Result<(), String> {
+        let force = how.force.filter(|_| dirty == Dirty::Force).unwrap_or_default();
+        if how.force.is_some() && dirty == Dirty::ReadOnly {
+            let read_only = |place: &Path| {
+                let kind = self.filesystem.kernel_name;
+                let options = join_options(&[self.filesystem.options, self.options]);
+                mount(Some(self.node), place, Some(kind), FLAGS, Some(options.as_str()))
+            };
+            hibernation::check(read_only)?;
+        }
+        let log = kmsg::Tail::from_now();
+        let options = [self.filesystem.options, how.options, force, self.options];
+        self.call(FLAGS_FOR_WRITING, &options).map_err(|errno| {
+            let log = log.read(MAX_DETAIL);
+            if how.force.is_some() && log.contains("dirty") {
+                return "it is dirty, since who used it last did not unmount it".to_owned();
+            }
+            self.why(errno, &log)
+        })
+    }
+
+    /// Mounts read-only; where that fails and the filesystem has a journal, once more without replaying it:
     /// a damaged journal must not hide the files.
     fn run(&self) -> Result<(), Failure> {
         let log = kmsg::Tail::from_now();
-        let Err(errno) = self.call(&[self.filesystem.options, self.options]) else {
+        let Err(errno) = self.call(FLAGS, &[self.filesystem.options, self.options]) else {
             return Ok(());
         };
         let log = log.read(MAX_DETAIL);
         if let Some(without) = self.filesystem.without_journal
-            && self.call(&[self.filesystem.options, without, self.options]).is_ok()
+            && self.call(FLAGS, &[self.filesystem.options, without, self.options]).is_ok()
         {
             kmsg::warn(format_args!(
                 "{}: the journal could not be replayed, mounted with {without}",
@@ -299,10 +388,10 @@ impl Attempt<'_> {
         Err(explained(errno, self.why(errno, &log)))
     }
 
-    fn call(&self, options: &[&str]) -> nix::Result<()> {
+    fn call(&self, flags: MsFlags, options: &[&str]) -> nix::Result<()> {
         let options = join_options(options);
         let kind = self.filesystem.kernel_name;
-        mount(Some(self.node), self.target, Some(kind), FLAGS, Some(options.as_str()))
+        mount(Some(self.node), self.target, Some(kind), flags, Some(options.as_str()))
     }
 
     /// What a person should know: the error, and what the kernel logged meanwhile.

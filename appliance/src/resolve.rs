@@ -16,7 +16,7 @@ use guestmnt_protocol::path::GuestPath;
 const PIECE_MAX: usize = 4095;
 
 /// What holds for every step from the root on. Mounts may be crossed: nested filesystems are.
-const RESOLVE: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
+pub const RESOLVE: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
     .union(ResolveFlag::RESOLVE_NO_SYMLINKS)
     .union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
@@ -48,12 +48,7 @@ pub fn open_regular(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> 
     // Opening by path could open a device or a FIFO, and notice afterwards. So the file is named
     // first, its type looked at, and then exactly this file is opened.
     let located = locate(root, path)?;
-    match file_type(&attributes(located.as_fd())?) {
-        libc::S_IFREG => {}
-        libc::S_IFDIR => return Err(Errno::EISDIR),
-        libc::S_IFLNK => return Err(Errno::ELOOP),
-        _ => return Err(Errno::EINVAL),
-    }
+    check_regular(located.as_fd())?;
     open(proc_path(located.as_fd()).as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
@@ -67,6 +62,19 @@ pub fn open_device(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> {
         return Err(Errno::EINVAL);
     }
     open(proc_path(located.as_fd()).as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Checks that what `located` names is a regular file.
+///
+/// # Errors
+/// `EISDIR` for a directory, `ELOOP` for a symbolic link, `EINVAL` for anything else.
+pub fn check_regular(located: BorrowedFd) -> nix::Result<()> {
+    match file_type(&attributes(located)?) {
+        libc::S_IFREG => Ok(()),
+        libc::S_IFDIR => Err(Errno::EISDIR),
+        libc::S_IFLNK => Err(Errno::ELOOP),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// As [`locate`], with symbolic links followed as the image's own system would follow them: inside.

@@ -23,14 +23,32 @@ pub fn serve(lane: impl AsFd, guest: &Guest) -> Result<(), LaneError> {
     let mut lane = Lane::new(lane);
     let mut head = Vec::with_capacity(256);
     let mut payload = Payload::default();
+    let mut by_port = Vec::new();
     while let Some((header, body)) = lane.receive()? {
-        let offered = match header.place {
+        let request = request(&header, body);
+        let slot = match header.place {
             Place::Port => None,
             Place::Slot(number) => guest.slot(number).map(|slot| (number, slot)),
         };
-        payload.begin(offered);
-        let mut outcome = match request(&header, body) {
-            Ok(request) => carry_out(guest, &request, &mut payload),
+        let mut outcome = match request {
+            Ok(request) if header.payload_len == 0 => {
+                payload.begin(slot);
+                carry_out(guest, &request, &[], &mut payload)
+            }
+            Ok(request) => {
+                payload.clear();
+                let given = match (header.place, &slot) {
+                    (Place::Port, _) if !lane.take_payload(&mut by_port)? => return Ok(()),
+                    (Place::Port, _) => Some(by_port.as_slice()),
+                    (Place::Slot(_), slot) => {
+                        slot.as_ref().map(|(_, slot)| &slot[..header.payload_len])
+                    }
+                };
+                match given {
+                    Some(given) => carry_out(guest, &request, given, &mut payload),
+                    None => Err(failure::plain(Errno::EPROTO)),
+                }
+            }
             Err(errno) => Err(failure::plain(errno)),
         };
         if !matches!(outcome, Ok(Answer::Payload)) {
@@ -58,18 +76,17 @@ fn as_payload(outcome: &Outcome, payload: &mut Payload) -> Outcome {
     Ok(Answer::Payload)
 }
 
-/// The request in a frame. No request has a payload yet.
+/// The request in a frame. Few have a payload.
 fn request(header: &Header, body: &[u8]) -> nix::Result<Request> {
-    if header.payload_len > 0 {
-        return Err(Errno::EPROTO);
-    }
-    frame::decode_body(body).map_err(|_| Errno::EPROTO)
+    let request: Request = frame::decode_body(body).map_err(|_| Errno::EPROTO)?;
+    let good = header.payload_len == 0 || request.has_payload();
+    good.then_some(request).ok_or(Errno::EPROTO)
 }
 
 /// The last line of defence: nothing is known to panic, but if something did, the lane must go on.
 /// What lanes share is either locked for a single step at a time or fit for any state.
-fn carry_out(guest: &Guest, request: &Request, payload: &mut Payload) -> Outcome {
-    catch_unwind(AssertUnwindSafe(|| guest.answer(request, payload)))
+fn carry_out(guest: &Guest, request: &Request, given: &[u8], payload: &mut Payload) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| guest.answer(request, given, payload)))
         .unwrap_or_else(|_| Err(failure::plain(Errno::EIO)))
 }
 

@@ -70,6 +70,29 @@ pub fn llistxattr(path: &CStr, names: &mut [u8]) -> nix::Result<usize> {
     length(count)
 }
 
+/// Sets an extended attribute of the file that `path` leads to; `flags` are setxattr(2)'s.
+///
+/// # Errors
+/// As setxattr(2).
+pub fn setxattr(path: &CStr, name: &CStr, value: &[u8], flags: libc::c_int) -> nix::Result<()> {
+    // SAFETY: both strings end in NUL; the pointer and the length are those of one slice, which
+    // the kernel only reads.
+    let done = unsafe {
+        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Removes an extended attribute of the file that `path` leads to.
+///
+/// # Errors
+/// As removexattr(2).
+pub fn removexattr(path: &CStr, name: &CStr) -> nix::Result<()> {
+    // SAFETY: both strings end in NUL.
+    let done = unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
 /// Loads the kernel module in `file`, without parameters.
 ///
 /// # Errors

@@ -21,6 +21,7 @@ use crate::blocks::BlockFile;
 use crate::contents::Contents;
 use crate::directories::Directory;
 use crate::grafts::Grafts;
+use crate::held::HeldFiles;
 use crate::open_files::OpenFiles;
 use crate::resolve;
 use crate::small_files::Spaces;
@@ -37,6 +38,8 @@ pub struct Tree {
     pub(crate) files: OpenFiles<Contents>,
     /// Directories, each with its position.
     pub(crate) directories: OpenFiles<Directory>,
+    /// Files that the host writes to, or that have no name any more.
+    pub(crate) held: HeldFiles,
     pub(crate) ahead: Ahead,
     /// For reading several files at once.
     pub(crate) spaces: Spaces,
@@ -60,6 +63,7 @@ impl Tree {
             root,
             files: OpenFiles::new(FILES_OPEN),
             directories: OpenFiles::new(DIRECTORIES_OPEN),
+            held: HeldFiles::default(),
             ahead: Ahead::default(),
             spaces: Spaces::default(),
             volumes: VolumeNumbers(Mutex::new(vec![first])),

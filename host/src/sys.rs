@@ -95,19 +95,20 @@ pub struct SharedMap {
     length: usize,
 }
 
-// SAFETY: the mapping belongs to no thread; this process only reads it.
+// SAFETY: the mapping belongs to no thread. This process reads it by `lend` and writes it by `fill`,
+// whose callers see to it that no two threads use the same bytes.
 unsafe impl Send for SharedMap {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMap {}
 
 impl SharedMap {
-    /// Maps the first `length` bytes of `file`, for reading. Nobody may be able to make the file
+    /// Maps the first `length` bytes of `file`. Nobody may be able to make the file
     /// shorter: reading what is gone would kill this process.
     ///
     /// # Errors
     /// As mmap(2).
     pub fn of(file: &File, length: usize) -> io::Result<Self> {
-        let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         // SAFETY: a new mapping at an address that the kernel chooses.
         let start =
             unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, file.as_raw_fd(), 0) };
@@ -130,6 +131,20 @@ impl SharedMap {
         // write to it is why the callers only pass it on: no code of this process reads it, so
         // none can be misled by bytes that change.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(offset), length) }
+    }
+
+    /// Overwrites the bytes at `offset`, which must not be lent.
+    ///
+    /// # Panics
+    /// Where they are not all within the map.
+    pub fn fill(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length));
+        // SAFETY: the range is within the mapping, which lives as long as `self` and can be
+        // written; `bytes` is memory of this process's own, so they do not overlap.
+        unsafe {
+            let there = self.start.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), there, bytes.len());
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! The guest is addressed by path and keeps no state that the host would miss: every file
 //! request names its file from the mounted root, so that the host owns the node table and a
-//! guest that died can be replaced by another.
+//! guest that died can be replaced by another. Only where files can be written does it hold some
+//! open, see [`change`].
 //!
 //! **Invariant:** no I/O and no unsafe code here. Bytes go in, checked values come out.
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@
 pub mod attr;
 pub mod batch;
 pub mod bay;
+pub mod change;
 pub mod device;
 pub mod frame;
 pub mod limits;

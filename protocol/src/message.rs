@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attr::Attr;
 use crate::batch::{Plain, Wanted};
+use crate::change::{Change, HeldFile, HeldRequest};
 use crate::device::DeviceName;
 use crate::limits::MAX_DETAIL;
 use crate::path::{EntryName, GuestPath};
@@ -136,6 +137,46 @@ pub enum Request {
     /// Puts a filesystem of the guest's own on `/`, with nothing in it but these empty folders, for
     /// others to be mounted in. Answer: [`Answer::Done`].
     Folders(Vec<EntryName>),
+    /// Mounts a filesystem for writing too, unless it had better not be written. Answer:
+    /// [`Answer::Mounted`], or as [`Request::Mount`].
+    MountWritable {
+        /// What is mounted where.
+        mount: MountRequest,
+        /// What to do with one that was not unmounted.
+        dirty: Dirty,
+    },
+    /// Changes something on a mount that can be written; `EROFS` on one that cannot.
+    Change(Change),
+    /// Asks about a file that is held open.
+    Held(HeldFile, HeldRequest),
+}
+
+/// What to do with a filesystem whose last user did not unmount it, and that has no journal for
+/// that: an NTFS that Windows hibernated with, or whose dirty bit is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dirty {
+    /// It is not written to.
+    ReadOnly,
+    /// It is written to all the same.
+    Force,
+}
+
+/// How a filesystem that was to be writable was mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedAs {
+    /// Why it cannot be written, if it cannot, as the end of the sentence "It is read-only: …".
+    pub read_only: Option<String>,
+    /// How it compares names.
+    pub names: NameMatching,
+}
+
+/// How a filesystem compares names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NameMatching {
+    /// Byte by byte: a file is found by the names that it has.
+    Exact,
+    /// A file may be found by other names as well, such as in other case.
+    Loose,
 }
 
 /// What is mounted where.
@@ -196,6 +237,12 @@ pub enum Answer {
     Listing(Listing),
     /// The operating systems on the disks.
     Systems(Vec<System>),
+    /// How a filesystem was mounted.
+    Mounted(MountedAs),
+    /// A file is held.
+    Held(HeldFile),
+    /// A file was made, or found, and is held.
+    Created(HeldFile, Attr),
 }
 
 /// What is on the disks, and what it is made of.
@@ -320,6 +367,14 @@ pub struct Failure {
     pub errno: u16,
     /// For launch requests, what a person should know; empty for requests on files.
     pub detail: String,
+}
+
+impl Request {
+    /// Whether the request brings a payload.
+    #[must_use]
+    pub fn has_payload(&self) -> bool {
+        matches!(self, Self::Change(change) if change.has_payload())
+    }
 }
 
 impl Failure {

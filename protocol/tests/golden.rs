@@ -4,19 +4,29 @@
 
 use guestmnt_protocol::attr::{Attr, Time};
 use guestmnt_protocol::batch::{Plain, Wanted};
+use guestmnt_protocol::change::{
+    Access, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes, NewNode,
+    NewTime, Owner, Removed, Renaming, Synced, XattrMode,
+};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD, SLOTS};
 use guestmnt_protocol::message::{
-    Answer, Content, Extent, Failure, Listing, MountRequest, Outcome, PhysicalVolume, Request,
-    StatFs, Volume, VolumeGroup,
+    Answer, Content, Dirty, Extent, Failure, Listing, MountRequest, MountedAs, NameMatching,
+    Outcome, PhysicalVolume, Request, StatFs, Volume, VolumeGroup,
 };
-use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
 use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::system::{Drive, DriveLetter, Family, MountPoint, System, User};
 use guestmnt_protocol::volume::VolumeName;
+use guestmnt_protocol::xattr::XattrName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// The number of [`Request::Change`].
+const CHANGE: u8 = 24;
+/// The number of [`Answer::Mounted`].
+const MOUNTED: u8 = 11;
 
 fn path(text: &str) -> GuestPath {
     GuestPath::parse(text.as_bytes()).expect("a good path")
@@ -108,6 +118,103 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         (Request::Inspect, vec![21]),
         (Request::Folders(vec![name("a"), name("bc")]), b"\x16\x02\x01a\x02bc".to_vec()),
     ]
+}
+
+/// Requests of mounts that can be written, with the bytes of their bodies.
+fn requests_for_writing() -> Vec<(Request, Vec<u8>)> {
+    let entry = || EntryPath { folder: path("/d"), name: name("n") };
+    let owner = Owner { uid: Some(1), gid: None };
+    let attributes = NewAttributes {
+        size: Some(300),
+        owner,
+        mode: None,
+        accessed: Some(NewTime::Now),
+        modified: Some(NewTime::At(Time { secs: -1, nanos: 5 })),
+    };
+    let mount = MountRequest {
+        device: DeviceName { disk: 0, partition: 2 }.into(),
+        at: path("/"),
+        fstype: None,
+        options: String::new(),
+    };
+    let (file, held) = (|| FileAt::Path(path("/f")), FileAt::Held(HeldFile(300)));
+    let xattr = || XattrName::new(b"user.x").expect("a good name");
+    let changes: Vec<(Change, &[u8])> = vec![
+        (
+            Change::Create { entry: entry(), mode: 0o644, owner, existing: Existing::Open },
+            b"\x00\x01d\x01n\xa4\x03\x01\x01\x00\x01",
+        ),
+        (Change::Hold { file: file(), access: Access::Write }, b"\x01\x00\x01f\x01"),
+        (Change::Write { file: HeldFile(1), offset: 128 }, b"\x02\x01\x80\x01"),
+        (
+            Change::SetAttr { file: held.clone(), attributes },
+            b"\x03\x01\xac\x02\x01\xac\x02\x01\x01\x00\x00\x01\x00\x01\x01\x01\x05",
+        ),
+        (
+            Change::Allocate { file: HeldFile(1), offset: 2, length: 3, mode: 3 },
+            b"\x04\x01\x02\x03\x06",
+        ),
+        (
+            Change::CopyRange {
+                from: HeldFile(1),
+                from_offset: 2,
+                to: HeldFile(3),
+                to_offset: 4,
+                length: 5,
+            },
+            b"\x05\x01\x02\x03\x04\x05",
+        ),
+        (
+            Change::Make { entry: entry(), node: NewNode::Directory(0o755), owner },
+            b"\x06\x01d\x01n\x00\xed\x03\x01\x01\x00",
+        ),
+        (
+            Change::Make {
+                entry: entry(),
+                node: NewNode::Link(LinkTarget::new(b"../t").expect("a good target")),
+                owner: Owner::default(),
+            },
+            b"\x06\x01d\x01n\x01\x04../t\x00\x00",
+        ),
+        (
+            Change::Make {
+                entry: entry(),
+                node: NewNode::Special { mode: 0o010_600, device: 7 },
+                owner: Owner::default(),
+            },
+            b"\x06\x01d\x01n\x02\x80\x23\x07\x00\x00",
+        ),
+        (Change::Link { file: path("/f"), entry: entry() }, b"\x07\x01f\x01d\x01n"),
+        (Change::Remove { entry: entry(), kind: Removed::Directory }, b"\x08\x01d\x01n\x01"),
+        (
+            Change::Rename { from: entry(), to: entry(), how: Renaming::Exchange },
+            b"\x09\x01d\x01n\x01d\x01n\x02",
+        ),
+        (
+            Change::SetXattr { file: file(), name: xattr(), how: XattrMode::Replace },
+            b"\x0a\x00\x01f\x06user.x\x02",
+        ),
+        (Change::RemoveXattr { file: file(), name: xattr() }, b"\x0b\x00\x01f\x06user.x"),
+        (Change::Sync { file: held, what: Synced::All }, b"\x0c\x01\xac\x02\x01"),
+    ];
+    let change = |(change, bytes): (Change, &[u8])| {
+        (Request::Change(change), [&[CHANGE][..], bytes].concat())
+    };
+    let held = |request, bytes: &[u8]| {
+        (Request::Held(HeldFile(300), request), [&[CHANGE + 1, 0xac, 2], bytes].concat())
+    };
+    let mut all: Vec<_> = changes.into_iter().map(change).collect();
+    all.extend([
+        (
+            Request::MountWritable { mount, dirty: Dirty::Force },
+            vec![CHANGE - 1, 0, 0, 0, 2, 0, 0, 0, 1],
+        ),
+        held(HeldRequest::Stat, &[0]),
+        held(HeldRequest::Read { offset: 1, size: 2 }, &[1, 1, 2]),
+        held(HeldRequest::Seek { offset: 1, what: Extent::Hole }, &[2, 1, 1]),
+        held(HeldRequest::Release, &[3]),
+    ]);
+    all
 }
 
 /// Outcomes with the bytes of their bodies.
@@ -216,6 +323,18 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
             ]
             .concat(),
         ),
+        (
+            Ok(Answer::Mounted(MountedAs {
+                read_only: Some("r".to_owned()),
+                names: NameMatching::Loose,
+            })),
+            vec![0, MOUNTED, 1, 1, b'r', 1],
+        ),
+        (Ok(Answer::Held(HeldFile(300))), vec![0, MOUNTED + 1, 0xac, 2]),
+        (
+            Ok(Answer::Created(HeldFile(1), Attr::default())),
+            [vec![0, MOUNTED + 2, 1], vec![0; 16]].concat(),
+        ),
         (Err(Failure::new(2)), vec![1, 2, 0]),
         (Err(Failure::with_detail(5, "no".to_owned())), b"\x01\x05\x02no".to_vec()),
     ]
@@ -260,6 +379,21 @@ fn damage<M: DeserializeOwned + Serialize>(frame: &[u8]) {
 #[test]
 fn requests_have_these_bytes() {
     check(requests());
+    check(requests_for_writing());
+}
+
+#[test]
+fn only_what_is_written_comes_with_a_request() {
+    let with: Vec<Request> = requests()
+        .into_iter()
+        .chain(requests_for_writing())
+        .map(|(request, _)| request)
+        .filter(Request::has_payload)
+        .collect();
+    let expected = |request: &Request| {
+        matches!(request, Request::Change(Change::Write { .. } | Change::SetXattr { .. }))
+    };
+    assert!(with.len() == 2 && with.iter().all(expected));
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::assembly::Assembly;
 use crate::failure::{errno_of, plain};
 use crate::kmsg;
 use crate::mount_points::volume_mounts;
-use crate::mounts::{Source, unmount};
+use crate::mounts::{Source, Writing, unmount};
 use crate::resolve;
 use crate::volumes;
 
@@ -122,7 +122,12 @@ impl Mounted {
             fstype: Some(kind.to_owned()),
             options: String::new(),
         };
-        Source::find(device, assembly)?.mount(&request, PLACE.as_ref(), assembly)?;
+        Source::find(device, assembly)?.mount(
+            &request,
+            Writing::Never,
+            PLACE.as_ref(),
+            assembly,
+        )?;
         match Self::folder(PLACE.as_ref()) {
             Ok(mut mounted) => {
                 mounted.is_mounted = true;

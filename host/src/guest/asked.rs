@@ -1,5 +1,6 @@
 //! The kinds of requests on files that the guest gets.
 
+use guestmnt_protocol::change::{Change, HeldRequest};
 use guestmnt_protocol::message::Request;
 
 use crate::counts::kinds;
@@ -29,6 +30,20 @@ kinds! {
         ReadXattrs = "read-xattrs",
         /// [`Request::StatFs`]
         StatFs = "statfs",
+        /// [`Change::Write`]
+        Write = "write",
+        /// [`Change::Sync`]
+        Sync = "sync",
+        /// [`Change::Create`]
+        Create = "create",
+        /// [`Change::Hold`]
+        Hold = "hold",
+        /// [`HeldRequest::Release`]
+        Release = "release",
+        /// [`Change::SetAttr`]
+        SetAttr = "setattr",
+        /// Every other change.
+        Change = "change",
     }
 }
 
@@ -48,6 +63,13 @@ impl Asked {
             Request::GetXattr { .. } => Self::GetXattr,
             Request::ReadXattrs { .. } => Self::ReadXattrs,
             Request::StatFs(_) => Self::StatFs,
+            Request::Change(change) => Self::of_change(change),
+            Request::Held(_, held) => match held {
+                HeldRequest::Stat => Self::Stat,
+                HeldRequest::Read { .. } => Self::Read,
+                HeldRequest::Seek { .. } => Self::Seek,
+                HeldRequest::Release => Self::Release,
+            },
             Request::Hello
             | Request::Wake { .. }
             | Request::Prepare
@@ -59,7 +81,26 @@ impl Asked {
             | Request::Unlock { .. }
             | Request::Mount(_)
             | Request::Blocks
+            | Request::MountWritable { .. }
             | Request::Unmount => return None,
         })
+    }
+
+    fn of_change(change: &Change) -> Self {
+        match change {
+            Change::Write { .. } => Self::Write,
+            Change::Sync { .. } => Self::Sync,
+            Change::Create { .. } => Self::Create,
+            Change::Hold { .. } => Self::Hold,
+            Change::SetAttr { .. } => Self::SetAttr,
+            Change::Allocate { .. }
+            | Change::CopyRange { .. }
+            | Change::Make { .. }
+            | Change::Link { .. }
+            | Change::Remove { .. }
+            | Change::Rename { .. }
+            | Change::SetXattr { .. }
+            | Change::RemoveXattr { .. } => Self::Change,
+        }
     }
 }

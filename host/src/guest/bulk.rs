@@ -99,6 +99,15 @@ impl Slot {
         self.bulk.map.lend(self.bulk.offsets[usize::from(self.number)], length)
     }
 
+    /// Replaces its first bytes by `bytes`, for the guest to read.
+    ///
+    /// # Panics
+    /// Where there are more than [`MAX_PAYLOAD`].
+    pub fn fill(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= MAX_PAYLOAD);
+        self.bulk.map.fill(self.bulk.offsets[usize::from(self.number)], bytes);
+    }
+
     /// Never uses the slot again: the guest still owes an answer that may go there.
     pub fn abandon(mut self) {
         self.abandoned = true;

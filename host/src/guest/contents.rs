@@ -45,7 +45,22 @@ impl Guest {
         size: u32,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Errno> {
-        self.read_into(path, offset, size, |contents| match contents {
+        let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
+        self.read_request(&Request::Read { path, offset, size }, size, take)
+    }
+
+    /// Makes a request whose answer is at most `size` bytes, and hands them to `take` where they
+    /// lie.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub(super) fn read_request<T>(
+        &self,
+        request: &Request,
+        size: u32,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Errno> {
+        self.read_into(request, size, |payload| match payload {
             Landed::Slot(slot, length) => take(slot.lend(length)),
             Landed::Port(bytes) => take(bytes),
         })
@@ -56,7 +71,9 @@ impl Guest {
     /// # Errors
     /// The guest's error, or `EIO`.
     pub fn read_piece(&self, path: GuestPath, offset: u64, size: u32) -> Result<Piece, Errno> {
-        self.read_into(path, offset, size, |contents| match contents {
+        let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
+        let request = Request::Read { path, offset, size };
+        self.read_into(&request, size, |contents| match contents {
             Landed::Slot(slot, length) => Piece::Slot(slot, length),
             Landed::Port(bytes) => Piece::Bytes(bytes.into()),
         })
@@ -64,14 +81,11 @@ impl Guest {
 
     fn read_into<T>(
         &self,
-        path: GuestPath,
-        offset: u64,
+        request: &Request,
         size: u32,
         take: impl FnOnce(Landed<'_>) -> T,
     ) -> Result<T, Errno> {
-        let size = size.min(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
-        let request = Request::Read { path, offset, size };
-        self.ask(&request, size as usize, Room::Slot, |_, answer, contents| {
+        self.ask(request, size as usize, Room::Slot, |_, answer, contents| {
             (answer == Answer::Payload).then(|| take(contents))
         })
     }

@@ -65,6 +65,15 @@ pub enum Payload<'a> {
     Slot(usize),
 }
 
+/// What goes with a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Given<'a> {
+    /// These bytes, by the port.
+    Port(&'a [u8]),
+    /// So many bytes, in the slot with this number.
+    Slot(u8, usize),
+}
+
 /// The host's end of a lane, with its buffers. They grow to the largest message once and are
 /// used again.
 pub struct Lane {
@@ -121,25 +130,61 @@ impl Lane {
         slot: Option<u8>,
         wait: impl Into<Wait<'w>>,
     ) -> Result<(Outcome, Payload<'_>), LaneError> {
+        let seq = self.begin(request, 0, slot.map_or(Place::Port, Place::Slot))?;
+        match self.exchange(&Expected { seq, payload_limit, slot }, &wait.into())? {
+            (outcome, None) => Ok((outcome, Payload::Port(&self.payload))),
+            (outcome, Some(length)) => Ok((outcome, Payload::Slot(length))),
+        }
+    }
+
+    /// As [`Lane::call`], with bytes that the guest takes and an answer that brings none.
+    ///
+    /// # Errors
+    /// As [`Lane::call`]. After [`LaneError::Late`] the guest may still read the slot.
+    pub fn call_with(
+        &mut self,
+        request: &Request,
+        given: Given,
+        timeout: Duration,
+    ) -> Result<Outcome, LaneError> {
+        let seq = match given {
+            Given::Slot(number, length) => self.begin(request, length, Place::Slot(number))?,
+            Given::Port(bytes) => {
+                let seq = self.begin(request, bytes.len(), Place::Port)?;
+                self.outgoing.extend_from_slice(bytes);
+                seq
+            }
+        };
+        let expected = Expected { seq, payload_limit: 0, slot: None };
+        self.exchange(&expected, &timeout.into()).map(|(outcome, _)| outcome)
+    }
+
+    /// Prepares a request to be sent, and gives its number.
+    fn begin(
+        &mut self,
+        request: &Request,
+        payload_len: usize,
+        place: Place,
+    ) -> Result<u32, LaneError> {
         if self.broken {
             return Err(LaneError::Dead);
         }
         let seq = self.next_seq;
         self.next_seq = self.next_seq.wrapping_add(1);
-        let offered = slot.map_or(Place::Port, Place::Slot);
-        frame::encode(&mut self.outgoing, seq, request, 0, offered)
+        frame::encode(&mut self.outgoing, seq, request, payload_len, place)
             .map_err(|_| LaneError::Malformed("a request longer than the protocol allows"))?;
-        let wait = wait.into();
-        let expected = Expected { seq, payload_limit, slot };
-        let result = self.send(wait.deadline).and_then(|()| self.receive(&expected, &wait));
-        match result {
-            Ok((outcome, None)) => Ok((outcome, Payload::Port(&self.payload))),
-            Ok((outcome, Some(length))) => Ok((outcome, Payload::Slot(length))),
-            Err(error) => {
-                self.broken |= !matches!(error, LaneError::Late);
-                Err(error)
-            }
-        }
+        Ok(seq)
+    }
+
+    /// Sends the request that was prepared, and waits for its answer.
+    fn exchange(
+        &mut self,
+        expected: &Expected,
+        wait: &Wait,
+    ) -> Result<(Outcome, Option<usize>), LaneError> {
+        let result = self.send(wait.deadline).and_then(|()| self.receive(expected, wait));
+        self.broken |= !matches!(result, Ok(_) | Err(LaneError::Late));
+        result
     }
 
     fn send(&mut self, deadline: Instant) -> Result<(), LaneError> {

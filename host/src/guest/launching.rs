@@ -4,14 +4,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestmnt_protocol::frame;
 use guestmnt_protocol::limits::MAX_PAYLOAD;
-use guestmnt_protocol::message::{Answer, Listing, MountRequest, Outcome, Request, Volume};
+use guestmnt_protocol::message::{
+    Answer, Dirty, Listing, MountRequest, MountedAs, Outcome, Request, Volume,
+};
 use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::system::System;
 use guestmnt_protocol::volume::VolumeName;
 use log::info;
 
-use super::{Guest, GuestError};
+use super::{Guest, GuestError, SYNC_TIMEOUT};
 
 /// How long a launch step may take, mounting among them: a journal may have to be replayed.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -69,6 +71,23 @@ impl Guest {
         self.launch_step(&Request::Blocks)
     }
 
+    /// Mounts a filesystem for writing, where it can and may be written.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with the reason.
+    pub fn mount_writable(
+        &self,
+        mount: MountRequest,
+        dirty: Dirty,
+    ) -> Result<MountedAs, GuestError> {
+        let request = Request::MountWritable { mount, dirty };
+        match self.link().lane.call(&request, 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Mounted(how)) => Ok(how),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
+    }
+
     /// Opens an encrypted volume.
     ///
     /// # Errors
@@ -82,7 +101,11 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Failed`] with what could not be written or unmounted.
     pub fn unmount(&self) -> Result<(), GuestError> {
-        self.launch_step(&Request::Unmount)
+        match self.link().lane.call(&Request::Unmount, 0, SYNC_TIMEOUT)?.0 {
+            Ok(Answer::Done) => Ok(()),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
     }
 
     /// Mounts a filesystem of the guest's own on `/`, with empty folders of these names in it.

@@ -6,6 +6,7 @@
 pub mod asked;
 mod batches;
 pub mod bulk;
+mod changes;
 mod checks;
 mod contents;
 mod error;
@@ -30,6 +31,7 @@ use nix::errno::Errno;
 use self::asked::Asked;
 pub use self::batches::Contents;
 use self::bulk::SharedMemory;
+pub use self::changes::{CopiedRange, SYNC_TIMEOUT};
 use self::checks::{is_layout, sane};
 pub use self::contents::Piece;
 use self::contents::slots_in;

@@ -160,7 +160,7 @@ impl Guest {
     }
 
     /// Counts a request, and says for `-x` that it is made.
-    fn count(&self, request: &Request) {
+    pub(super) fn count(&self, request: &Request) {
         if let Some(asked) = Asked::of(request) {
             self.counts.request(asked);
             trace!(target: TRACE, "-> {}", asked.name());
@@ -169,7 +169,7 @@ impl Guest {
 
     /// Counts an answer that cannot be used. The first is a warning; a hostile guest shall not
     /// fill the log.
-    fn refuse(&self, why: &dyn fmt::Display) {
+    pub(super) fn refuse(&self, why: &dyn fmt::Display) {
         if self.refused_answers.fetch_add(1, Ordering::Relaxed) == 0 {
             warn!("{why}; such requests fail with EIO");
         } else {
