@@ -13,27 +13,53 @@ use super::nodes::Lifetime;
 /// guest a page that it sent already.
 const MAX_CURSORS: usize = 16;
 
-/// The directories that were read in part, the latest first.
+/// The directories that were read in part.
 #[derive(Default)]
-pub struct Cursors(Mutex<VecDeque<(Lifetime, Directory)>>);
+pub struct Cursors(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    /// The latest first.
+    cursors: VecDeque<(Lifetime, Directory)>,
+    /// Counts changes of the filesystem, after each of which pages that were read are old.
+    changes: u64,
+}
+
+/// A cursor that is the caller's alone.
+pub struct Taken {
+    /// It.
+    pub directory: Directory,
+    changes: u64,
+}
 
 impl Cursors {
-    /// One that goes on at the position `from` of a directory. It is the caller's alone.
-    pub fn take(&self, directory: Lifetime, from: u64) -> Directory {
-        let mut cursors = self.lock();
+    /// One that goes on at the position `from` of a directory.
+    pub fn take(&self, directory: Lifetime, from: u64) -> Taken {
+        let mut kept = self.lock();
         let stands = |(of, cursor): &(Lifetime, Directory)| *of == directory && cursor.is_at(from);
-        let index = cursors.iter().position(stands);
-        index.and_then(|index| cursors.remove(index)).map(|(_, cursor)| cursor).unwrap_or_default()
+        let index = kept.cursors.iter().position(stands);
+        let found = index.and_then(|index| kept.cursors.remove(index));
+        let directory = found.map(|(_, cursor)| cursor).unwrap_or_default();
+        Taken { directory, changes: kept.changes }
     }
 
-    /// Keeps one for who goes on with it.
-    pub fn give_back(&self, directory: Lifetime, cursor: Directory) {
-        let mut cursors = self.lock();
-        cursors.truncate(MAX_CURSORS - 1);
-        cursors.push_front((directory, cursor));
+    /// Keeps one for who goes on with it, unless something changed since it was taken.
+    pub fn give_back(&self, directory: Lifetime, cursor: Taken) {
+        let mut kept = self.lock();
+        if kept.changes == cursor.changes {
+            kept.cursors.truncate(MAX_CURSORS - 1);
+            kept.cursors.push_front((directory, cursor.directory));
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Lifetime, Directory)>> {
+    /// Forgets all pages, since something changed.
+    pub fn forget(&self) {
+        let mut kept = self.lock();
+        kept.changes += 1;
+        kept.cursors.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().expect("nothing panics while it holds the cursors")
     }
 }
@@ -60,7 +86,7 @@ mod tests {
             entries += 1;
             entries <= count
         };
-        cursor.read(from, fetch, take).unwrap();
+        cursor.directory.read(from, fetch, take).unwrap();
         cursors.give_back(of, cursor);
         pages
     }
@@ -88,10 +114,22 @@ mod tests {
     }
 
     #[test]
+    fn no_page_survives_a_change() {
+        let (cursors, of) = (Cursors::default(), lifetimes(1));
+        assert_eq!(read(&cursors, of[0], 0, 3), 1);
+        cursors.forget();
+        assert_eq!(read(&cursors, of[0], 1, 1), 1);
+        let taken = cursors.take(of[0], 2);
+        cursors.forget();
+        cursors.give_back(of[0], taken);
+        assert_eq!(read(&cursors, of[0], 2, 1), 1);
+    }
+
+    #[test]
     fn only_the_latest_are_kept() {
         let (cursors, of) = (Cursors::default(), lifetimes(40));
         of.iter().for_each(|of| assert_eq!(read(&cursors, *of, 0, 3), 1));
-        assert_eq!(cursors.lock().len(), MAX_CURSORS);
+        assert_eq!(cursors.lock().cursors.len(), MAX_CURSORS);
         assert_eq!(read(&cursors, of[39], 1, 1), 0);
         assert_eq!(read(&cursors, of[0], 1, 1), 1);
     }

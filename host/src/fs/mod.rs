@@ -1,17 +1,20 @@
 //! The FUSE face: turns the kernel's requests into calls of the guest.
 //!
-//! A read-only mount never changes, so the kernel may keep what it learnt for as long as it
+//! [`GuestFs`] is the read-only mount, [`writable::WritableFs`] the other one. A read-only mount never changes, so the kernel may keep what it learnt for as long as it
 //! likes: entries, attributes, contents, directories, and that a name does not exist.
 //!
 //! **Invariant:** this folder and `session` are the only places that name fuser, and nothing
 //! here knows that the guest is a VM.
 
+pub mod changes;
 mod cursors;
 mod directory;
 mod folders;
 pub(crate) mod layouts;
 mod listing;
+mod names;
 pub mod nodes;
+mod open_nodes;
 pub mod operations;
 mod read_ahead;
 mod recent;
@@ -19,6 +22,7 @@ mod small_files;
 pub mod stats;
 mod symlinks;
 pub mod view;
+pub mod writable;
 mod xattrs;
 
 use std::ffi::OsStr;
@@ -33,6 +37,7 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
     Request,
 };
+use guestmnt_protocol::message::StatFs;
 use guestmnt_protocol::path::Printable;
 use log::{Level, log_enabled, trace};
 
@@ -40,7 +45,7 @@ pub use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
 use self::operations::{Found, Noted, Operations};
 use self::stats::{Asked, Stats};
-use self::view::View;
+use self::view::{Targets, View};
 use crate::counts::Kind;
 use crate::disk::DiskReader;
 use crate::guest::Guest;
@@ -68,10 +73,12 @@ pub enum Shows {
 
 /// The mounted filesystem.
 pub struct GuestFs {
-    operations: Operations,
+    operations: Arc<Operations>,
     /// Whether the kernel has to ask before it opens a directory: it cannot take ENOSYS for an
     /// answer before Linux 5.1.
     opens_directories: bool,
+    /// How long the kernel may keep what it is told of a file.
+    lifetime: Duration,
 }
 
 impl GuestFs {
@@ -84,14 +91,33 @@ impl GuestFs {
         shows: Shows,
         view: View,
     ) -> Self {
-        let operations = Operations::new(guest, disks, shows, view);
-        Self { operations, opens_directories: true }
+        let operations = Arc::new(Operations::new(guest, disks, shows, view));
+        Self { operations, opens_directories: true, lifetime: FOR_EVER }
     }
 
     /// What is counted.
     #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.operations.stats
+    }
+
+    /// Tells the kernel what it may do, given what it is shown of links.
+    fn negotiate(&mut self, config: &mut KernelConfig, targets: Targets) {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_MAX_PAGES,
+        ];
+        // Where a link is shown to lead depends on where it is, which can change.
+        let symlinks = (targets == Targets::Raw).then_some(InitFlags::FUSE_CACHE_SYMLINKS);
+        for flag in wanted.into_iter().chain(symlinks) {
+            // What an older kernel lacks only costs speed.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_background(BACKGROUND_REQUESTS);
+        let without = InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        self.opens_directories = !config.capabilities().contains(without);
     }
 
     /// Counts what was asked, and says for `-x` how it ended.
@@ -138,20 +164,8 @@ macro_rules! answer {
 
 impl Filesystem for GuestFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_MAX_PAGES,
-        ];
-        for flag in wanted {
-            // What an older kernel lacks only costs speed.
-            let _ = config.add_capabilities(flag);
-        }
-        let _ = config.set_max_background(BACKGROUND_REQUESTS);
-        let without = InitFlags::FUSE_NO_OPENDIR_SUPPORT;
-        self.opens_directories = !config.capabilities().contains(without);
+        // Nothing moves here, so links always lead where they led.
+        self.negotiate(config, Targets::Raw);
         Ok(())
     }
 
@@ -279,7 +293,7 @@ impl Filesystem for GuestFs {
                 }
                 Line::Entry(entry) => {
                     let (attr, valid) = match self.operations.note(node, entry) {
-                        Some(Noted::File(attr)) => (attr, FOR_EVER),
+                        Some(Noted::File(attr)) => (attr, self.lifetime),
                         Some(Noted::Name(attr)) => (attr, Duration::ZERO),
                         None => return false,
                     };
@@ -308,18 +322,7 @@ impl Filesystem for GuestFs {
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let call = || self.operations.stat_fs(NodeId(ino.0));
-        answer!(self, StatFs, ino, None, reply, call, |s: guestmnt_protocol::message::StatFs| {
-            reply.statfs(
-                s.blocks,
-                s.free,
-                s.available,
-                s.files,
-                s.free_files,
-                s.block_size,
-                s.name_len,
-                s.block_size,
-            );
-        });
+        answer!(self, StatFs, ino, None, reply, call, |stat| stat_fs(stat, reply));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -351,6 +354,11 @@ impl Filesystem for GuestFs {
         let call = || self.operations.seek(NodeId(ino.0), offset, whence);
         answer!(self, Seek, ino, None, reply, call, |found| reply.offset(found));
     }
+}
+
+fn stat_fs(stat: StatFs, reply: ReplyStatfs) {
+    let StatFs { block_size, blocks, free, available, files, free_files, name_len } = stat;
+    reply.statfs(blocks, free, available, files, free_files, block_size, name_len, block_size);
 }
 
 /// The size of `value` where the kernel asks for it, else the value, if it fits.

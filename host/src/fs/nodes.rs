@@ -48,26 +48,39 @@ pub struct Entry {
     pub kind: u32,
 }
 
-struct Node {
+pub(super) struct Node {
     lifetime: Lifetime,
-    parent: NodeId,
-    name: EntryName,
+    pub(super) parent: NodeId,
+    pub(super) name: EntryName,
     /// The volume that it is on.
     volume: u16,
     /// The type bits of the mode.
-    kind: u32,
+    pub(super) kind: u32,
     /// Where a symbolic link leads, if that came with a directory's entry.
     target: Option<LinkTarget>,
     /// How often the kernel was told of this node and has not forgotten it.
-    lookups: u64,
-    /// Nodes in the table whose parent this is.
-    children: u64,
+    pub(super) lookups: u64,
+    /// Names in the table that are in this folder.
+    pub(super) children: u64,
+    /// Where names can change: its further names that the kernel was told of.
+    pub(super) more: Vec<(NodeId, EntryName)>,
+    /// Whether it still has the name above.
+    pub(super) named: bool,
+    /// Whether the guest holds it open, so that no other file gets its number.
+    pub(super) pinned: bool,
 }
 
 /// The table. All methods take `&self`.
 pub struct Nodes {
-    table: RwLock<HashMap<NodeId, Node>>,
+    table: RwLock<Table>,
     lifetimes: AtomicU64,
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    pub(super) nodes: HashMap<NodeId, Node>,
+    /// Nodes by their names, where these can change.
+    pub(super) names: Option<HashMap<(NodeId, EntryName), NodeId>>,
 }
 
 impl Default for Nodes {
@@ -80,7 +93,15 @@ impl Nodes {
     /// A table that holds only the root.
     #[must_use]
     pub fn new() -> Self {
-        Self { table: RwLock::new(HashMap::new()), lifetimes: AtomicU64::new(OF_ROOT.0 + 1) }
+        Self { table: RwLock::default(), lifetimes: AtomicU64::new(OF_ROOT.0 + 1) }
+    }
+
+    /// The same for a mount on which names can change.
+    #[must_use]
+    pub fn with_names() -> Self {
+        let nodes = Self::new();
+        nodes.write().names = Some(HashMap::new());
+        nodes
     }
 
     /// Notes that the kernel is told of the file `name` in `parent`, and gives its number.
@@ -89,40 +110,56 @@ impl Nodes {
     /// `ESTALE` where `parent` is unknown.
     pub fn look_up(&self, parent: NodeId, name: EntryName, attr: &Attr) -> Result<NodeId, Errno> {
         let mut table = self.write();
-        if parent != ROOT && !table.contains_key(&parent) {
+        if parent != ROOT && !table.nodes.contains_key(&parent) {
             return Err(Errno::ESTALE);
         }
         let kind = attr.mode & libc::S_IFMT;
-        let shares = |node: &Node| {
-            let same_entry = node.parent == parent && node.name == name;
-            // Where a symbolic link is shown to lead depends on the folder that it is in.
-            let one_for_all = kind != libc::S_IFDIR && kind != libc::S_IFLNK;
-            let hard_link = attr.nlink > 1 && one_for_all;
-            node.kind == kind && (same_entry || hard_link)
+        // Where a symbolic link is shown to lead depends on the folder that it is in.
+        let one_for_all = kind != libc::S_IFDIR && kind != libc::S_IFLNK;
+        let id = if table.names.is_some() {
+            table.id_by_name(parent, &name, attr, kind, one_for_all)
+        } else {
+            let shares = |node: &Node| {
+                let same_entry = node.parent == parent && node.name == name;
+                let hard_link = attr.nlink > 1 && one_for_all;
+                node.kind == kind && (same_entry || hard_link)
+            };
+            std::iter::once(natural_id(attr))
+                .chain(own_ids(parent, &name).map(Some))
+                .flatten()
+                .find(|id| *id != ROOT && table.nodes.get(id).is_none_or(shares))
+                .expect("the numbers of our own never end")
         };
-        let id = std::iter::once(natural_id(attr))
-            .chain(own_ids(parent, &name).map(Some))
-            .flatten()
-            .find(|id| *id != ROOT && table.get(id).is_none_or(shares))
-            .expect("the numbers of our own never end");
-        if let Some(node) = table.get_mut(&id) {
+        if let Some(node) = table.nodes.get_mut(&id) {
             node.lookups += 1;
+            table.add_name(id, parent, name);
             return Ok(id);
         }
         let lifetime = Lifetime(self.lifetimes.fetch_add(1, Ordering::Relaxed));
-        let volume = attr.volume;
-        let (target, lookups, children) = (None, 1, 0);
-        let node = Node { lifetime, parent, name, volume, kind, target, lookups, children };
-        table.insert(id, node);
-        if let Some(node) = table.get_mut(&parent) {
-            node.children += 1;
+        let node = Node {
+            lifetime,
+            parent,
+            name: name.clone(),
+            volume: attr.volume,
+            kind,
+            target: None,
+            lookups: 1,
+            children: 0,
+            more: Vec::new(),
+            named: true,
+            pinned: false,
+        };
+        table.nodes.insert(id, node);
+        if let Some(names) = &mut table.names {
+            names.insert((parent, name), id);
         }
+        table.adopt(parent);
         Ok(id)
     }
 
     /// Keeps a symbolic link's target for as long as the kernel knows the link.
     pub fn keep_target(&self, id: NodeId, target: &LinkTarget) {
-        if let Some(node) = self.write().get_mut(&id)
+        if let Some(node) = self.write().nodes.get_mut(&id)
             && node.kind == libc::S_IFLNK
         {
             node.target.get_or_insert_with(|| target.clone());
@@ -132,37 +169,23 @@ impl Nodes {
     /// The target that was kept.
     #[must_use]
     pub fn target(&self, id: NodeId) -> Option<LinkTarget> {
-        self.read().get(&id)?.target.clone()
+        self.read().nodes.get(&id)?.target.clone()
     }
 
     /// Takes back `count` look-ups of a node. Nodes that nobody needs any more are dropped; these
     /// are they.
     pub fn forget(&self, id: NodeId, count: u64) -> Vec<NodeId> {
-        let mut dropped = Vec::new();
         let mut table = self.write();
-        if let Some(node) = table.get_mut(&id) {
+        if let Some(node) = table.nodes.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(count);
         }
-        let mut id = id;
-        while let Some(node) = table.get(&id)
-            && node.lookups == 0
-            && node.children == 0
-        {
-            let parent = node.parent;
-            table.remove(&id);
-            dropped.push(id);
-            if let Some(node) = table.get_mut(&parent) {
-                node.children -= 1;
-            }
-            id = parent;
-        }
-        dropped
+        table.drop_unneeded(id)
     }
 
     /// The path of a node from the mounted root.
     ///
     /// # Errors
-    /// `ESTALE` for an unknown node, `ENAMETOOLONG`.
+    /// `ESTALE` for an unknown node, `ENOENT` for one that lost its name, `ENAMETOOLONG`.
     pub fn path(&self, id: NodeId) -> Result<GuestPath, Errno> {
         path_in(&self.read(), id)
     }
@@ -170,7 +193,7 @@ impl Nodes {
     /// The node that a directory is in; the root is in itself.
     #[must_use]
     pub fn parent(&self, id: NodeId) -> NodeId {
-        self.read().get(&id).map_or(ROOT, |node| node.parent)
+        self.read().nodes.get(&id).map_or(ROOT, |node| node.parent)
     }
 
     /// The node as an entry of its folder. `None` for the root, for an unknown node, and where
@@ -178,10 +201,10 @@ impl Nodes {
     #[must_use]
     pub fn entry(&self, id: NodeId) -> Option<Entry> {
         let table = self.read();
-        let node = table.get(&id)?;
+        let node = table.nodes.get(&id)?;
         let folder = match node.parent {
             ROOT => OF_ROOT,
-            parent => table.get(&parent)?.lifetime,
+            parent => table.nodes.get(&parent)?.lifetime,
         };
         let folder_path = path_in(&table, node.parent).ok()?;
         let (name, volume, kind) = (node.name.clone(), node.volume, node.kind);
@@ -191,25 +214,29 @@ impl Nodes {
     /// The lifetime of a node.
     #[must_use]
     pub fn lifetime(&self, id: NodeId) -> Option<Lifetime> {
-        if id == ROOT { Some(OF_ROOT) } else { Some(self.read().get(&id)?.lifetime) }
+        if id == ROOT { Some(OF_ROOT) } else { Some(self.read().nodes.get(&id)?.lifetime) }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<NodeId, Node>> {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().expect("no code panics while it holds the table")
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<NodeId, Node>> {
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Table> {
         self.table.write().expect("no code panics while it holds the table")
     }
 }
 
 /// The path of a node from the mounted root.
-fn path_in(table: &HashMap<NodeId, Node>, id: NodeId) -> Result<GuestPath, Errno> {
+fn path_in(table: &Table, id: NodeId) -> Result<GuestPath, Errno> {
     let mut names = Vec::new();
     let mut at = id;
-    // Ends: a node's parent was in the table before it, so there are no circles.
+    // Ends: a node's parent was in the table before it, and no folder is moved into itself, so
+    // there are no circles.
     while at != ROOT {
-        let node = table.get(&at).ok_or(Errno::ESTALE)?;
+        let node = table.nodes.get(&at).ok_or(Errno::ESTALE)?;
+        if !node.named {
+            return Err(Errno::ENOENT);
+        }
         names.push(node.name.as_bytes());
         at = node.parent;
     }
@@ -230,7 +257,7 @@ pub fn natural_id(attr: &Attr) -> Option<NodeId> {
 }
 
 /// Numbers of our own for an entry, the same ones each time.
-fn own_ids(parent: NodeId, name: &EntryName) -> impl Iterator<Item = NodeId> {
+pub(super) fn own_ids(parent: NodeId, name: &EntryName) -> impl Iterator<Item = NodeId> {
     let mut hasher = DefaultHasher::new();
     (parent, name).hash(&mut hasher);
     let first = hasher.finish();
@@ -342,9 +369,9 @@ mod tests {
         nodes.forget(a, 1);
         assert!(nodes.path(b).is_ok());
         nodes.forget(b, 1);
-        assert_eq!(nodes.read().len(), 2);
+        assert_eq!(nodes.read().nodes.len(), 2);
         assert_eq!(nodes.forget(b, 1), [b, a]);
-        assert!(nodes.read().is_empty());
+        assert!(nodes.read().nodes.is_empty());
         assert_eq!(nodes.path(b), Err(Errno::ESTALE));
         nodes.forget(b, 9);
     }

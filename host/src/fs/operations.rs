@@ -53,12 +53,18 @@ pub struct Operations {
     /// What is counted.
     pub stats: Arc<Stats>,
     guest: Arc<Guest>,
+    /// What is kept on this side to spare the guest requests; `None` where files can change: then
+    /// the kernel alone keeps something, which knows of each change.
+    kept: Option<Kept>,
+    view: View,
+    cursors: Cursors,
+}
+
+struct Kept {
     folders: Folders,
     layouts: Layouts,
     read_ahead: ReadAhead,
     shows: Shows,
-    view: View,
-    cursors: Cursors,
 }
 
 impl Operations {
@@ -70,17 +76,46 @@ impl Operations {
         view: View,
     ) -> Self {
         let disks: Disks = disks.into();
-        Self {
-            nodes: Nodes::new(),
-            stats: Arc::default(),
+        let kept = Kept {
             folders: Folders::new(Arc::clone(&guest), Arc::clone(&disks)),
             layouts: Layouts::of(Arc::clone(&guest), disks),
             read_ahead: ReadAhead::of(Arc::clone(&guest)),
-            guest,
             shows,
+        };
+        Self { kept: Some(kept), nodes: Nodes::new(), ..Self::changing(guest, view) }
+    }
+
+    /// The files of `guest`, shown as `view` says, where they can change.
+    pub fn changing(guest: Arc<Guest>, view: View) -> Self {
+        Self {
+            nodes: Nodes::with_names(),
+            stats: Arc::default(),
+            kept: None,
+            guest,
             view,
             cursors: Cursors::default(),
         }
+    }
+
+    /// What the kernel is told of the file `name` in `parent`, which it asked for or made.
+    ///
+    /// # Errors
+    /// `ESTALE` where `parent` is unknown.
+    pub fn found(&self, parent: NodeId, name: EntryName, attr: &Attr) -> Result<FileAttr, Errno> {
+        let id = self.nodes.look_up(parent, name, attr)?;
+        Ok(self.view.of(id, attr))
+    }
+
+    /// What the kernel is told of a node that it knows.
+    pub fn shown(&self, id: NodeId, attr: &Attr) -> FileAttr {
+        // The root has a fixed number in FUSE, and its own in the filesystem.
+        let shown = if id == ROOT { natural_id(attr).unwrap_or(ROOT) } else { id };
+        self.view.of(shown, attr)
+    }
+
+    /// Forgets what was read of folders, since something changed.
+    pub fn changed(&self) {
+        self.cursors.forget();
     }
 
     /// Finds the file `name` in `parent`.
@@ -88,17 +123,10 @@ impl Operations {
     /// # Errors
     /// The guest's error, or `EIO`; that there is no such file is none.
     pub fn look_up(&self, parent: NodeId, name: &[u8]) -> Result<Found, Errno> {
-        let name = match EntryName::new(name) {
-            Ok(name) => name,
-            Err(PathError::TooLong) => return Err(Errno::ENAMETOOLONG),
-            Err(_) => return Err(Errno::EINVAL),
-        };
+        let name = entry_name(name)?;
         let path = self.nodes.path(parent)?.join(&name).map_err(|_| Errno::ENAMETOOLONG)?;
         match self.guest.stat(path) {
-            Ok(attr) => {
-                let id = self.nodes.look_up(parent, name, &attr)?;
-                Ok(Found::File(self.view.of(id, &attr)))
-            }
+            Ok(attr) => self.found(parent, name, &attr).map(Found::File),
             Err(Errno::ENOENT) => Ok(Found::Nothing),
             Err(errno) => Err(errno),
         }
@@ -110,9 +138,7 @@ impl Operations {
     /// `ESTALE` for an unknown node, the guest's error, or `EIO`.
     pub fn get_attr(&self, id: NodeId) -> Result<FileAttr, Errno> {
         let attr = self.guest.stat(self.nodes.path(id)?)?;
-        // The root has a fixed number in FUSE, and its own in the filesystem.
-        let shown = if id == ROOT { natural_id(&attr).unwrap_or(ROOT) } else { id };
-        Ok(self.view.of(shown, &attr))
+        Ok(self.shown(id, &attr))
     }
 
     /// The target of a symbolic link, as it is to be shown.
@@ -147,11 +173,14 @@ impl Operations {
         size: u32,
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
-        let entry = self.nodes.entry(id);
         let path = || self.nodes.path(id);
+        let Some(Kept { folders, layouts, read_ahead, .. }) = &self.kept else {
+            return self.guest.read(path()?, offset, size, take);
+        };
+        let entry = self.nodes.entry(id);
         BUFFER.with_borrow_mut(|buffer| {
-            let together = entry.and_then(|entry| self.folders.read(&entry, offset, size, buffer));
-            let past = || self.layouts.read(id, path, offset, size, buffer).then_some(Way::Disk);
+            let together = entry.and_then(|entry| folders.read(&entry, offset, size, buffer));
+            let past = || layouts.read(id, path, offset, size, buffer).then_some(Way::Disk);
             match together.or_else(past) {
                 Some(way) => {
                     self.stats.ways.request(way);
@@ -161,7 +190,7 @@ impl Operations {
                 }
                 None => {
                     self.stats.ways.request(Way::Guest);
-                    self.read_ahead.read(id, path, offset, size, |bytes| {
+                    read_ahead.read(id, path, offset, size, |bytes| {
                         self.stats.ways.bytes(bytes.len());
                         take(bytes);
                     })
@@ -173,8 +202,10 @@ impl Operations {
     /// Takes back `count` look-ups of a node.
     pub fn forget(&self, id: NodeId, count: u64) {
         for gone in self.nodes.forget(id, count) {
-            self.read_ahead.forget(gone);
-            self.layouts.forget(gone);
+            if let Some(kept) = &self.kept {
+                kept.read_ahead.forget(gone);
+                kept.layouts.forget(gone);
+            }
         }
     }
 
@@ -193,10 +224,12 @@ impl Operations {
         let mut cursor = self.cursors.take(folder, from);
         let fetch = |at, size| {
             let page = self.guest.read_dir(path.clone(), at, size)?;
-            self.folders.note(folder, &path, at, &page);
+            if let Some(kept) = &self.kept {
+                kept.folders.note(folder, &path, at, &page);
+            }
             Ok(page)
         };
-        let done = cursor.read(from, fetch, take);
+        let done = cursor.directory.read(from, fetch, take);
         self.cursors.give_back(folder, cursor);
         done
     }
@@ -230,8 +263,8 @@ impl Operations {
     pub fn get_xattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let path = self.nodes.path(id)?;
         let alone = || self.guest.get_xattr(path, name);
-        match (self.nodes.entry(id), XattrName::new(name)) {
-            (Some(entry), Ok(name)) => self.folders.get_xattr(&entry, name, alone),
+        match (&self.kept, self.nodes.entry(id), XattrName::new(name)) {
+            (Some(kept), Some(entry), Ok(name)) => kept.folders.get_xattr(&entry, name, alone),
             _ => alone(),
         }
     }
@@ -242,7 +275,8 @@ impl Operations {
     /// As [`Operations::get_attr`].
     pub fn list_xattr(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
         let path = self.nodes.path(id)?;
-        let known = self.nodes.entry(id).and_then(|entry| self.folders.list_xattr(&entry));
+        let entry = self.kept.as_ref().zip(self.nodes.entry(id));
+        let known = entry.and_then(|(kept, entry)| kept.folders.list_xattr(&entry));
         known.unwrap_or_else(|| self.guest.list_xattr(path))
     }
 
@@ -251,18 +285,39 @@ impl Operations {
     /// # Errors
     /// `EINVAL` for those, `ENXIO` behind the end, else as [`Operations::get_attr`].
     pub fn seek(&self, id: NodeId, offset: i64, whence: i32) -> Result<i64, Errno> {
-        let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-        let what = match whence {
-            libc::SEEK_DATA => Extent::Data,
-            libc::SEEK_HOLE => Extent::Hole,
-            _ => return Err(Errno::EINVAL),
-        };
+        let (offset, what) = sought(offset, whence)?;
         let path = || self.nodes.path(id);
-        let found = match self.shows {
-            Shows::Files => None,
-            Shows::Devices => self.layouts.seek(id, path, offset, what),
+        let found = match &self.kept {
+            Some(Kept { shows: Shows::Devices, layouts, .. }) => {
+                layouts.seek(id, path, offset, what)
+            }
+            _ => None,
         };
         let found = found.unwrap_or_else(|| self.guest.seek(path()?, offset, what))?;
         i64::try_from(found).map_err(|_| Errno::EIO)
+    }
+}
+
+/// A name as the kernel gives it.
+///
+/// # Errors
+/// `ENAMETOOLONG`; `EINVAL` for what is none.
+pub fn entry_name(name: &[u8]) -> Result<EntryName, Errno> {
+    EntryName::new(name).map_err(|error| match error {
+        PathError::TooLong => Errno::ENAMETOOLONG,
+        _ => Errno::EINVAL,
+    })
+}
+
+/// What lseek(2) looks for, from where on.
+///
+/// # Errors
+/// `EINVAL` where that is nothing to ask a filesystem, `ENXIO` for an offset before the file.
+pub fn sought(offset: i64, whence: i32) -> Result<(u64, Extent), Errno> {
+    let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+    match whence {
+        libc::SEEK_DATA => Ok((offset, Extent::Data)),
+        libc::SEEK_HOLE => Ok((offset, Extent::Hole)),
+        _ => Err(Errno::EINVAL),
     }
 }

@@ -35,6 +35,32 @@ kinds! {
         Access = "access",
         /// The next data or hole.
         Seek = "lseek",
+        /// To make a file and open it.
+        Create = "create",
+        /// To make something else.
+        Make = "mknod",
+        /// One more name.
+        Link = "link",
+        /// To take a name away.
+        Remove = "unlink",
+        /// Another name.
+        Rename = "rename",
+        /// Other attributes.
+        SetAttr = "setattr",
+        /// Other extended attributes.
+        SetXattr = "setxattr",
+        /// Other contents.
+        Write = "write",
+        /// Space for contents.
+        Allocate = "fallocate",
+        /// Contents of another file.
+        Copy = "copy_file_range",
+        /// To bring a file to the disk.
+        Sync = "fsync",
+        /// That a descriptor is closed.
+        Flush = "flush",
+        /// That all are.
+        Release = "release",
     }
 }
 

@@ -1,0 +1,484 @@
+//! What each request means that changes something, or that is about a file which may have changed:
+//! nodes become paths or files that the guest holds, the guest is asked, what it made becomes
+//! nodes. Testable without a mount.
+//!
+//! **Invariant:** while a request names a file by its path, no name on that path moves: requests
+//! that move names wait for all others and run alone.
+
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use fuser::FileAttr;
+use guestmnt_protocol::attr::Attr;
+use guestmnt_protocol::change::{
+    Access, EntryPath, Existing, FileAt, HeldFile, NewAttributes, NewNode, Owner, Removed,
+    Renaming, Synced, XattrMode,
+};
+use guestmnt_protocol::message::StatFs;
+use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::xattr::XattrName;
+use log::{debug, warn};
+use nix::errno::Errno;
+
+use super::nodes::{NodeId, Nodes, ROOT};
+use super::open_nodes::{OpenFile, OpenNodes};
+use super::operations::{Operations, entry_name, sought};
+use crate::guest::{CopiedRange, Guest};
+
+/// For which the kernel asks at each write, to take it away.
+const CAPABILITIES: &[u8] = b"security.capability";
+
+/// Bytes that one request copies within the guest: as many as it manages in its time.
+const MAX_COPIED: u64 = 256 << 20;
+
+/// A mount that can be written, without its FUSE clothes.
+pub struct Changes {
+    operations: Arc<Operations>,
+    guest: Arc<Guest>,
+    open: OpenNodes,
+    /// Taken by who names a file by its path, and exclusively by who moves names.
+    names: RwLock<()>,
+    /// Who new files belong to.
+    owner: Owner,
+    lost: Mutex<Option<Lost>>,
+}
+
+/// Something that was written and that the guest did not take, when nobody was there any more to be
+/// told so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The file, as far as it has a name.
+    pub path: GuestPath,
+    /// Why.
+    pub errno: Errno,
+}
+
+/// Nothing that holds a lock panics.
+const NO_PANIC: &str = "nothing panics while it holds the names";
+
+impl Changes {
+    /// Those of the files of `guest`, shown by `operations`. New files belong to `owner`.
+    pub fn new(guest: Arc<Guest>, operations: Arc<Operations>, owner: Owner) -> Self {
+        let (open, names, lost) = (OpenNodes::default(), RwLock::default(), Mutex::default());
+        Self { operations, guest, open, names, owner, lost }
+    }
+
+    /// As long as this is there, names stay where they are.
+    pub fn settled(&self) -> RwLockReadGuard<'_, ()> {
+        self.names.read().expect(NO_PANIC)
+    }
+
+    /// What was lost so far without anybody having been told; the first of it.
+    #[must_use]
+    pub fn lost(&self) -> Option<Lost> {
+        let still_open = || {
+            let (node, errno) = self.open.failed()?;
+            Some(Lost { path: self.nodes().path(node).unwrap_or_default(), errno })
+        };
+        self.lost.lock().expect(NO_PANIC).clone().or_else(still_open)
+    }
+
+    /// Makes a regular file, or takes the one that is there unless `flags` forbid that, and opens
+    /// it.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`; nothing is open then.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<FileAttr, Errno> {
+        let name = entry_name(name)?;
+        let exclusive = flags & libc::O_EXCL != 0;
+        let existing = if exclusive { Existing::Refuse } else { Existing::Open };
+        let _settled = self.settled();
+        let entry = self.entry(parent, &name)?;
+        let (held, attr) = self.guest.create(entry, mode & 0o7777, self.owner, existing)?;
+        let found = self.operations.found(parent, name, &attr);
+        self.operations.changed();
+        let Ok(shown) = found else {
+            self.let_go(held);
+            return found;
+        };
+        let node = NodeId(shown.ino.0);
+        let taken = self.open.open(node).hold(Access::Write, |_| Ok(held))?;
+        if taken != held {
+            self.let_go(held);
+        }
+        self.nodes().pin(node, true);
+        Ok(shown)
+    }
+
+    /// Opens a file; for writing, the guest holds it from now on.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`; it is not open then.
+    pub fn open(&self, node: NodeId, flags: i32) -> Result<(), Errno> {
+        let file = self.open.open(node);
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return Ok(());
+        }
+        let _settled = self.settled();
+        self.hold(node, &file, Access::Write).map(drop).inspect_err(|_| self.close(node))
+    }
+
+    /// Closes a file once.
+    pub fn close(&self, node: NodeId) {
+        let failed = self.open.get(node).and_then(|file| file.failed());
+        let Some(closed) = self.open.close(node) else { return };
+        if let Some(errno) = failed {
+            let path = self.nodes().path(node).unwrap_or_default();
+            warn!("{path}: what was written last is lost: {}", errno.desc());
+            self.lost.lock().expect(NO_PANIC).get_or_insert(Lost { path, errno });
+        }
+        // Before the guest lets it go, and may give its number to another file.
+        if self.open.held(node).is_none() {
+            self.nodes().pin(node, false);
+        }
+        closed.into_iter().for_each(|held| self.let_go(held));
+    }
+
+    /// Notes that a process that closes the file is told of writes that failed.
+    pub fn flushed(&self, node: NodeId) {
+        if let Some(file) = self.open.get(node) {
+            file.failure_is_told();
+        }
+    }
+
+    /// As [`Operations::read`].
+    ///
+    /// # Errors
+    /// As [`Operations::read`].
+    pub fn read(
+        &self,
+        node: NodeId,
+        offset: u64,
+        size: u32,
+        take: impl FnOnce(&[u8]),
+    ) -> Result<(), Errno> {
+        if let Some(held) = self.open.held(node) {
+            return self.guest.read_held(held, offset, size, take);
+        }
+        let _settled = self.settled();
+        self.operations.read(node, offset, size, take)
+    }
+
+    /// Writes all of `bytes` to a file that is open for writing.
+    ///
+    /// # Errors
+    /// `EBADF` where it is not, the guest's error, or `EIO`.
+    pub fn write(&self, node: NodeId, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let file = self.open.get(node).ok_or(Errno::EBADF)?;
+        let held = file.held().ok_or(Errno::EBADF)?;
+        let written = self.guest.write(held, offset, bytes);
+        self.operations.changed();
+        written.inspect_err(|errno| file.note_failure(*errno))
+    }
+
+    /// As [`Operations::get_attr`].
+    ///
+    /// # Errors
+    /// As [`Operations::get_attr`].
+    pub fn get_attr(&self, node: NodeId) -> Result<FileAttr, Errno> {
+        let _settled = self.settled();
+        if let Some(gone) = self.gone(node) {
+            return Ok(gone);
+        }
+        match self.nameless(node) {
+            Some(held) => {
+                let attr = self.guest.stat_held(held)?;
+                Ok(self.operations.shown(node, &attr))
+            }
+            None => self.operations.get_attr(node),
+        }
+    }
+
+    /// Changes attributes.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn set_attr(&self, node: NodeId, new: NewAttributes) -> Result<FileAttr, Errno> {
+        let _settled = self.settled();
+        if let Some(gone) = self.gone(node) {
+            return Ok(gone);
+        }
+        let changed = self.guest.set_attr(self.place(node)?, new);
+        self.operations.changed();
+        Ok(self.operations.shown(node, &changed?))
+    }
+
+    /// Makes a directory, link or special file.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn make(&self, parent: NodeId, name: &[u8], node: NewNode) -> Result<FileAttr, Errno> {
+        let name = entry_name(name)?;
+        let _settled = self.settled();
+        let made = self.guest.make(self.entry(parent, &name)?, node, self.owner);
+        self.operations.changed();
+        self.operations.found(parent, name, &made?)
+    }
+
+    /// Gives a file one more name.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<FileAttr, Errno> {
+        let name = entry_name(name)?;
+        let _settled = self.settled();
+        let linked = self.guest.hard_link(self.nodes().path(node)?, self.entry(parent, &name)?);
+        self.operations.changed();
+        let attr = linked?;
+        self.nodes().linked(node, parent, name);
+        Ok(self.operations.shown(node, &attr))
+    }
+
+    /// Takes a name away. A file that is open can be used all the same.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn remove(&self, parent: NodeId, name: &[u8], kind: Removed) -> Result<(), Errno> {
+        let name = entry_name(name)?;
+        let _alone = self.alone();
+        let entry = self.entry(parent, &name)?;
+        if kind == Removed::File {
+            self.keep_open(parent, &name)?;
+        }
+        let removed = self.guest.remove(entry, kind);
+        self.operations.changed();
+        removed?;
+        self.nodes().removed(parent, &name);
+        Ok(())
+    }
+
+    /// Gives a file another name.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn rename(
+        &self,
+        (parent, name): (NodeId, &[u8]),
+        (new_parent, new_name): (NodeId, &[u8]),
+        how: Renaming,
+    ) -> Result<(), Errno> {
+        let (name, new_name) = (entry_name(name)?, entry_name(new_name)?);
+        let _alone = self.alone();
+        let (from, to) = (self.entry(parent, &name)?, self.entry(new_parent, &new_name)?);
+        if how == Renaming::Replace {
+            self.keep_open(new_parent, &new_name)?;
+        }
+        let renamed = self.guest.rename(from, to, how);
+        self.operations.changed();
+        renamed?;
+        let (from, to) = ((parent, &name), (new_parent, &new_name));
+        match how {
+            Renaming::Replace | Renaming::NoReplace => self.nodes().renamed(from, to),
+            Renaming::Exchange => self.nodes().exchanged(from, to),
+        }
+        Ok(())
+    }
+
+    /// Allocates or frees space of a file that is open for writing.
+    ///
+    /// # Errors
+    /// `EBADF` where it is not, the guest's error, or `EIO`.
+    pub fn allocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
+        let held = self.open.held(node).ok_or(Errno::EBADF)?;
+        let allocated = self.guest.allocate(held, offset, length, mode);
+        self.operations.changed();
+        allocated
+    }
+
+    /// Copies bytes between files that are open, within the guest; tells how many.
+    ///
+    /// # Errors
+    /// `EBADF` where they are not open, the guest's error, or `EIO`.
+    pub fn copy(
+        &self,
+        (from, from_offset): (NodeId, u64),
+        (to, to_offset): (NodeId, u64),
+        length: u64,
+    ) -> Result<u32, Errno> {
+        let file = self.open.get(from).ok_or(Errno::EBADF)?;
+        let source = {
+            let _settled = self.settled();
+            self.hold(from, &file, Access::Read)?
+        };
+        let target = self.open.held(to).ok_or(Errno::EBADF)?;
+        let length = length.min(MAX_COPIED);
+        let piece = CopiedRange { from: (source, from_offset), to: (target, to_offset), length };
+        let copied = self.guest.copy_range(piece);
+        self.operations.changed();
+        copied.map(|bytes| u32::try_from(bytes).expect("no more than was asked for"))
+    }
+
+    /// As [`Operations::seek`].
+    ///
+    /// # Errors
+    /// As [`Operations::seek`].
+    pub fn seek(&self, node: NodeId, offset: i64, whence: i32) -> Result<i64, Errno> {
+        let _settled = self.settled();
+        let Some(held) = self.open.held(node) else {
+            return self.operations.seek(node, offset, whence);
+        };
+        let (offset, what) = sought(offset, whence)?;
+        i64::try_from(self.guest.seek_held(held, offset, what)?).map_err(|_| Errno::EIO)
+    }
+
+    /// Returns when a file or directory is on the disk.
+    ///
+    /// # Errors
+    /// The guest's error, that of an earlier write too; or `EIO`.
+    pub fn sync(&self, node: NodeId, what: Synced) -> Result<(), Errno> {
+        let file = self.open.get(node);
+        match file.as_ref().and_then(|file| file.held()) {
+            Some(held) => self.guest.sync(FileAt::Held(held), what),
+            None => {
+                let _settled = self.settled();
+                self.guest.sync(FileAt::Path(self.nodes().path(node)?), what)
+            }
+        }?;
+        file.inspect(|file| file.failure_is_told());
+        Ok(())
+    }
+
+    /// As [`Operations::stat_fs`].
+    ///
+    /// # Errors
+    /// As [`Operations::stat_fs`].
+    pub fn stat_fs(&self, node: NodeId) -> Result<StatFs, Errno> {
+        let _settled = self.settled();
+        let node = if self.nodes().is_named(node) { node } else { ROOT };
+        self.operations.stat_fs(node)
+    }
+
+    /// As [`Operations::get_xattr`]. A file without a name has none that could be asked for.
+    ///
+    /// # Errors
+    /// As [`Operations::get_xattr`].
+    pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let file = self.open.get(node).filter(|_| name == CAPABILITIES);
+        if file.as_ref().is_some_and(|file| file.is_without_capabilities())
+            || self.nameless(node).is_some()
+        {
+            return Err(Errno::ENODATA);
+        }
+        let _settled = self.settled();
+        let value = self.operations.get_xattr(node, name);
+        if let (Some(file), Err(Errno::ENODATA | Errno::EOPNOTSUPP)) = (file, &value) {
+            file.set_without_capabilities(true);
+        }
+        value
+    }
+
+    /// As [`Operations::list_xattr`].
+    ///
+    /// # Errors
+    /// As [`Operations::list_xattr`].
+    pub fn list_xattr(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+        let _settled = self.settled();
+        if self.nameless(node).is_some() {
+            return Ok(Vec::new());
+        }
+        self.operations.list_xattr(node)
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn set_xattr(
+        &self,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        how: XattrMode,
+    ) -> Result<(), Errno> {
+        let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
+        let _settled = self.settled();
+        let set = self.guest.set_xattr(self.place(node)?, name, value, how);
+        self.attributes_changed(node);
+        set
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn remove_xattr(&self, node: NodeId, name: &[u8]) -> Result<(), Errno> {
+        let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
+        let _settled = self.settled();
+        let removed = self.guest.remove_xattr(self.place(node)?, name);
+        self.attributes_changed(node);
+        removed
+    }
+
+    fn attributes_changed(&self, node: NodeId) {
+        if let Some(file) = self.open.get(node) {
+            file.set_without_capabilities(false);
+        }
+        self.operations.changed();
+    }
+
+    /// Has the guest hold what is about to lose a name, if a process has it open.
+    fn keep_open(&self, parent: NodeId, name: &EntryName) -> Result<(), Errno> {
+        let Some(node) = self.nodes().at(parent, name) else { return Ok(()) };
+        match self.open.get(node) {
+            Some(file) => self.hold(node, &file, Access::Read).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the guest hold a file that is open. Names must be settled.
+    fn hold(&self, node: NodeId, file: &OpenFile, access: Access) -> Result<HeldFile, Errno> {
+        let held = file.hold(access, |former| {
+            let place = match former {
+                Some(held) => FileAt::Held(held),
+                None => FileAt::Path(self.nodes().path(node)?),
+            };
+            self.guest.hold(place, access)
+        })?;
+        self.nodes().pin(node, true);
+        Ok(held)
+    }
+
+    fn let_go(&self, held: HeldFile) {
+        if let Err(errno) = self.guest.release(held) {
+            debug!("a file cannot be closed in the guest: {errno}");
+        }
+    }
+
+    /// What the guest holds of a node that has no name any more.
+    fn nameless(&self, node: NodeId) -> Option<HeldFile> {
+        if self.nodes().is_named(node) { None } else { self.open.held(node) }
+    }
+
+    /// What is left of a file that is gone, or of a folder: the kernel may know it still, and hands
+    /// over the times when it changed last.
+    fn gone(&self, node: NodeId) -> Option<FileAttr> {
+        let mode =
+            self.nodes().kind_of_nameless(node).filter(|_| self.open.held(node).is_none())?;
+        Some(self.operations.shown(node, &Attr { mode, ..Attr::default() }))
+    }
+
+    /// Where a node is: held, or at its path.
+    fn place(&self, node: NodeId) -> Result<FileAt, Errno> {
+        match self.open.held(node) {
+            Some(held) => Ok(FileAt::Held(held)),
+            None => self.nodes().path(node).map(FileAt::Path),
+        }
+    }
+
+    fn entry(&self, parent: NodeId, name: &EntryName) -> Result<EntryPath, Errno> {
+        Ok(EntryPath { folder: self.nodes().path(parent)?, name: name.clone() })
+    }
+
+    fn nodes(&self) -> &Nodes {
+        &self.operations.nodes
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.names.write().expect(NO_PANIC)
+    }
+}

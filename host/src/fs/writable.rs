@@ -1,0 +1,567 @@
+//! The FUSE face of a mount that can be written.
+//!
+//! Nobody but this mount changes the filesystem, so that the kernel can keep here too what it
+//! learnt: it knows of each change, since it asked for it. It also keeps what is written, and writes
+//! it in large pieces (`FUSE_WRITEBACK_CACHE`). Where a file can be found by names that it does
+//! not have, such as in other case, the kernel could take one file for two: then it keeps nothing.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use guestmnt_protocol::attr::Time;
+use guestmnt_protocol::change::{
+    NewAttributes, NewNode, NewTime, Owner, Removed, Renaming, Synced, XattrMode,
+};
+use guestmnt_protocol::limits::MAX_PAYLOAD;
+use guestmnt_protocol::message::NameMatching;
+use guestmnt_protocol::path::LinkTarget;
+use nix::errno::Errno;
+
+use super::changes::Changes;
+use super::nodes::NodeId;
+use super::operations::{Found, Operations};
+use super::stats::{Asked, Stats};
+use super::view::{Targets, View};
+use super::{FOR_EVER, GENERATION, GuestFs, fuse, sized, stat_fs};
+use crate::guest::Guest;
+
+/// The mounted filesystem.
+pub struct WritableFs {
+    reading: GuestFs,
+    changes: Arc<Changes>,
+    names: NameMatching,
+    targets: Targets,
+}
+
+impl WritableFs {
+    /// The files of `guest`, which compares names like that, shown as `view` says. New files
+    /// belong to whom `view` shows as the owner of all, else to root.
+    #[must_use]
+    pub fn new(guest: Arc<Guest>, view: View, names: NameMatching) -> Self {
+        let operations = Arc::new(Operations::changing(Arc::clone(&guest), view));
+        let owner = Owner { uid: view.uid, gid: view.gid };
+        let changes = Arc::new(Changes::new(guest, Arc::clone(&operations), owner));
+        let lifetime = match names {
+            NameMatching::Exact => FOR_EVER,
+            NameMatching::Loose => Duration::ZERO,
+        };
+        let reading = GuestFs { operations, opens_directories: true, lifetime };
+        Self { reading, changes, names, targets: view.targets }
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<Stats> {
+        self.reading.stats()
+    }
+
+    /// What changes the files.
+    #[must_use]
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
+    /// What the kernel is told of an open file.
+    fn opened(&self) -> FopenFlags {
+        match self.names {
+            NameMatching::Exact => FopenFlags::FOPEN_KEEP_CACHE,
+            NameMatching::Loose => FopenFlags::empty(),
+        }
+    }
+
+    /// Carries out a request, and tells `-x` of it.
+    fn run<T>(
+        &self,
+        what: Asked,
+        node: INodeNo,
+        name: Option<&OsStr>,
+        call: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, fuser::Errno> {
+        let started = Instant::now();
+        let result = call();
+        self.reading.note(started, what, node, name, &result);
+        result.map_err(fuse)
+    }
+
+    fn made(&self, made: Result<FileAttr, fuser::Errno>, reply: ReplyEntry) {
+        match made {
+            Ok(attr) => reply.entry(&self.reading.lifetime, &attr, GENERATION),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+fn done(result: Result<(), fuser::Errno>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+impl Filesystem for WritableFs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        self.reading.negotiate(config, self.targets);
+        // A larger piece would not fit into a slot.
+        let _ = config.set_max_write(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
+        if self.names == NameMatching::Exact {
+            let _ = config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _settled = self.changes.settled();
+        let call = || match self.reading.operations.look_up(NodeId(parent.0), name.as_bytes())? {
+            Found::File(attr) => Ok(attr),
+            // It may be there soon.
+            Found::Nothing => Err(Errno::ENOENT),
+        };
+        let found = self.run(Asked::Lookup, parent, Some(name), call);
+        self.made(found, reply);
+    }
+
+    fn forget(&self, req: &Request, ino: INodeNo, nlookup: u64) {
+        self.reading.forget(req, ino, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let call = || self.changes.get_attr(NodeId(ino.0));
+        match self.run(Asked::GetAttr, ino, None, call) {
+            Ok(attr) => reply.attr(&self.reading.lifetime, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let new = NewAttributes {
+            size,
+            owner: Owner { uid, gid },
+            mode: mode.map(|mode| mode & 0o7777),
+            accessed: atime.map(new_time),
+            modified: mtime.map(new_time),
+        };
+        let call = || self.changes.set_attr(NodeId(ino.0), new);
+        match self.run(Asked::SetAttr, ino, None, call) {
+            Ok(attr) => reply.attr(&self.reading.lifetime, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _settled = self.changes.settled();
+        self.reading.readlink(req, ino, reply);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let node = NewNode::Special { mode, device: rdev.into() };
+        let call = || self.changes.make(NodeId(parent.0), name.as_bytes(), node);
+        self.made(self.run(Asked::Make, parent, Some(name), call), reply);
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let node = NewNode::Directory(mode & 0o7777);
+        let call = || self.changes.make(NodeId(parent.0), name.as_bytes(), node);
+        self.made(self.run(Asked::Make, parent, Some(name), call), reply);
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let call = || {
+            let target = LinkTarget::new(target.as_os_str().as_bytes());
+            let node = NewNode::Link(target.map_err(|_| Errno::ENAMETOOLONG)?);
+            self.changes.make(NodeId(parent.0), name.as_bytes(), node)
+        };
+        self.made(self.run(Asked::Make, parent, Some(name), call), reply);
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let call = || self.changes.link(NodeId(ino.0), NodeId(parent.0), name.as_bytes());
+        self.made(self.run(Asked::Link, parent, Some(name), call), reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let call = || self.changes.remove(NodeId(parent.0), name.as_bytes(), Removed::File);
+        done(self.run(Asked::Remove, parent, Some(name), call), reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let call = || self.changes.remove(NodeId(parent.0), name.as_bytes(), Removed::Directory);
+        done(self.run(Asked::Remove, parent, Some(name), call), reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let call = || {
+            let how = match flags {
+                RenameFlags::RENAME_NOREPLACE => Renaming::NoReplace,
+                RenameFlags::RENAME_EXCHANGE => Renaming::Exchange,
+                _ if flags.is_empty() => Renaming::Replace,
+                _ => return Err(Errno::EINVAL),
+            };
+            let from = (NodeId(parent.0), name.as_bytes());
+            self.changes.rename(from, (NodeId(new_parent.0), new_name.as_bytes()), how)
+        };
+        done(self.run(Asked::Rename, parent, Some(name), call), reply);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let call = || self.changes.create(NodeId(parent.0), name.as_bytes(), mode, flags);
+        match self.run(Asked::Create, parent, Some(name), call) {
+            Ok(attr) => {
+                let (lifetime, opened) = (&self.reading.lifetime, self.opened());
+                reply.created(lifetime, &attr, GENERATION, FileHandle(0), opened);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.run(Asked::Open, ino, None, || self.changes.open(NodeId(ino.0), flags.0)) {
+            Ok(()) => reply.opened(FileHandle(0), self.opened()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut reply = Some(reply);
+        let call = || {
+            self.changes.read(NodeId(ino.0), offset, size, |bytes| {
+                self.stats().asked.bytes(bytes.len());
+                reply.take().expect("called once").data(bytes);
+            })
+        };
+        let range = format!("{size}@{offset}");
+        let result = self.run(Asked::Read, ino, Some(OsStr::new(&range)), call);
+        if let (Err(errno), Some(reply)) = (result, reply) {
+            reply.error(errno);
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.stats().asked.bytes(data.len());
+        let range = format!("{}@{offset}", data.len());
+        let call = || self.changes.write(NodeId(ino.0), offset, data);
+        match self.run(Asked::Write, ino, Some(OsStr::new(&range)), call) {
+            Ok(()) => reply.written(u32::try_from(data.len()).expect("no more than a payload")),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // The kernel has written everything before, and tells what failed to who closes the file.
+        self.changes.flushed(NodeId(ino.0));
+        self.stats().asked.request(Asked::Flush);
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.changes.close(NodeId(ino.0));
+        self.stats().asked.request(Asked::Release);
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let what = if datasync { Synced::Data } else { Synced::All };
+        let call = || self.changes.sync(NodeId(ino.0), what);
+        done(self.run(Asked::Sync, ino, None, call), reply);
+    }
+
+    fn fsyncdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fsync(req, ino, fh, datasync, reply);
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.reading.opendir(req, ino, flags, reply);
+    }
+
+    fn readdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let _settled = self.changes.settled();
+        self.reading.readdir(req, ino, fh, offset, reply);
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let _settled = self.changes.settled();
+        self.reading.readdirplus(req, ino, fh, offset, reply);
+    }
+
+    fn releasedir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.reading.releasedir(req, ino, fh, flags, reply);
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.run(Asked::StatFs, ino, None, || self.changes.stat_fs(NodeId(ino.0))) {
+            Ok(stat) => stat_fs(stat, reply),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let call = || self.changes.get_xattr(NodeId(ino.0), name.as_bytes());
+        match self.run(Asked::GetXattr, ino, Some(name), call) {
+            Ok(value) => sized(reply, size, value),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.run(Asked::ListXattr, ino, None, || self.changes.list_xattr(NodeId(ino.0))) {
+            Ok(names) => sized(reply, size, names),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let call = || {
+            let how = match flags {
+                0 => XattrMode::Set,
+                libc::XATTR_CREATE => XattrMode::Create,
+                libc::XATTR_REPLACE => XattrMode::Replace,
+                _ => return Err(Errno::EINVAL),
+            };
+            self.changes.set_xattr(NodeId(ino.0), name.as_bytes(), value, how)
+        };
+        done(self.run(Asked::SetXattr, ino, Some(name), call), reply);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let call = || self.changes.remove_xattr(NodeId(ino.0), name.as_bytes());
+        done(self.run(Asked::SetXattr, ino, Some(name), call), reply);
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        self.reading.access(req, ino, mask, reply);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let call = || self.changes.allocate(NodeId(ino.0), offset, length, mode);
+        done(self.run(Asked::Allocate, ino, None, call), reply);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let call = || self.changes.seek(NodeId(ino.0), offset, whence);
+        match self.run(Asked::Seek, ino, None, call) {
+            Ok(found) => reply.offset(found),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = ((NodeId(ino_in.0), offset_in), (NodeId(ino_out.0), offset_out));
+        match self.run(Asked::Copy, ino_out, None, || self.changes.copy(from, to, len)) {
+            Ok(copied) => reply.written(copied),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+fn new_time(time: TimeOrNow) -> NewTime {
+    match time {
+        TimeOrNow::Now => NewTime::Now,
+        TimeOrNow::SpecificTime(time) => NewTime::At(since_1970(time)),
+    }
+}
+
+fn since_1970(time: SystemTime) -> Time {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Time { secs: seconds(after), nanos: after.subsec_nanos() },
+        Err(error) => {
+            let before = error.duration();
+            let (secs, nanos) = (-seconds(before), before.subsec_nanos());
+            match nanos {
+                0 => Time { secs, nanos },
+                _ => Time { secs: secs - 1, nanos: 1_000_000_000 - nanos },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_count_their_nanoseconds_forward() {
+        let half = UNIX_EPOCH - Duration::from_millis(1500);
+        assert_eq!(since_1970(half), Time { secs: -2, nanos: 500_000_000 });
+        assert_eq!(since_1970(UNIX_EPOCH - Duration::from_secs(1)), Time { secs: -1, nanos: 0 });
+        let after = UNIX_EPOCH + Duration::from_nanos(1_000_000_001);
+        assert_eq!(since_1970(after), Time { secs: 1, nanos: 1 });
+    }
+}
