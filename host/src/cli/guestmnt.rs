@@ -10,17 +10,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
+use guestmnt_protocol::message::Dirty;
 use log::debug;
 
 use super::background::{self, Side};
-use super::images::{ImageArguments, KeyArguments};
+use super::images::{ImageArguments, KeyArguments, OverlayArguments};
 use super::selection::SelectionArguments;
 use super::{descriptor, harmless, is_root, raise_file_limit, start_logging};
 use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
-use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, check_count};
+use crate::session::plan::{
+    DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, check_count, check_overlays,
+};
 use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
@@ -31,15 +34,17 @@ use crate::vm::confinement::Policy;
 const AFTER_HELP: &str = "\
 Examples:
   guestmnt -a disk.vmdk -m /dev/sda2 --ro /mnt
+  guestmnt -a disk.vmdk --overlay changes.qcow2 -m /dev/sda2 /mnt
   guestmnt -a system.vmdk -m /dev/sda1 -a data.vmdk -m /dev/sdb2:/mounts/data --ro /mnt
   guestmnt -a system.vmdk -a data.vmdk -i /mnt
   guestunmnt /mnt
 
-Exit status: 0 the mount answers (with --no-fork: it was unmounted), 1 it failed.
+Exit status: 0 the mount answers (with --no-fork: it was unmounted), 1 it failed, or what was
+written could not all be kept (with --no-fork; else guestunmnt says so).
 Environment: GUESTMNT_APPLIANCE (folder of the appliance), GUESTMNT_QEMU (program), TMPDIR (overlays).";
 
 /// Shows the files of untrusted disk images in a folder, without root. A throw-away VM reads
-/// the filesystems; the images are not changed.
+/// the filesystems; the images are not changed. With --overlay, files can be written.
 #[derive(Parser)]
 #[command(name = "guestmnt", version, after_help = AFTER_HELP)]
 struct Arguments {
@@ -47,14 +52,22 @@ struct Arguments {
     images: ImageArguments,
 
     #[command(flatten)]
+    overlays: OverlayArguments,
+
+    /// Write also to an NTFS that was not unmounted, or that Windows is hibernated on: what it
+    /// has in memory will destroy what is written
+    #[arg(long, requires = "overlay")]
+    force_dirty: bool,
+
+    #[command(flatten)]
     selection: SelectionArguments,
 
     /// Show disks, partitions and volumes as files, instead of mounting filesystems
-    #[arg(long, conflicts_with_all = ["mount", "inspector", "all"])]
+    #[arg(long, conflicts_with_all = ["mount", "inspector", "all", "overlay"])]
     blocks: bool,
 
-    /// Read-only, which is the default
-    #[arg(short = 'r', long)]
+    /// Read-only, which is the default: nothing is kept
+    #[arg(short = 'r', long, conflicts_with = "overlay")]
     ro: bool,
 
     /// FUSE options: allow_other, allow_root, default_permissions, uid=, gid=, umask=, fmask=, dmask=, noexec
@@ -157,17 +170,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Parses, and tells which `--format` and `--blocksize` stood before which `-a`.
+/// Parses, and tells which options stood before or behind which `-a`.
 fn parse(
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<(Arguments, Vec<DiskSpec>), clap::Error> {
+) -> Result<(Arguments, Result<Vec<DiskSpec>, PlanError>), clap::Error> {
     let matches = Arguments::command().try_get_matches_from(arguments)?;
     let parsed = Arguments::from_arg_matches(&matches)?;
-    let disks = parsed.images.disks(&matches);
-    Ok((parsed, disks))
+    let mut disks = parsed.images.disks(&matches);
+    let assigned = parsed.overlays.assign(&matches, &mut disks);
+    Ok((parsed, assigned.map(|()| disks)))
 }
 
-fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn fmt::Display>> {
+fn run(
+    arguments: Arguments,
+    disks: Result<Vec<DiskSpec>, PlanError>,
+) -> Result<ExitCode, Box<dyn fmt::Display>> {
     let confinement =
         if arguments.require_confinement { Policy::Required } else { Policy::BestEffort };
     if arguments.prepare {
@@ -177,7 +194,8 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
             .map_err(boxed);
     }
     let timings = Timings::start();
-    let disks = arguments.images.resolved(disks).map_err(boxed)?;
+    let disks = arguments.images.resolved(disks.map_err(boxed)?).map_err(boxed)?;
+    check_overlays(&disks).map_err(boxed)?;
     check_count(disks.len()).map_err(boxed)?;
     let selection = if arguments.blocks {
         Selection::Blocks
@@ -202,6 +220,7 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
         memory_mib: arguments.memsize.unwrap_or(usual_memory),
         timeout: Duration::from_secs(arguments.timeout),
         stats: arguments.stats,
+        dirty: if arguments.force_dirty { Dirty::Force } else { Dirty::ReadOnly },
     };
     let ready = arguments.fd.map(sys::take_inherited).transpose();
     let ready = ready
@@ -239,7 +258,8 @@ fn run(arguments: Arguments, disks: Vec<DiskSpec>) -> Result<ExitCode, Box<dyn f
     let waited = match announced {
         Ok(()) => session.wait(),
         Err(error) => {
-            session.end();
+            // That the mount is not wanted any more counts more than how it ended.
+            let _ = session.end();
             Err(SessionError::Io("say that the mount is ready", error))
         }
     };

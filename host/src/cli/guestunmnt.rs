@@ -19,7 +19,8 @@ use crate::sys;
 
 const AFTER_HELP: &str = "\
 Exit status: 0 unmounted, QEMU is gone and the images are free; 1 usage or internal error;
-2 the mount is in use; 3 the folder is not a mount of guestmnt.";
+2 the mount is in use; 3 the folder is not a mount of guestmnt; 4 unmounted, but not everything
+that was written to it is kept.";
 
 /// Unmounts a folder that guestmnt mounted.
 #[derive(Parser)]
@@ -109,6 +110,7 @@ fn status(error: &EndError) -> ExitCode {
     ExitCode::from(match error {
         EndError::Busy(..) => 2,
         EndError::NotOurs(_) => 3,
+        EndError::Lost(..) => 4,
         EndError::Lingers(_) | EndError::Mountpoint(_) => 1,
     })
 }

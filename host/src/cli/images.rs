@@ -8,7 +8,7 @@ use log::info;
 
 use crate::image::{BlockSize, Format, ImageError, OpenOptions, disks_of};
 use crate::session::keys::{self, Key, KeyError, KeySpec};
-use crate::session::plan::DiskSpec;
+use crate::session::plan::{DiskSpec, PlanError};
 
 /// Which images.
 #[derive(Args)]
@@ -28,6 +28,34 @@ pub struct ImageArguments {
     /// Folder whose files an image elsewhere may name: extents, backing files, disks of a .vmx
     #[arg(long, value_name = "DIR")]
     pub allow_path: Vec<PathBuf>,
+}
+
+/// Which overlays take the changes of which images.
+#[derive(Args)]
+pub struct OverlayArguments {
+    /// qcow2 file that takes all changes of the image named before this, which stays as it is; it is
+    /// made where it is not there, and gone on with where it is
+    #[arg(long, value_name = "FILE")]
+    overlay: Vec<PathBuf>,
+}
+
+impl OverlayArguments {
+    /// Gives the overlays to the images that stood before them.
+    ///
+    /// # Errors
+    /// [`PlanError::OverlayOfNothing`].
+    pub fn assign(&self, matches: &ArgMatches, disks: &mut [DiskSpec]) -> Result<(), PlanError> {
+        let images: Vec<usize> = matches.indices_of("add").into_iter().flatten().collect();
+        for (place, overlay) in placed(matches, "overlay", &self.overlay) {
+            let before = images.iter().filter(|&&image| image < place).count();
+            let disk = before.checked_sub(1).and_then(|last| disks.get_mut(last));
+            match disk {
+                Some(disk) if disk.overlay.is_none() => disk.overlay = Some(overlay.clone()),
+                _ => return Err(PlanError::OverlayOfNothing(overlay.clone())),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Keys of encrypted volumes.
@@ -82,6 +110,7 @@ impl ImageArguments {
             path: path.clone(),
             format: last_before(place, &formats).and_then(|choice| choice.0),
             block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
+            overlay: None,
         });
         specs.collect()
     }
@@ -97,6 +126,7 @@ impl ImageArguments {
             path,
             format: last_before(place, &formats).and_then(|choice| choice.0),
             block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
+            overlay: None,
         }
     }
 
@@ -140,6 +170,8 @@ mod tests {
     struct Program {
         #[command(flatten)]
         images: ImageArguments,
+        #[command(flatten)]
+        overlays: OverlayArguments,
         folder: Option<PathBuf>,
     }
 
@@ -157,6 +189,27 @@ mod tests {
         ];
         let formats: Vec<_> = parse(&words).unwrap().into_iter().map(|disk| disk.format).collect();
         assert_eq!(formats, [None, Some(Format::Raw), Some(Format::Raw), None]);
+    }
+
+    #[test]
+    fn an_overlay_belongs_to_the_image_before_it() {
+        let assigned = |words: &[&str]| {
+            let matches = Program::command().try_get_matches_from(["program"].iter().chain(words));
+            let matches = matches.unwrap();
+            let program = Program::from_arg_matches(&matches).unwrap();
+            let mut disks = program.images.disks(&matches);
+            program.overlays.assign(&matches, &mut disks)?;
+            Ok::<_, PlanError>(disks.into_iter().map(|disk| disk.overlay).collect::<Vec<_>>())
+        };
+        let some = |name: &str| Some(PathBuf::from(name));
+        let two = ["-a", "a", "--overlay", "x", "-a", "b", "-a", "c", "--overlay", "y"];
+        assert_eq!(assigned(&two), Ok(vec![some("x"), None, some("y")]));
+        for (words, name) in [
+            (["--overlay", "x", "-a", "a"].as_slice(), "x"),
+            (&["-a", "a", "--overlay", "x", "--overlay", "y"], "y"),
+        ] {
+            assert_eq!(assigned(words), Err(PlanError::OverlayOfNothing(name.into())));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgMatches, Args};
+use guestmnt_protocol::message::Dirty;
 
 use super::images::{ImageArguments, KeyArguments};
 use super::selection::SelectionArguments;
@@ -83,6 +84,7 @@ impl LookArguments {
         let keys = self.keys.fetch().map_err(boxed)?;
         let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
         Ok(Plan {
+            dirty: Dirty::ReadOnly,
             disks,
             allow_paths: self.images.allow_path.clone(),
             selection,

@@ -27,6 +27,7 @@ mod error;
 mod extent;
 mod fields;
 mod file;
+mod fingerprint;
 mod folder;
 mod format;
 mod guid;
@@ -57,6 +58,7 @@ pub use block_size::{BlockSize, BlockSizeError};
 pub use create_type::CreateType;
 pub use descriptor::{Access, Cid, Descriptor, Extent, ParentBy, ParentLink, Storage};
 pub use error::{ImageError, Problem};
+pub use fingerprint::{DIGEST, Fingerprint};
 pub use format::{Format, FormatError};
 pub use guid::{Guid, ImageIds};
 pub use line_problem::LineProblem;
@@ -180,6 +182,13 @@ impl Link {
 }
 
 impl Disk {
+    /// Bytes of the disk that the guest sees. What is not a whole sector at the end of a disk
+    /// would be out of its reach.
+    #[must_use]
+    pub fn sectors_size(&self) -> u64 {
+        self.size.next_multiple_of(self.block_size.bytes())
+    }
+
     /// Opens the disk at `path` with its extents and parents.
     ///
     /// # Errors

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use guestmnt_protocol::message::{Content, MountRequest, Volume};
+use guestmnt_protocol::message::{Content, Dirty, MountRequest, NameMatching, Volume};
 use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
 use guestmnt_protocol::system::System;
 use guestmnt_protocol::volume::{Mountable, VolumeName};
@@ -257,13 +257,26 @@ fn of_all(volumes: &[Volume]) -> Result<Arrangement, ArrangementError> {
 }
 
 impl Arrangement {
-    /// Mounts everything in the guest, where nothing is mounted yet. What was mounted is an
-    /// arrangement that can do without none of it.
+    /// Mounts everything in the guest, where nothing is mounted yet; for writing where `writing` says
+    /// what to do with a dirty filesystem. What was mounted is an arrangement that can do without
+    /// none of it. Tells too how the filesystems that can be written compare names, loosely if one
+    /// of them does.
     ///
     /// # Errors
     /// [`ArrangementError::Mount`] for the first that cannot be done without,
     /// [`ArrangementError::NoFilesystem`] where nothing at all could be mounted.
-    pub fn mount(self, guest: &Guest) -> Result<Self, ArrangementError> {
+    pub fn mount(
+        self,
+        guest: &Guest,
+        writing: Option<Dirty>,
+    ) -> Result<(Self, NameMatching), ArrangementError> {
+        let mut names = NameMatching::Exact;
+        let mut mount = |spec: &MountSpec| {
+            if mount(guest, spec, writing)? == NameMatching::Loose {
+                names = NameMatching::Loose;
+            }
+            Ok(())
+        };
         let root = match &self.root {
             Root::Filesystem => Ok(()),
             Root::Folders(names) => guest.mount_folders(names.clone()),
@@ -271,14 +284,14 @@ impl Arrangement {
         };
         root.map_err(ArrangementError::Guest)?;
         for spec in &self.required {
-            mount(guest, spec).map_err(|error| match error {
+            mount(spec).map_err(|error| match error {
                 GuestError::Failed(_) => ArrangementError::Mount(Box::new(spec.clone()), error),
                 broken => ArrangementError::Guest(broken),
             })?;
         }
         let (mut mounted, offered) = (self.required, !self.others.is_empty());
         for spec in self.others {
-            match mount(guest, &spec) {
+            match mount(&spec) {
                 Ok(()) => mounted.push(spec),
                 Err(error @ GuestError::Failed(_)) => {
                     warn!("cannot mount {} on {}: {error}", spec.device, spec.at);
@@ -289,13 +302,27 @@ impl Arrangement {
         if mounted.is_empty() && offered {
             return Err(ArrangementError::NoFilesystem);
         }
-        Ok(Self { root: self.root, required: mounted, others: Vec::new() })
+        Ok((Self { root: self.root, required: mounted, others: Vec::new() }, names))
     }
 }
 
-fn mount(guest: &Guest, spec: &MountSpec) -> Result<(), GuestError> {
+fn mount(
+    guest: &Guest,
+    spec: &MountSpec,
+    writing: Option<Dirty>,
+) -> Result<NameMatching, GuestError> {
     info!("mounting {} on {}", spec.device, spec.at);
-    guest.mount(MountRequest::from(spec))
+    let request = MountRequest::from(spec);
+    let Some(dirty) = writing else {
+        return guest.mount(request).map(|()| NameMatching::Exact);
+    };
+    let how = guest.mount_writable(request, dirty)?;
+    if let Some(reason) = how.read_only {
+        let mut lines = reason.lines().map(|line| Printable(line.as_bytes()).to_string());
+        warn!("{} is mounted read-only: {}", spec.device, lines.next().unwrap_or_default());
+        lines.for_each(|line| warn!("    {line}"));
+    }
+    Ok(how.names)
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use crate::image::Disk;
 use crate::vm::accelerator::Accelerator;
 use crate::vm::appliance::Appliance;
 use crate::vm::confinement::Report;
+use crate::vm::kept_overlay::KeptOverlay;
 use crate::vm::template::Template;
-use crate::vm::{Boot, Started, Vm, VmConfig, VmError};
+use crate::vm::{Boot, Overlays, Started, Vm, VmConfig, VmError};
 
 /// Requests on files that can be in flight.
 const LANES: usize = 8;
@@ -42,6 +43,9 @@ pub struct Origin {
     pub template: Option<Template>,
     /// The disks, sda first.
     pub disks: Vec<Disk>,
+    /// What takes the changes of the disks, where these are kept: one for each. Locked as long as it
+    /// is here.
+    pub kept: Vec<KeptOverlay>,
     /// What is mounted in the guest.
     pub mounted: Arrangement,
 }
@@ -87,19 +91,28 @@ pub fn boot(
     boot: &Boot,
     plan: &Plan,
     disks: &[Disk],
+    kept: &[KeptOverlay],
     timings: &Timings,
 ) -> Result<Awake, LaunchError> {
-    let started = start(config, boot, disks)?;
+    let started = start(config, boot, disks, kept)?;
     timings.done("QEMU up");
     greet(started, config, boot, plan, disks.len(), timings)
 }
 
-/// Starts QEMU. It dies when the thread that called this ends.
+/// Starts QEMU, with `kept` over the disks where there are such. It dies when the thread that called
+/// this ends.
 ///
 /// # Errors
 /// [`VmError`]; nothing runs then.
-pub fn start(config: &VmConfig, boot: &Boot, disks: &[Disk]) -> Result<Started, VmError> {
-    Vm::start(config, boot, disks, overlay_folder())
+pub fn start(
+    config: &VmConfig,
+    boot: &Boot,
+    disks: &[Disk],
+    kept: &[KeptOverlay],
+) -> Result<Started, VmError> {
+    let overlays =
+        if kept.is_empty() { Overlays::In(overlay_folder()) } else { Overlays::Kept(kept) };
+    Vm::start(config, boot, disks, overlays)
 }
 
 /// The folder for overlays by its absolute path, as the environment named it when the first VM

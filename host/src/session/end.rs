@@ -9,10 +9,12 @@ use std::time::Duration;
 use guestmnt_protocol::path::Printable;
 
 use super::mountpoint::{MountEntry, MountpointError, Unmount, mounts, unmount};
+use super::record::{End, Record, Shown};
+use crate::guest::SYNC_TIMEOUT;
 use crate::sys;
 
 /// How long the serving process may take to write everything back and end.
-const END_TIMEOUT: Duration = Duration::from_secs(120);
+const END_TIMEOUT: Duration = SYNC_TIMEOUT.saturating_add(Duration::from_secs(60));
 
 /// Why a mount was not ended.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub enum EndError {
     Busy(PathBuf, Vec<Holder>),
     /// It is unmounted, but the process that served it does not end.
     Lingers(u32),
+    /// It is unmounted, and not everything that was written to it is kept.
+    Lost(PathBuf, String),
     /// The mount table, or fusermount3.
     Mountpoint(MountpointError),
 }
@@ -41,6 +45,11 @@ impl fmt::Display for EndError {
             Self::Lingers(pid) => {
                 write!(f, "unmounted, but process {pid} that served the mount has not ended")
             }
+            Self::Lost(path, reason) => write!(
+                f,
+                "{} is unmounted, but not everything that was written to it is kept: {reason}",
+                path.display()
+            ),
             Self::Mountpoint(error) => error.fmt(f),
         }
     }
@@ -79,14 +88,28 @@ impl fmt::Display for Holder {
 pub fn end(path: &Path) -> Result<(), EndError> {
     let mount = find(path)?;
     let processes = mount.server().map_or_else(Vec::new, processes_of);
+    let record = mount.server().and_then(Shown::by);
     if let Err(error) = unmount(path, Unmount::Now) {
-        return match find(path) {
-            Err(_) => wait_for(processes),
-            Ok(_) if is_busy(&error) => Err(EndError::Busy(path.to_owned(), holders(path))),
-            Ok(_) => Err(error.into()),
-        };
+        match find(path) {
+            Err(_) => {}
+            Ok(_) if is_busy(&error) => {
+                return Err(EndError::Busy(path.to_owned(), holders(path)));
+            }
+            Ok(_) => return Err(error.into()),
+        }
     }
-    wait_for(processes)
+    wait_for(processes)?;
+    match record.and_then(|record| record.read()) {
+        Some(Record { overlays, end, .. }) if !overlays.is_empty() => match end {
+            End::Kept => Ok(()),
+            End::Lost(reason) => Err(EndError::Lost(path.to_owned(), reason)),
+            End::Open => {
+                let reason = "the process that served it was killed".to_owned();
+                Err(EndError::Lost(path.to_owned(), reason))
+            }
+        },
+        _ => Ok(()),
+    }
 }
 
 /// The newest mount on `path`, if it is ours.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{self, Path, PathBuf};
 
-use guestmnt_protocol::message::{Content, Volume};
+use guestmnt_protocol::message::{Content, NameMatching, Volume};
 use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 use log::{info, warn};
@@ -24,6 +24,7 @@ use crate::image::{Disk, ImageError, OpenOptions};
 use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
 use crate::vm::appliance::{Appliance, ApplianceError};
 use crate::vm::confinement::{Policy, Report};
+use crate::vm::kept_overlay::{KeptOverlay, OverlayError};
 use crate::vm::template::{Template, TemplateKey};
 use crate::vm::{Boot, Vm, VmConfig, VmError, bulk, find_qemu};
 
@@ -38,6 +39,8 @@ pub struct Launched {
     pub vm: Vm,
     /// The disks that this process can read as well, by number.
     pub disks: Vec<Option<DiskReader>>,
+    /// How the filesystems that can be written compare names.
+    pub names: NameMatching,
     /// What it was launched from.
     pub origin: Origin,
     /// What QEMU is confined by.
@@ -49,6 +52,8 @@ pub struct Launched {
 pub enum LaunchError {
     /// An image cannot be used.
     Image(ImageError),
+    /// A file cannot take a disk's changes.
+    Overlay(OverlayError),
     /// There is no appliance.
     Appliance(ApplianceError),
     /// QEMU failed.
@@ -82,6 +87,7 @@ impl fmt::Display for LaunchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image(error) => error.fmt(f),
+            Self::Overlay(error) => error.fmt(f),
             Self::Appliance(error) => error.fmt(f),
             Self::Vm(error) => error.fmt(f),
             Self::Guest(error, last_words) => {
@@ -173,10 +179,13 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
         }
         match started {
             Ok((Awake { guest, vm, confinement }, template)) => {
-                let readers = readers(plan, &disks);
+                let readers = readers(plan, &disks.opened);
+                let Disks { opened: disks, kept } = disks;
                 let mounted = Arrangement::default();
-                let origin = Origin { qemu, appliance, accelerator, template, disks, mounted };
-                let launched = Launched { guest, vm, disks: readers, origin, confinement };
+                let origin =
+                    Origin { qemu, appliance, accelerator, template, disks, kept, mounted };
+                let names = NameMatching::Exact;
+                let launched = Launched { guest, vm, disks: readers, names, origin, confinement };
                 return mount_all(launched, plan, timings);
             }
             Err(error) if candidates.peek().is_none() => return Err(error),
@@ -231,7 +240,7 @@ pub fn prepare(
 fn start(
     config: &VmConfig,
     plan: &Plan,
-    disks: &[Disk],
+    disks: &Disks,
     cache: Option<&Path>,
     timings: &Timings,
 ) -> Result<(Awake, Option<Template>), LaunchError> {
@@ -239,7 +248,7 @@ fn start(
         match template(config, cache) {
             Ok(template) => {
                 let restored = Boot::Restore(&template.found);
-                match boot::boot(config, &restored, plan, disks, timings) {
+                match boot::boot(config, &restored, plan, &disks.opened, &disks.kept, timings) {
                     Ok(awake) => return Ok((awake, Some(template.found))),
                     // The disks are at fault, and no boot would change that.
                     Err(error @ LaunchError::Vm(VmError::Disk(..))) => return Err(error),
@@ -259,7 +268,8 @@ fn start(
             Err(reason) => info!("no template: {reason}"),
         }
     }
-    boot::boot(config, &Boot::Cold, plan, disks, timings).map(|awake| (awake, None))
+    boot::boot(config, &Boot::Cold, plan, &disks.opened, &disks.kept, timings)
+        .map(|awake| (awake, None))
 }
 
 /// A template, and where it is from.
@@ -313,8 +323,16 @@ fn absolute(program: PathBuf) -> Result<PathBuf, VmError> {
     path::absolute(&program).map_err(|error| VmError::Start(program, error))
 }
 
-fn open_disks(plan: &Plan) -> Result<Vec<Disk>, LaunchError> {
+/// The disks of a VM.
+struct Disks {
+    opened: Vec<Disk>,
+    /// What takes their changes, if these are kept: one for each.
+    kept: Vec<KeptOverlay>,
+}
+
+fn open_disks(plan: &Plan) -> Result<Disks, LaunchError> {
     let mut disks = Vec::with_capacity(plan.disks.len());
+    let mut kept = Vec::new();
     for spec in &plan.disks {
         let options = OpenOptions {
             format: spec.format,
@@ -325,15 +343,18 @@ fn open_disks(plan: &Plan) -> Result<Vec<Disk>, LaunchError> {
         for warning in &disk.warnings {
             warn!("{warning}");
         }
+        if let Some(path) = &spec.overlay {
+            kept.push(KeptOverlay::over(path, &disk).map_err(LaunchError::Overlay)?);
+        }
         disks.push(disk);
     }
-    Ok(disks)
+    Ok(Disks { opened: disks, kept })
 }
 
 /// Readers of those disks that this process can read as well, where the user does not want all to
-/// go through the guest.
+/// go through the guest, and where the images say what the files hold.
 fn readers(plan: &Plan, disks: &[Disk]) -> Vec<Option<DiskReader>> {
-    if plan.through_guest {
+    if plan.through_guest || plan.is_writable() {
         return Vec::new();
     }
     let reader = |disk: &Disk| {
@@ -356,11 +377,15 @@ fn mount_all(
         timings.done("volumes opened");
     }
     let guest = &launched.guest;
-    let mounted = plan.selection.arrange(guest, &open).and_then(|arranged| arranged.mount(guest));
+    let mounted = plan
+        .selection
+        .arrange(guest, &open)
+        .and_then(|arranged| arranged.mount(guest, plan.writing()));
     match mounted {
-        Ok(mounted) => {
+        Ok((mounted, names)) => {
             timings.done("mounted");
             launched.origin.mounted = mounted;
+            launched.names = names;
             Ok(launched)
         }
         Err(ArrangementError::Mount(spec, error)) => Err(explain(error, &spec, &open, launched)),

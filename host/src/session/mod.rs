@@ -33,9 +33,9 @@ use self::arrangement::Selection;
 use self::launch::{LaunchError, Launched};
 use self::mountpoint::{Mountpoint, MountpointError};
 use self::plan::Plan;
-use self::record::Record;
+use self::record::{End, Record};
 use self::revival::{NotRevived, Revival};
-use self::serving::Serving;
+use self::serving::{Files, Serving};
 use self::timings::Timings;
 use self::watcher::Watcher;
 use crate::fs::Shows;
@@ -52,6 +52,8 @@ pub enum SessionError {
     Mountpoint(MountpointError),
     /// FUSE or signals failed.
     Io(&'static str, io::Error),
+    /// Not everything that was written is kept.
+    Lost(String),
 }
 
 impl fmt::Display for SessionError {
@@ -60,6 +62,7 @@ impl fmt::Display for SessionError {
             Self::Launch(error) => error.fmt(f),
             Self::Mountpoint(error) => error.fmt(f),
             Self::Io(what, error) => write!(f, "cannot {what}: {error}"),
+            Self::Lost(reason) => write!(f, "not everything that was written is kept: {reason}"),
         }
     }
 }
@@ -106,7 +109,7 @@ impl<'p> Session<'p> {
     ) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
         let launched = prompt::launch_asking(plan, timings)?;
-        let Launched { guest, vm, disks, origin, confinement } = launched;
+        let Launched { guest, vm, disks, names, origin, confinement } = launched;
         let plan = &*plan;
         let images = plan
             .disks
@@ -114,18 +117,24 @@ impl<'p> Session<'p> {
             .map(|disk| fs::canonicalize(&disk.path).unwrap_or_else(|_| disk.path.clone()))
             .collect();
         let (accelerator, qemu) = (origin.accelerator, vm.process_id());
-        let record = Record { images, accelerator, qemu, revivals: 0, confinement };
+        let overlays = origin.kept.iter().map(|overlay| overlay.path().to_owned()).collect();
+        let (revivals, end) = (0, End::Open);
+        let record = Record { images, accelerator, qemu, revivals, confinement, overlays, end };
         let shown =
             record.publish().map_err(|error| SessionError::Io("say what is mounted", error))?;
-        guest.expect_another();
+        // What a VM has not yet written when it dies, no other one knows.
+        if !plan.is_writable() {
+            guest.expect_another();
+        }
         let guest = Arc::new(guest);
-        let serving = Serving::start(
-            Arc::clone(&guest),
-            disks,
-            if plan.selection == Selection::Blocks { Shows::Devices } else { Shows::Files },
-            &mountpoint,
-            &plan.fuse_options,
-        )?;
+        let files = if plan.is_writable() {
+            Files::Writable(names)
+        } else {
+            let blocks = plan.selection == Selection::Blocks;
+            let shows = if blocks { Shows::Devices } else { Shows::Files };
+            Files::ReadOnly { disks, shows }
+        };
+        let serving = Serving::start(Arc::clone(&guest), files, &mountpoint, &plan.fuse_options)?;
         timings.done("FUSE ready");
         Ok(Self {
             serving,
@@ -144,25 +153,53 @@ impl<'p> Session<'p> {
     /// followed by another.
     ///
     /// # Errors
-    /// [`SessionError`] where the waiting itself failed; everything is taken apart all the same.
+    /// [`SessionError::Lost`], or where the waiting itself failed; everything is taken apart all the
+    /// same.
     pub fn wait(mut self) -> Result<(), SessionError> {
         let waited = self.wait_for_end();
-        self.end();
-        waited
+        let ended = self.end();
+        waited.and(ended)
     }
 
-    /// Unmounts and takes everything apart.
-    pub fn end(self) {
+    /// Unmounts and takes everything apart, what was written being brought to the disk before.
+    ///
+    /// # Errors
+    /// [`SessionError::Lost`]; everything is taken apart all the same.
+    pub fn end(mut self) -> Result<(), SessionError> {
         let stats = Arc::clone(self.serving.stats());
         // Nobody is to wait for a VM any more.
         self.guest.expect_none();
+        let changes = self.serving.changes().cloned();
+        let taken = changes.as_ref().map(|_| self.serving.take_from_kernel());
         drop(self.serving);
         if self.tell_stats {
             eprintln!("guestmnt: {stats}");
             eprintln!("guestmnt: guest: {}", self.guest.counts());
         }
-        // Nothing is written back that anybody could see: QEMU is killed, running or frozen.
-        drop(self.vm);
+        let Some(changes) = changes else {
+            // Nothing is written back that anybody could see: QEMU is killed, running or frozen.
+            drop(self.vm);
+            return Ok(());
+        };
+        let unmounted = self.guest.unmount();
+        if let Err(error) = &unmounted {
+            info!("the guest did not unmount: {error}");
+        }
+        if let Some(vm) = self.vm {
+            vm.quit();
+        }
+        let reason = match (changes.lost(), taken, unmounted) {
+            (Some(lost), _, _) => Some(format!("{}: {}", lost.path, lost.errno.desc())),
+            (None, Some(Err(error)), _) => Some(error.to_string()),
+            (None, _, Err(error)) => Some(error.to_string()),
+            (None, _, Ok(())) => None,
+        };
+        let end = reason.clone().map_or(End::Kept, End::Lost);
+        self.record.end = end;
+        if let Err(error) = self.record.update(&self.shown) {
+            info!("how it ended cannot be told: {error}");
+        }
+        reason.map_or(Ok(()), |reason| Err(SessionError::Lost(reason)))
     }
 
     fn wait_for_end(&mut self) -> Result<(), SessionError> {
@@ -204,6 +241,11 @@ impl<'p> Session<'p> {
     /// is none, or where the mount ends first.
     fn follow(&mut self, signals: &SignalFd) -> Option<Vm> {
         let mut dead = self.vm.take()?;
+        if self.serving.changes().is_some() {
+            let ending = dead.kill();
+            error!("the VM died (QEMU {ending}); the mount fails with EIO until it is unmounted");
+            return None;
+        }
         let began = Instant::now();
         let ending = dead.kill();
         let why = self.guest.why_given_up().unwrap_or_else(|| format!("QEMU {ending}"));

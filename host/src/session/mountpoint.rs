@@ -113,15 +113,23 @@ impl Mountpoint {
         &self.0
     }
 
-    /// Mounts here with `options` besides the fixed ones (read-only, no set-user-id programs, no
-    /// device nodes). Gives the FUSE device and the mount.
+    /// Mounts here with `options` besides the fixed ones (no set-user-id programs, no device nodes).
+    /// Gives the FUSE device and the mount.
     ///
     /// # Errors
     /// [`MountpointError`].
-    pub fn mount(&self, options: &[String]) -> Result<(OwnedFd, FuseMount), MountpointError> {
+    pub fn mount(
+        &self,
+        access: MountAccess,
+        options: &[String],
+    ) -> Result<(OwnedFd, FuseMount), MountpointError> {
         let (ours, theirs) = UnixStream::pair().map_err(MountpointError::NoFusermount)?;
         let source = format!("fsname={SOURCE_PREFIX}{}", std::process::id());
-        let fixed = ["ro", "nosuid", "nodev", "subtype=guestmnt", &source];
+        let access = match access {
+            MountAccess::ReadOnly => "ro",
+            MountAccess::Writable => "rw",
+        };
+        let fixed = [access, "nosuid", "nodev", "subtype=guestmnt", &source];
         let all: Vec<&str> = fixed.into_iter().chain(options.iter().map(String::as_str)).collect();
         // The helper's end has to survive exec; it is closed here right after.
         fcntl(theirs.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
@@ -156,14 +164,38 @@ pub struct FuseMount {
     mountpoint: Mountpoint,
 }
 
-impl Drop for FuseMount {
-    fn drop(&mut self) {
+/// What can be done with a mount's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountAccess {
+    /// They can be read.
+    ReadOnly,
+    /// They can be read and written.
+    Writable,
+}
+
+impl FuseMount {
+    /// Has the kernel hand over what it has of what was written, unless it is unmounted already.
+    ///
+    /// # Errors
+    /// As syncfs(2).
+    pub fn sync(&self) -> io::Result<()> {
+        if self.is_there() {
+            nix::unistd::syncfs(&fs::File::open(&self.mountpoint.0)?)?;
+        }
+        Ok(())
+    }
+
+    fn is_there(&self) -> bool {
         let here = |mount: &MountEntry| {
             mount.mountpoint == self.mountpoint.0 && mount.server() == Some(std::process::id())
         };
-        if mounts().is_ok_and(|mounts| mounts.iter().any(here))
-            && unmount(&self.mountpoint.0, Unmount::Now).is_err()
-        {
+        mounts().is_ok_and(|mounts| mounts.iter().any(here))
+    }
+}
+
+impl Drop for FuseMount {
+    fn drop(&mut self) {
+        if self.is_there() && unmount(&self.mountpoint.0, Unmount::Now).is_err() {
             // In use: it disappears for newcomers at once, and for the rest when we exit.
             let _ = unmount(&self.mountpoint.0, Unmount::Lazily);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DISKS;
-use guestmnt_protocol::message::MountRequest;
+use guestmnt_protocol::message::{Dirty, MountRequest};
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::volume::{Mountable, SUBVOLUME_PREFIX};
 
@@ -52,6 +52,22 @@ pub struct Plan {
     pub timeout: Duration,
     /// Whether the requests are told at the end.
     pub stats: bool,
+    /// What is done with a filesystem that had better not be written, where files can be.
+    pub dirty: Dirty,
+}
+
+impl Plan {
+    /// Whether files can be written, which takes an overlay for each disk.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.disks.iter().any(|disk| disk.overlay.is_some())
+    }
+
+    /// What is done with a filesystem that had better not be written, where files can be.
+    #[must_use]
+    pub fn writing(&self) -> Option<Dirty> {
+        self.is_writable().then_some(self.dirty)
+    }
 }
 
 impl Plan {
@@ -71,6 +87,8 @@ pub struct DiskSpec {
     pub format: Option<Format>,
     /// The `--blocksize` before it.
     pub block_size: BlockSize,
+    /// The `--overlay` behind it, which takes all changes.
+    pub overlay: Option<PathBuf>,
 }
 
 /// One `-m`: `DEV[:MOUNTPOINT[:OPTIONS[:FSTYPE]]]`.
@@ -134,6 +152,12 @@ pub enum PlanError {
     Twice(GuestPath),
     /// A device of a disk that was not given.
     NoSuchDisk(DeviceName, usize),
+    /// `--overlay` before any `-a`, or twice behind one.
+    OverlayOfNothing(PathBuf),
+    /// An overlay for several disks.
+    SharedOverlay(PathBuf),
+    /// A disk without an overlay beside others that have one.
+    NoOverlay(PathBuf),
 }
 
 impl fmt::Display for PlanError {
@@ -144,6 +168,21 @@ impl fmt::Display for PlanError {
             Self::NoRoot => f.write_str(
                 "nothing is to be mounted on /\n  hint: -m /dev/sda1 names the filesystem that the folder shall show, \
                  -i finds the operating system, --all shows everything",
+            ),
+            Self::OverlayOfNothing(overlay) => write!(
+                f,
+                "--overlay {} belongs to no disk\n  hint: it stands behind the -a of its disk, one for each",
+                overlay.display()
+            ),
+            Self::SharedOverlay(overlay) => write!(
+                f,
+                "--overlay {} cannot take the changes of several disks\n  hint: name the disks one by one, each with an overlay of its own",
+                overlay.display()
+            ),
+            Self::NoOverlay(disk) => write!(
+                f,
+                "{} has no overlay, and what is written to it would be lost\n  hint: --overlay FILE behind each -a, or behind none",
+                disk.display()
             ),
             Self::Twice(at) => write!(f, "two filesystems are to be mounted on {at}"),
             Self::NoSuchDisk(device, count) => write!(
@@ -166,6 +205,23 @@ pub fn check_count(disks: usize) -> Result<(), PlanError> {
     match disks {
         0 => Err(PlanError::NoDisk),
         _ if disks > MAX_DISKS => Err(PlanError::TooManyDisks),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that all disks have overlays, each one of its own, or none.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn check_overlays(disks: &[DiskSpec]) -> Result<(), PlanError> {
+    let overlays: Vec<&PathBuf> = disks.iter().filter_map(|disk| disk.overlay.as_ref()).collect();
+    for (n, overlay) in overlays.iter().enumerate() {
+        if overlays[..n].contains(overlay) {
+            return Err(PlanError::SharedOverlay((*overlay).clone()));
+        }
+    }
+    match disks.iter().find(|disk| disk.overlay.is_none()) {
+        Some(disk) if !overlays.is_empty() => Err(PlanError::NoOverlay(disk.path.clone())),
         _ => Ok(()),
     }
 }

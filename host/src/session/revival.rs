@@ -133,7 +133,7 @@ impl<'p> Revival<'p> {
     fn launch(&self, ends: [BorrowedFd; 2]) -> Result<Awake, NotRevived> {
         let Self { plan, origin, .. } = self;
         let (config, from) = (origin.config(plan), origin.boot());
-        let started = boot::start(&config, &from, &origin.disks)?;
+        let started = boot::start(&config, &from, &origin.disks, &origin.kept)?;
         let pipe = |error: nix::Error| NotRevived::Mount(format!("no pipe: {error}"));
         let killer = started.vm.killer().map_err(|error| NotRevived::Mount(error.to_string()))?;
         let (done, finishing) = pipe2(OFlag::O_CLOEXEC).map_err(pipe)?;
@@ -161,7 +161,7 @@ impl<'p> Revival<'p> {
     fn mount(&self, guest: &Guest) -> Result<(), NotRevived> {
         keys::open_volumes(guest, &self.plan.keys)
             .map_err(|error| NotRevived::Mount(error.to_string()))?;
-        let mounted = self.origin.mounted.clone().mount(guest);
+        let mounted = self.origin.mounted.clone().mount(guest, None);
         mounted.map(drop).map_err(|error| NotRevived::Mount(error.to_string()))
     }
 }

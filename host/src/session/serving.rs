@@ -6,49 +6,89 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
-use fuser::Session as FuseSession;
+use fuser::{Filesystem, Session as FuseSession};
+use guestmnt_protocol::message::NameMatching;
 use log::{error, info};
 use nix::sys::signal::SigSet;
 
 use super::SessionError;
 use super::fuse_options::FuseOptions;
-use super::mountpoint::{FuseMount, Mountpoint};
+use super::mountpoint::{FuseMount, MountAccess, Mountpoint};
 use crate::disk::DiskReader;
+use crate::fs::changes::Changes;
 use crate::fs::stats::Stats;
+use crate::fs::writable::WritableFs;
 use crate::fs::{GuestFs, Shows};
 use crate::guest::Guest;
 use crate::vm::confinement::confine_thread;
 
 /// A folder that shows a guest's files. Dropping it unmounts.
 pub struct Serving {
-    _mount: FuseMount,
+    mount: FuseMount,
     ended: OwnedFd,
     stats: Arc<Stats>,
+    changes: Option<Arc<Changes>>,
+}
+
+/// What can be done with the files.
+pub enum Files {
+    /// They can be read; those on the disks that this process can read as well need not go
+    /// through the guest.
+    ReadOnly {
+        /// The disks, by number.
+        disks: Vec<Option<DiskReader>>,
+        /// What the files are.
+        shows: Shows,
+    },
+    /// They can be written. So the guest's filesystems compare names.
+    Writable(NameMatching),
 }
 
 impl Serving {
-    /// Mounts. When this returns, the folder answers. Files on those of `disks` that can be read
-    /// here need not go through the guest.
+    /// Mounts. When this returns, the folder answers.
     ///
     /// # Errors
     /// [`SessionError`]; nothing is mounted then.
     pub fn start(
         guest: Arc<Guest>,
-        disks: Vec<Option<DiskReader>>,
-        shows: Shows,
+        files: Files,
         mountpoint: &Mountpoint,
         options: &FuseOptions,
     ) -> Result<Self, SessionError> {
-        let (device, mount) = mountpoint.mount(&options.for_fusermount())?;
+        let access = match files {
+            Files::ReadOnly { .. } => MountAccess::ReadOnly,
+            Files::Writable(_) => MountAccess::Writable,
+        };
+        let (device, mount) = mountpoint.mount(access, &options.for_fusermount())?;
         let mut config = fuser::Config::default();
         config.acl = options.others.acl();
         config.n_threads = Some(guest.lanes());
-        let fs = GuestFs::new(guest, disks, shows, options.view);
-        let stats = Arc::clone(fs.stats());
-        let fuse = FuseSession::from_fd(fs, device, config.acl, config)
-            .map_err(|error| SessionError::Io("open a FUSE session", error))?;
-        let ended = run(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))?;
-        Ok(Self { _mount: mount, ended, stats })
+        let (stats, changes, ended) = match files {
+            Files::ReadOnly { disks, shows } => {
+                let fs = GuestFs::new(guest, disks, shows, options.view);
+                (Arc::clone(fs.stats()), None, run(fs, device, config)?)
+            }
+            Files::Writable(names) => {
+                let fs = WritableFs::new(guest, options.view, names);
+                let changes = Some(Arc::clone(fs.changes()));
+                (Arc::clone(fs.stats()), changes, run(fs, device, config)?)
+            }
+        };
+        Ok(Self { mount, ended, stats, changes })
+    }
+
+    /// Has the kernel hand over what it has of what was written, as long as the folder is mounted.
+    ///
+    /// # Errors
+    /// As syncfs(2).
+    pub fn take_from_kernel(&self) -> io::Result<()> {
+        self.mount.sync()
+    }
+
+    /// What changes the files, where they can be written.
+    #[must_use]
+    pub fn changes(&self) -> Option<&Arc<Changes>> {
+        self.changes.as_ref()
     }
 
     /// What is counted.
@@ -65,7 +105,17 @@ impl Serving {
 }
 
 /// Runs the FUSE threads. The descriptor's other end closes when the last of them has ended.
-fn run(fuse: FuseSession<GuestFs>) -> io::Result<OwnedFd> {
+fn run<F: Filesystem + 'static>(
+    fs: F,
+    device: OwnedFd,
+    config: fuser::Config,
+) -> Result<OwnedFd, SessionError> {
+    let fuse = FuseSession::from_fd(fs, device, config.acl, config)
+        .map_err(|error| SessionError::Io("open a FUSE session", error))?;
+    start_threads(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))
+}
+
+fn start_threads<F: Filesystem + 'static>(fuse: FuseSession<F>) -> io::Result<OwnedFd> {
     let (ended, running) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     thread::Builder::new().name("fuse".to_owned()).spawn(move || {
         // Signals are the main thread's. Blocking them cannot fail with a valid set.

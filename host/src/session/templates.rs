@@ -19,7 +19,7 @@ use crate::vm::accelerator::Accelerator;
 use crate::vm::appliance::Appliance;
 use crate::vm::confinement::Policy;
 use crate::vm::template::{Template, TemplateError, TemplateKey};
-use crate::vm::{Boot, Started, Vm, VmConfig, VmError, bulk};
+use crate::vm::{Boot, Overlays, Started, Vm, VmConfig, VmError, bulk};
 
 /// A template that was not used for so long is removed when another one is made.
 const EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -161,7 +161,8 @@ impl Templates {
             .map_err(failed)?;
         let boot = Boot::ToSave(unfinished.path());
         let Started { vm, lanes, memory, .. } =
-            Vm::start(config, &boot, &[], unfinished.path()).map_err(MakeError::Vm)?;
+            Vm::start(config, &boot, &[], Overlays::In(unfinished.path()))
+                .map_err(MakeError::Vm)?;
         let deadline = config.accelerator.hello_deadline();
         let prepared = Guest::connect(lanes, memory.as_ref(), deadline, deadline)
             .and_then(|guest| guest.prepare().map(|()| guest));

@@ -15,6 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 
 use super::VmError;
+use super::kept_overlay::KeptOverlay;
 use super::overlay;
 use super::qmp::Command;
 use crate::image::{BlockSize, Descriptor, Disk, Format, Link, Source};
@@ -29,6 +30,15 @@ pub struct DiskFiles<'d> {
     files: Vec<Passed<'d>>,
     nodes: Vec<Value>,
     tops: Vec<Top>,
+}
+
+/// What takes the guest's writes.
+#[derive(Clone, Copy)]
+pub enum Overlays<'a> {
+    /// Unnamed files of a folder, which are gone when the VM is.
+    In(&'a Path),
+    /// One of these for each disk, in their order.
+    Kept(&'a [KeptOverlay]),
 }
 
 /// What the guest sees of a disk.
@@ -71,23 +81,26 @@ enum Access {
 }
 
 impl<'d> DiskFiles<'d> {
-    /// Those of `disks`, with overlays in unnamed files of `overlay_folder`.
+    /// Those of `disks`, with `overlays` over them.
     ///
     /// # Errors
     /// [`VmError`] where an overlay cannot be made.
-    pub fn of(disks: &'d [Disk], overlay_folder: &Path) -> Result<Self, VmError> {
+    pub fn of(disks: &'d [Disk], overlays: Overlays<'d>) -> Result<Self, VmError> {
         let mut all = Self::default();
-        for disk in disks {
+        for (number, disk) in disks.iter().enumerate() {
             let mut below = Value::Null;
             for link in disk.chain.iter().rev() {
                 below = Value::String(all.link(link, &below)?);
             }
-            // What is not a whole sector at the end of a disk would be out of reach.
-            let size = disk.size.next_multiple_of(disk.block_size.bytes());
-            let overlay = overlay::create(overlay_folder, size)
-                .map_err(|error| VmError::Overlay { folder: overlay_folder.to_owned(), error })?;
-            let file = all.file(Passed::Owned(overlay.into()), Access::ReadWrite);
-            let number = all.tops.len();
+            let size = disk.sectors_size();
+            let overlay = match overlays {
+                Overlays::Kept(files) => Passed::Borrowed(files[number].file()),
+                Overlays::In(folder) => {
+                    let failed = |error| VmError::Overlay { folder: folder.to_owned(), error };
+                    Passed::Owned(overlay::create(folder, size).map_err(failed)?.into())
+                }
+            };
+            let file = all.file(overlay, Access::ReadWrite);
             let node = format!("overlay{number}");
             all.nodes.push(json!({
                 "node-name": node, "driver": "qcow2", "file": file, "backing": below,

@@ -9,6 +9,7 @@ mod boot;
 pub mod bulk;
 pub mod confinement;
 mod disks;
+pub mod kept_overlay;
 mod overlay;
 pub mod qmp;
 mod save;
@@ -31,6 +32,7 @@ use self::arguments::Channels;
 pub use self::boot::Boot;
 use self::confinement::{ConfineError, Confinement, Policy, Program, Report};
 use self::disks::DiskFiles;
+pub use self::disks::Overlays;
 use self::qmp::{Qmp, QmpError};
 use self::tail::Tail;
 use crate::guest::bulk::SharedMemory;
@@ -178,8 +180,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts QEMU with `disks`, each below an overlay in an unnamed file of `overlay_folder`, and
-    /// gives what leads into the guest. It boots meanwhile. It sees all disks after
+    /// Starts QEMU with `disks`, each below one of `overlays`, and gives what leads into the guest. It boots meanwhile. It sees all disks after
     /// [`Vm::attach`].
     ///
     /// # Errors
@@ -188,7 +189,7 @@ impl Vm {
         config: &VmConfig,
         boot: &Boot,
         disks: &[Disk],
-        overlay_folder: &Path,
+        overlays: Overlays,
     ) -> Result<Started, VmError> {
         let start = |error| VmError::Start(config.qemu.to_owned(), error);
         let (qmp, qemu_qmp) = UnixStream::pair().map_err(start)?;
@@ -212,7 +213,7 @@ impl Vm {
             .collect();
         let files = boot.files(config)?;
         inherited.extend(files.all());
-        let disks = DiskFiles::of(disks, overlay_folder)?;
+        let disks = DiskFiles::of(disks, overlays)?;
         inherited.extend(disks.descriptors());
         let mut arguments =
             arguments::arguments(config, &channels, &files.machine(), &disks.bays());

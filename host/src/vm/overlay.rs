@@ -9,14 +9,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Bits of a cluster's size: 64 KiB, QEMU's default.
-const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
+pub(super) const CLUSTER_BITS: u32 = 16;
+pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 
 /// Bytes of one entry of the tables.
 const ENTRY: u64 = 8;
 
 /// Bytes of the header, up to the compression type, which is zlib.
-const HEADER_LEN: u32 = 104;
+pub(super) const HEADER_LEN: u32 = 104;
 
 /// Bits of a reference count, as a power of two.
 const REFCOUNT_ORDER: u32 = 4;
@@ -28,6 +28,16 @@ const REFCOUNT_ORDER: u32 = 4;
 /// Where it cannot be written, or `size` is too large for one table of reference counts.
 pub fn create(folder: &Path, size: u64) -> io::Result<File> {
     let file = tempfile::tempfile_in(folder)?;
+    format(&file, size, &[])?;
+    Ok(file)
+}
+
+/// Makes the empty file `file` an image of at least `size` bytes, with `extensions` of the header,
+/// each padded to a multiple of eight bytes.
+///
+/// # Errors
+/// As [`create`].
+pub fn format(file: &File, size: u64, extensions: &[u8]) -> io::Result<()> {
     let size = size.next_multiple_of(512);
     // The first table has an entry for each table that maps a cluster's worth of clusters.
     let l1_entries = size.div_ceil(CLUSTER * (CLUSTER / ENTRY)).max(1);
@@ -53,13 +63,14 @@ pub fn create(folder: &Path, size: u64) -> io::Result<File> {
     header.extend_from_slice(&[0; 24]); // no features
     header.extend_from_slice(&REFCOUNT_ORDER.to_be_bytes());
     header.extend_from_slice(&HEADER_LEN.to_be_bytes());
+    header.extend_from_slice(extensions);
+    header.extend_from_slice(&[0; 8]); // no further ones
 
     file.write_all_at(&header, 0)?;
     file.write_all_at(&(2 * CLUSTER).to_be_bytes(), CLUSTER)?;
     let ones: Vec<u8> = (0..clusters).flat_map(|_| 1u16.to_be_bytes()).collect();
     file.write_all_at(&ones, 2 * CLUSTER)?;
-    file.set_len(clusters * CLUSTER)?;
-    Ok(file)
+    file.set_len(clusters * CLUSTER)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use guestmnt::fs::Shows;
 use guestmnt::guest::Guest;
 use guestmnt::session::fuse_options::FuseOptions;
 use guestmnt::session::mountpoint::Mountpoint;
-use guestmnt::session::serving::Serving;
+use guestmnt::session::serving::{Files, Serving};
 use guestmnt_appliance::{guest::Guest as Daemon, serve::serve};
 use tempfile::TempDir;
 
@@ -63,9 +63,9 @@ impl Mounted {
         let mountpoint = tempfile::tempdir().expect("a folder is to be had");
         let options: FuseOptions = options.parse().expect("the options are known");
         let checked = Mountpoint::check(mountpoint.path()).expect("it can be mounted on");
-        let serving =
-            Serving::start(Arc::clone(&guest), Vec::new(), Shows::Files, &checked, &options)
-                .expect("it can be mounted");
+        let files = Files::ReadOnly { disks: Vec::new(), shows: Shows::Files };
+        let serving = Serving::start(Arc::clone(&guest), files, &checked, &options)
+            .expect("it can be mounted");
         Self { _serving: serving, guest, source: source.to_owned(), mountpoint }
     }
 }
