@@ -15,6 +15,12 @@ impl Chance {
         Self(number(SEED).unwrap_or(1))
     }
 
+    /// Seeded so.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -7,6 +7,7 @@ mod ext4;
 pub mod loopback;
 pub mod scripted;
 pub mod vm;
+pub mod writable;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
