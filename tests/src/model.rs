@@ -64,14 +64,12 @@ impl Random {
 
     /// A path of at most three names.
     fn path(&mut self) -> PathBuf {
-        let depth = 1 + self.below(3);
-        (0..depth)
-            .map(|level| format!("{}{}", ["d", "e", "f"][level as usize], self.below(NAMES)))
-            .collect()
+        let levels: &[&str] = self.pick(&[&["d"][..], &["d", "e"], &["d", "e", "f"]]);
+        levels.iter().map(|level| format!("{level}{}", self.below(NAMES))).collect()
     }
 
     fn bytes(&mut self) -> Vec<u8> {
-        let length = [1, 17, 4096, 5000, 131_072, 200_001][self.below(6) as usize];
+        let length = *self.pick(&[1, 17, 4096, 5000, 131_072, 200_001]);
         let first = self.below(251);
         (0..length).map(|at: u64| ((first + at * 7 + at / 4096) % 251) as u8).collect()
     }
@@ -125,7 +123,7 @@ impl Step {
                 19 if keeps.links => Self::Symlink(path, random.path()),
                 20 if keeps.links => Self::Fifo(path),
                 21 if keeps.modes => {
-                    Self::SetMode(path, *random.pick(&[0o600, 0o644, 0o750, 0o4755]))
+                    Self::SetMode(path, *random.pick(&[0o700, 0o755, 0o711, 0o4750]))
                 }
                 22 => Self::SetTime(path, 2 * random.below(500_000_000)),
                 23 if keeps.xattrs => Self::SetXattr(path, random.bytes()[..1].to_vec()),

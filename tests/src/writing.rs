@@ -9,7 +9,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use nix::unistd::Whence::{SeekData, SeekHole};
+use nix::unistd::{lseek, mkfifo};
 
 use crate::worlds::writable::Writable;
 
@@ -182,7 +183,7 @@ pub fn folders_move_with_all_that_is_in_them(shown: &mut dyn Writable) {
 }
 
 pub fn what_a_folder_lists_is_what_is_in_it(shown: &mut dyn Writable) {
-    let folder = shown.path().join("many");
+    let folder = shown.path().join("listed");
     fs::create_dir(&folder).unwrap();
     for n in 0..400 {
         fs::write(folder.join(format!("{n:03}")), format!("{n}")).unwrap();
@@ -231,10 +232,10 @@ pub fn holes_are_made_and_found(shown: &mut dyn Writable) {
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate(&file, punch, (9 * MIB).cast_signed(), MIB.cast_signed()).unwrap();
     file.sync_all().unwrap();
+    drop(file);
     for _ in 0..2 {
         let file = File::open(&path).unwrap();
-        let find = |from: u64, what| nix::unistd::lseek(&file, from.cast_signed(), what).unwrap();
-        use nix::unistd::Whence::{SeekData, SeekHole};
+        let find = |from: u64, what| lseek(&file, from.cast_signed(), what).unwrap();
         assert_eq!(find(0, SeekData).cast_unsigned(), 8 * MIB);
         assert_eq!(find(8 * MIB, SeekHole).cast_unsigned(), 9 * MIB);
         assert_eq!(find(9 * MIB, SeekData).cast_unsigned(), 10 * MIB);
@@ -242,6 +243,7 @@ pub fn holes_are_made_and_found(shown: &mut dyn Writable) {
         file.read_exact_at(&mut bytes, 10 * MIB - 2).unwrap();
         assert_eq!(bytes, [0, 0, 7]);
         assert!(file.metadata().unwrap().blocks() < 3 << 11);
+        drop(file);
         shown.remount();
     }
 }

@@ -62,6 +62,15 @@ fn assert_there(folder: &Path, synced: &[u64; 8]) {
     }
 }
 
+/// Waits until a process that was killed is gone, and with it its locks. It may have no parent left
+/// that could wait for it.
+fn await_end(process: u32) {
+    let state = || fs::read_to_string(format!("/proc/{process}/stat")).ok();
+    while state().is_some_and(|stat| !stat.rsplit(')').next().unwrap().starts_with(" Z")) {
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn survives_kills(victims: impl Fn(u32, u32) -> Vec<u32>) {
     let Some(image) = image(Kind::Ext4) else { return };
     let mut shown = OverImage::new(&image);
@@ -86,6 +95,7 @@ fn survives_kills(victims: impl Fn(u32, u32) -> Vec<u32>) {
         // What goes on without its VM is ended.
         let _ = kill(Pid::from_raw(server.cast_signed()), Signal::SIGTERM);
         shown.reap();
+        await_end(qemu);
         let check = Tool::new("qemu-img").args(["check", "-q"]).arg(shown.overlay());
         check.args(["-r", "leaks"]).run().unwrap();
         shown.mount();
