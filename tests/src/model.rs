@@ -64,7 +64,8 @@ impl Random {
 
     /// A path of at most three names.
     fn path(&mut self) -> PathBuf {
-        let levels: &[&str] = self.pick(&[&["d"][..], &["d", "e"], &["d", "e", "f"]]);
+        let all: [&[&str]; 3] = [&["d"], &["d", "e"], &["d", "e", "f"]];
+        let levels = *self.pick(&all);
         levels.iter().map(|level| format!("{level}{}", self.below(NAMES))).collect()
     }
 

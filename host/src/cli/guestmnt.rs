@@ -22,7 +22,7 @@ use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
 use crate::session::plan::{
-    DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, check_count, check_overlays,
+    DEFAULT_MEMORY_MIB, DiskSpec, OverlayUse, Plan, PlanError, check_count, check_overlays,
 };
 use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
@@ -220,7 +220,11 @@ fn run(
         memory_mib: arguments.memsize.unwrap_or(usual_memory),
         timeout: Duration::from_secs(arguments.timeout),
         stats: arguments.stats,
-        dirty: if arguments.force_dirty { Dirty::Force } else { Dirty::ReadOnly },
+        overlays: OverlayUse::Write(if arguments.force_dirty {
+            Dirty::Force
+        } else {
+            Dirty::ReadOnly
+        }),
     };
     let ready = arguments.fd.map(sys::take_inherited).transpose();
     let ready = ready

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::arrangement::Arrangement;
 use super::launch::LaunchError;
-use super::plan::Plan;
+use super::plan::{OverlayUse, Plan};
 use super::timings::Timings;
 use crate::guest::Guest;
 use crate::image::Disk;
@@ -94,7 +94,7 @@ pub fn boot(
     kept: &[KeptOverlay],
     timings: &Timings,
 ) -> Result<Awake, LaunchError> {
-    let started = start(config, boot, disks, kept)?;
+    let started = start(config, boot, plan, disks, kept)?;
     timings.done("QEMU up");
     greet(started, config, boot, plan, disks.len(), timings)
 }
@@ -107,11 +107,14 @@ pub fn boot(
 pub fn start(
     config: &VmConfig,
     boot: &Boot,
+    plan: &Plan,
     disks: &[Disk],
     kept: &[KeptOverlay],
 ) -> Result<Started, VmError> {
-    let overlays =
-        if kept.is_empty() { Overlays::In(overlay_folder()) } else { Overlays::Kept(kept) };
+    let overlays = match plan.overlays {
+        OverlayUse::Write(_) if !kept.is_empty() => Overlays::Kept(kept),
+        _ => Overlays::In(overlay_folder(), kept),
+    };
     Vm::start(config, boot, disks, overlays)
 }
 

@@ -15,7 +15,7 @@ use log::{info, warn};
 use super::arrangement::{Arrangement, ArrangementError};
 use super::boot::{self, Awake, Origin, PORTS};
 use super::keys::{self, KeyError};
-use super::plan::{MountSpec, Plan};
+use super::plan::{MountSpec, OverlayUse, Plan};
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
 use crate::disk::DiskReader;
@@ -344,7 +344,11 @@ fn open_disks(plan: &Plan) -> Result<Disks, LaunchError> {
             warn!("{warning}");
         }
         if let Some(path) = &spec.overlay {
-            kept.push(KeptOverlay::over(path, &disk).map_err(LaunchError::Overlay)?);
+            let overlay = match plan.overlays {
+                OverlayUse::Write(_) => KeptOverlay::over(path, &disk),
+                OverlayUse::Read => KeptOverlay::existing(path, &disk),
+            };
+            kept.push(overlay.map_err(LaunchError::Overlay)?);
         }
         disks.push(disk);
     }
@@ -354,7 +358,7 @@ fn open_disks(plan: &Plan) -> Result<Disks, LaunchError> {
 /// Readers of those disks that this process can read as well, where the user does not want all to
 /// go through the guest, and where the images say what the files hold.
 fn readers(plan: &Plan, disks: &[Disk]) -> Vec<Option<DiskReader>> {
-    if plan.through_guest || plan.is_writable() {
+    if plan.through_guest || plan.has_overlays() {
         return Vec::new();
     }
     let reader = |disk: &Disk| {

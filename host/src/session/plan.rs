@@ -52,25 +52,42 @@ pub struct Plan {
     pub timeout: Duration,
     /// Whether the requests are told at the end.
     pub stats: bool,
-    /// What is done with a filesystem that had better not be written, where files can be.
-    pub dirty: Dirty,
+    /// What is done with the disks' overlays, if they have some.
+    pub overlays: OverlayUse,
+}
+
+/// What is done with overlays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverlayUse {
+    /// Files can be written, and the overlays take that. So it goes with a filesystem that had
+    /// better not be written.
+    Write(Dirty),
+    /// They show what they hold, and are not changed.
+    Read,
 }
 
 impl Plan {
     /// Whether files can be written, which takes an overlay for each disk.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.disks.iter().any(|disk| disk.overlay.is_some())
+        self.writing().is_some()
     }
 
     /// What is done with a filesystem that had better not be written, where files can be.
     #[must_use]
     pub fn writing(&self) -> Option<Dirty> {
-        self.is_writable().then_some(self.dirty)
+        match self.overlays {
+            OverlayUse::Write(dirty) if self.has_overlays() => Some(dirty),
+            _ => None,
+        }
     }
-}
 
-impl Plan {
+    /// Whether what the disks show is not what their images hold.
+    #[must_use]
+    pub fn has_overlays(&self) -> bool {
+        self.disks.iter().any(|disk| disk.overlay.is_some())
+    }
+
     /// Whether the VM has bulk memory.
     #[must_use]
     pub fn has_bulk(&self) -> bool {

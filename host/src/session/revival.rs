@@ -133,7 +133,7 @@ impl<'p> Revival<'p> {
     fn launch(&self, ends: [BorrowedFd; 2]) -> Result<Awake, NotRevived> {
         let Self { plan, origin, .. } = self;
         let (config, from) = (origin.config(plan), origin.boot());
-        let started = boot::start(&config, &from, &origin.disks, &origin.kept)?;
+        let started = boot::start(&config, &from, plan, &origin.disks, &origin.kept)?;
         let pipe = |error: nix::Error| NotRevived::Mount(format!("no pipe: {error}"));
         let killer = started.vm.killer().map_err(|error| NotRevived::Mount(error.to_string()))?;
         let (done, finishing) = pipe2(OFlag::O_CLOEXEC).map_err(pipe)?;

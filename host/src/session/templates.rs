@@ -161,7 +161,7 @@ impl Templates {
             .map_err(failed)?;
         let boot = Boot::ToSave(unfinished.path());
         let Started { vm, lanes, memory, .. } =
-            Vm::start(config, &boot, &[], Overlays::In(unfinished.path()))
+            Vm::start(config, &boot, &[], Overlays::In(unfinished.path(), &[]))
                 .map_err(MakeError::Vm)?;
         let deadline = config.accelerator.hello_deadline();
         let prepared = Guest::connect(lanes, memory.as_ref(), deadline, deadline)

@@ -35,8 +35,9 @@ pub struct DiskFiles<'d> {
 /// What takes the guest's writes.
 #[derive(Clone, Copy)]
 pub enum Overlays<'a> {
-    /// Unnamed files of a folder, which are gone when the VM is.
-    In(&'a Path),
+    /// Unnamed files of a folder, which are gone when the VM is; over these, one for each disk, if
+    /// there are some.
+    In(&'a Path, &'a [KeptOverlay]),
     /// One of these for each disk, in their order.
     Kept(&'a [KeptOverlay]),
 }
@@ -95,7 +96,10 @@ impl<'d> DiskFiles<'d> {
             let size = disk.sectors_size();
             let overlay = match overlays {
                 Overlays::Kept(files) => Passed::Borrowed(files[number].file()),
-                Overlays::In(folder) => {
+                Overlays::In(folder, kept) => {
+                    if let Some(kept) = kept.get(number) {
+                        below = Value::String(all.read_only(kept, &below)?);
+                    }
                     let failed = |error| VmError::Overlay { folder: folder.to_owned(), error };
                     Passed::Owned(overlay::create(folder, size).map_err(failed)?.into())
                 }
@@ -183,6 +187,21 @@ impl<'d> DiskFiles<'d> {
 
     fn in_bay(&self, number: usize) -> Option<&Top> {
         self.tops.get(number).filter(|top| top.place == Place::Bay)
+    }
+
+    /// Adds an overlay that is only read over the node `below`, and names its node.
+    fn read_only(&mut self, kept: &KeptOverlay, below: &Value) -> Result<String, VmError> {
+        // QEMU takes no descriptor for a read-only node that could be written by.
+        let path = format!("/proc/self/fd/{}", kept.file().as_raw_fd());
+        let file = File::open(path)
+            .map_err(|error| VmError::Overlay { folder: kept.path().to_owned(), error })?;
+        let file = self.file(Passed::Owned(file.into()), Access::ReadOnly);
+        let node = format!("kept{}", self.nodes.len());
+        self.nodes.push(json!({
+            "node-name": node, "driver": "qcow2", "file": file, "backing": below,
+            "read-only": true, "auto-read-only": false,
+        }));
+        Ok(node)
     }
 
     /// Adds one link over the node `below`, and names its node.

@@ -110,6 +110,12 @@ impl OverImage {
         new
     }
 
+    /// Where the programs run.
+    #[must_use]
+    pub fn place(&self) -> &Workplace {
+        &self.place
+    }
+
     /// The overlay's path.
     #[must_use]
     pub fn overlay(&self) -> PathBuf {

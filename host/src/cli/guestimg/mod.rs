@@ -4,6 +4,8 @@ mod canary;
 mod cat;
 mod chain;
 mod cp;
+mod diff;
+mod discard;
 mod doctor;
 mod export;
 mod filesystems;
@@ -12,6 +14,7 @@ mod ls;
 mod status;
 mod table;
 mod tar;
+mod utc;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -43,6 +46,8 @@ enum Command {
     Cp(cp::Arguments),
     Tar(tar::Arguments),
     Export(export::Arguments),
+    Diff(Box<diff::Arguments>),
+    Discard(discard::Arguments),
     Chain(chain::Arguments),
     Status(status::Arguments),
     Doctor(doctor::Arguments),
@@ -76,9 +81,18 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Cp(arguments) => Some(&arguments.files.look),
         Command::Tar(arguments) => Some(&arguments.files.look),
         Command::Export(arguments) => Some(&arguments.look),
-        Command::Chain(_) | Command::Status(_) | Command::Doctor(_) | Command::Canary(_) => None,
+        Command::Diff(_)
+        | Command::Discard(_)
+        | Command::Chain(_)
+        | Command::Status(_)
+        | Command::Doctor(_)
+        | Command::Canary(_) => None,
     };
-    start_logging("guestimg", look.is_some_and(|look| look.verbose), false);
+    let verbose = match &arguments.command {
+        Command::Diff(arguments) => arguments.verbose,
+        _ => look.is_some_and(|look| look.verbose),
+    };
+    start_logging("guestimg", verbose, false);
     // Chains of split disks have hundreds of extents.
     raise_file_limit();
     let done = match arguments.command {
@@ -93,6 +107,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Cp(arguments) => cp::run(&arguments, matches),
         Command::Tar(arguments) => tar::run(&arguments, matches),
         Command::Export(arguments) => export::run(&arguments, matches),
+        Command::Diff(arguments) => diff::run(&arguments, matches).map(|()| ExitCode::SUCCESS),
+        Command::Discard(arguments) => {
+            discard::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
+        }
         Command::Chain(arguments) => chain::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

@@ -1,0 +1,49 @@
+//! Overlays from outside: what they change is listed, and forgotten.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use guestmnt_tests::program::text;
+use guestmnt_tests::specimens::{sha256, specimen};
+use guestmnt_tests::worlds::writable::{OverImage, Writable};
+use xtask::disks::filesystems::Kind;
+
+#[test]
+fn what_an_overlay_changes_is_listed_and_forgotten() {
+    let Some((image, _)) = specimen(Kind::Ext4) else { return };
+    let mut shown = OverImage::new(&image);
+    let at = |name: &str| shown.path().join(name);
+    fs::create_dir(at("work")).unwrap();
+    for name in ["work/kept", "work/changed", "work/removed"] {
+        fs::write(at(name), "before").unwrap();
+    }
+    shown.unmount();
+    let first = shown.overlay();
+    let overlay = text(&first).to_owned();
+    let arguments = ["-a", text(&image), "--overlay", &overlay];
+    let run = |shown: &OverImage, words: &[&str]| {
+        let words = [words, &["--format", "raw"], &arguments].concat();
+        let finished = shown.place().run("guestimg", &words);
+        assert_eq!(finished.status, Some(0), "{finished:?}");
+        finished.stdout
+    };
+    let added = "+ /sda/work\n+ /sda/work/changed\n+ /sda/work/kept\n+ /sda/work/removed\n";
+    let before = sha256(&first);
+    assert_eq!(run(&shown, &["diff"]), added);
+    assert_eq!(sha256(&first), before, "the overlay was changed");
+
+    shown.mount();
+    let at = |name: &str| shown.path().join(name);
+    fs::write(at("work/changed"), "and after").unwrap();
+    fs::set_permissions(at("work/changed"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(at("work/removed")).unwrap();
+    shown.unmount();
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&shown, &["diff", "--json", "-m", "/dev/sda"])).unwrap();
+    let listed: Vec<_> = json.as_array().unwrap().iter().map(|one| &one["path"]).collect();
+    assert_eq!(listed, ["/work", "/work/changed", "/work/kept"]);
+    assert_eq!((&json[1]["change"], &json[1]["after"]["size"]), (&"added".into(), &9.into()));
+    assert_eq!(json[1]["after"]["mode"], "0600");
+    run(&shown, &["discard"]);
+    assert!(!first.exists());
+}
