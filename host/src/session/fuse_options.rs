@@ -110,7 +110,8 @@ impl FuseOptions {
             ("ro" | "nosuid" | "nodev", None) => {}
             ("rw" | "suid" | "dev", None) => {
                 return Err(format!(
-                    "-o {option}: a mount of an image is always ro, nosuid, nodev"
+                    "-o {option}: a mount of an image is always nosuid and nodev, and ro unless \
+                     --overlay FILE takes what is written"
                 ));
             }
             _ => return Err(format!("-o {option} is not known; there are {KNOWN}")),
