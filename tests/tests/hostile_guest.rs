@@ -13,9 +13,12 @@ use guestmnt::guest::asked::Asked;
 use guestmnt::guest::{Contents, Guest, GuestError};
 use guestmnt::session::fuse_options::FuseOptions;
 use guestmnt::session::mountpoint::Mountpoint;
-use guestmnt::session::serving::Serving;
+use guestmnt::session::serving::{Files, Serving};
 use guestmnt_protocol::attr::{Attr, DirEntry, Following, Time, push_entry};
 use guestmnt_protocol::batch::{self, Outcome as File, Plain, Stored, Wanted};
+use guestmnt_protocol::change::{
+    Access, EntryPath, Existing, FileAt, HeldFile, NewAttributes, NewNode, Owner,
+};
 use guestmnt_protocol::frame::{self, HEADER_LEN, Place};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_NAME, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
 use guestmnt_protocol::message::{
@@ -60,7 +63,31 @@ fn ask(kind: Asked, guest: &Guest) -> Result<String, Errno> {
             guest.read_xattrs(file, vec![name("1"), name("2")]).map(|files| shown(&files))
         }
         Asked::StatFs => guest.stat_fs(file).map(|stat| shown(&stat)),
+        Asked::Create => {
+            let (owner, existing) = (Owner::default(), Existing::Open);
+            guest.create(new(), 0o644, owner, existing).map(|made| shown(&made))
+        }
+        Asked::Hold => guest.hold(FileAt::Path(file), Access::Read).map(|held| shown(&held)),
+        Asked::SetAttr => {
+            let nothing = NewAttributes::default();
+            guest.set_attr(FileAt::Path(file), nothing).map(|attr| shown(&attr))
+        }
+        Asked::Change => {
+            let made = guest.make(new(), NewNode::Directory(0o755), Owner::default());
+            made.map(|attr| shown(&attr))
+        }
+        Asked::Write | Asked::Sync | Asked::Release => unreachable!("they tell nothing"),
     }
+}
+
+fn new() -> EntryPath {
+    EntryPath { folder: path("/"), name: name("file") }
+}
+
+/// The kinds of requests whose answers tell something beside how it ended.
+fn telling() -> impl Iterator<Item = Asked> {
+    let silent = |kind: &Asked| matches!(kind, Asked::Write | Asked::Sync | Asked::Release);
+    Asked::ALL.iter().copied().filter(move |kind| !silent(kind))
 }
 
 /// A proper answer to a request of this kind; another one for each number.
@@ -92,6 +119,12 @@ fn honest(kind: Asked, number: u8) -> (Outcome, Vec<u8>) {
             let stat = StatFs { blocks: wide, ..StatFs::default() };
             (Ok(Answer::StatFs(stat)), Vec::new())
         }
+        Asked::Create => (Ok(Answer::Created(HeldFile(wide), file())), Vec::new()),
+        Asked::Hold => (Ok(Answer::Held(HeldFile(wide))), Vec::new()),
+        Asked::SetAttr | Asked::Change => {
+            (Ok(Answer::Attr(Attr { size: wide, ..file() })), Vec::new())
+        }
+        Asked::Write | Asked::Sync | Asked::Release => unreachable!("they tell nothing"),
     }
 }
 
@@ -246,7 +279,7 @@ fn truth(kind: Asked, number: u8) -> Result<String, Errno> {
 fn every_request_gets_its_answer_or_eio_whatever_the_guest_does_to_it() {
     let before = peak_kib();
     thread::scope(|scope| {
-        for &kind in Asked::ALL {
+        for kind in telling() {
             scope.spawn(move || {
                 let [first, second] = [1, 2].map(|number| truth(kind, number));
                 assert!(first.is_ok() && second.is_ok() && first != second, "{kind:?}");
@@ -278,7 +311,7 @@ fn lies(kind: Asked) -> Vec<(&'static str, Outcome, Vec<u8>)> {
         (what, Ok(Answer::Payload), [&[1, 7, length], name, &[0, 0]].concat())
     };
     match kind {
-        Asked::Stat => vec![
+        Asked::Stat | Asked::SetAttr | Asked::Change => vec![
             attr("a size of -1", Attr { size: u64::MAX, ..file() }),
             attr("a size of 2^63", Attr { size: 1 << 63, ..file() }),
             attr("no type", Attr { mode: 0o644, ..file() }),
@@ -337,7 +370,12 @@ fn lies(kind: Asked) -> Vec<(&'static str, Outcome, Vec<u8>)> {
             payload("an empty name", b"\x00\x01\x00\x00"),
         ],
         // The kernel may be told any numbers.
-        Asked::StatFs => vec![payload("bytes", b"1")],
+        Asked::StatFs | Asked::Hold => vec![payload("bytes", b"1")],
+        Asked::Create => {
+            let no_type = Attr { mode: 0o644, ..file() };
+            vec![body("no type", Answer::Created(HeldFile(1), no_type))]
+        }
+        Asked::Write | Asked::Sync | Asked::Release => unreachable!("they tell nothing"),
     }
 }
 
@@ -350,7 +388,7 @@ fn long_name(bytes: usize) -> Vec<u8> {
 
 #[test]
 fn answers_that_cannot_be_true_are_eio_and_the_next_one_is_heard() {
-    for &kind in Asked::ALL {
+    for kind in telling() {
         for (what, outcome, payload) in lies(kind) {
             let guest = guest(LONG, move |_, seq| {
                 let said =
@@ -407,9 +445,8 @@ fn a_directory_without_end_ends_for_those_who_list_it() {
     let folder = tempfile::tempdir().unwrap();
     let mountpoint = Mountpoint::check(folder.path()).unwrap();
     let options = FuseOptions::default();
-    let disks = Vec::new();
-    let _serving =
-        Serving::start(Arc::new(guest), disks, Shows::Files, &mountpoint, &options).unwrap();
+    let files = Files::ReadOnly { disks: Vec::new(), shows: Shows::Files };
+    let _serving = Serving::start(Arc::new(guest), files, &mountpoint, &options).unwrap();
     let outcomes: Vec<_> = fs::read_dir(folder.path()).unwrap().take(1000).collect();
     let error = outcomes.into_iter().find_map(Result::err).expect("it has no end");
     assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));

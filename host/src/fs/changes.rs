@@ -77,6 +77,14 @@ impl Changes {
         self.lost.lock().expect(NO_PANIC).clone().or_else(still_open)
     }
 
+    /// The files that are open for writing, by their paths; those without a name are gone when they
+    /// are closed.
+    #[must_use]
+    pub fn being_written(&self) -> Vec<GuestPath> {
+        let _settled = self.settled();
+        self.open.nodes().into_iter().filter_map(|node| self.nodes().path(node).ok()).collect()
+    }
+
     /// Makes a regular file, or takes the one that is there unless `flags` forbid that, and opens
     /// it.
     ///

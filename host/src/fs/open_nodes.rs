@@ -61,6 +61,13 @@ impl OpenNodes {
         self.get(node)?.held()
     }
 
+    /// The nodes that the guest holds.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let nodes = self.lock();
+        nodes.iter().filter(|(_, open)| open.file.held().is_some()).map(|(&id, _)| id).collect()
+    }
+
     /// Notes that a node is closed once. `None` while it is open still, else what the guest need
     /// not hold any more.
     pub fn close(&self, node: NodeId) -> Option<Vec<HeldFile>> {

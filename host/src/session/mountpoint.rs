@@ -4,18 +4,18 @@
 //! The kernel's mount table is the only registry of live mounts. The mount's source names the
 //! serving process, so nothing has to be kept in a file that could be left behind.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use guestmnt_protocol::path::Printable;
+use guestmnt_protocol::path::{GuestPath, Printable};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::sys;
@@ -174,13 +174,24 @@ pub enum MountAccess {
 }
 
 impl FuseMount {
-    /// Has the kernel hand over what it has of what was written, unless it is unmounted already.
+    /// Has the kernel hand over what it has of what was written, unless it is unmounted already; and
+    /// waits for what it has of the files `open`. Of FUSE filesystems syncfs(2) alone does not wait.
     ///
     /// # Errors
-    /// As syncfs(2).
-    pub fn sync(&self) -> io::Result<()> {
-        if self.is_there() {
-            nix::unistd::syncfs(&fs::File::open(&self.mountpoint.0)?)?;
+    /// As syncfs(2) and fsync(2). A file that is not there any more is none.
+    pub fn sync(&self, open: &[GuestPath]) -> io::Result<()> {
+        if !self.is_there() {
+            return Ok(());
+        }
+        nix::unistd::syncfs(&fs::File::open(&self.mountpoint.0)?)?;
+        for path in open {
+            let path = self.mountpoint.0.join(OsStr::from_bytes(path.as_bytes()));
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+            match fs::File::options().read(true).custom_flags(flags).open(path) {
+                Ok(file) => file.sync_all()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

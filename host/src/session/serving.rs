@@ -80,9 +80,10 @@ impl Serving {
     /// Has the kernel hand over what it has of what was written, as long as the folder is mounted.
     ///
     /// # Errors
-    /// As syncfs(2).
+    /// As syncfs(2) and fsync(2).
     pub fn take_from_kernel(&self) -> io::Result<()> {
-        self.mount.sync()
+        let open = self.changes.as_ref().map_or_else(Vec::new, |changes| changes.being_written());
+        self.mount.sync(&open)
     }
 
     /// What changes the files, where they can be written.
