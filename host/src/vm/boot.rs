@@ -73,7 +73,7 @@ impl<'a> Boot<'a> {
         match self {
             Self::Cold => bulk::new_memory(),
             Self::ToSave(folder) => new_file(&folder.join(template::BULK), bulk::SIZE),
-            Self::Restore(Template { bulk: Some(saved), .. }) => bulk::memory_with(saved),
+            Self::Restore(Template { bulk: Some(_), .. }) => bulk::new_memory(),
             Self::Restore(_) => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -113,6 +113,20 @@ impl Files<'_> {
                 },
             },
             bulk: self.bulk.as_ref().map(number),
+        }
+    }
+
+    /// Gives the second node's memory what the template has of it: after QEMU was started, which is
+    /// busy with itself for longer than that takes, and before it restores.
+    ///
+    /// # Errors
+    /// [`VmError::Bulk`].
+    pub fn load(&self) -> Result<(), VmError> {
+        match (&self.ram, &self.bulk) {
+            (Ram::Template(Template { bulk: Some(saved), .. }), Some(memory)) => {
+                bulk::load(saved, memory).map_err(VmError::Bulk)
+            }
+            _ => Ok(()),
         }
     }
 

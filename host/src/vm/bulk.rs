@@ -37,12 +37,11 @@ pub fn new_memory() -> io::Result<File> {
     Ok(memory)
 }
 
-/// New memory with what `saved` holds: what the guest's kernel keeps on the node, some MiB.
+/// Puts into new memory what `saved` holds: what the guest's kernel keeps on the node, some MiB.
 ///
 /// # Errors
-/// As memfd_create(2), or where `saved` cannot be read.
-pub fn memory_with(saved: &File) -> io::Result<File> {
-    let memory = new_memory()?;
+/// Where `saved` cannot be read, or there is no memory left.
+pub fn load(saved: &File, memory: &File) -> io::Result<()> {
     let mut buffer = vec![0; MAX_PAYLOAD];
     let mut at = 0;
     while let Some(data) = next(saved, at, Whence::SeekData)? {
@@ -55,7 +54,7 @@ pub fn memory_with(saved: &File) -> io::Result<File> {
             done += size as u64;
         }
     }
-    Ok(memory)
+    Ok(())
 }
 
 /// Frees the pages of saved memory that hold nothing but zeros, the slots among them, so that no
@@ -106,7 +105,8 @@ mod tests {
         forget_zeros(&saved).unwrap();
         assert!(saved.metadata().unwrap().blocks() + (5 << 11) <= before);
 
-        let memory = memory_with(&saved).unwrap();
+        let memory = new_memory().unwrap();
+        load(&saved, &memory).unwrap();
 
         let mut expected = vec![0; usize::try_from(SIZE).unwrap()];
         expected[5000..5014].copy_from_slice(b"near the start");

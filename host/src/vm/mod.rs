@@ -237,6 +237,7 @@ impl Vm {
         let messages = Tail::of(messages.into(), "qemu-messages").map_err(start)?;
         // Our copies of QEMU's ends: while they are open, its death would not be seen.
         drop((output, qemu_qmp, qemu_console, qemu_lanes));
+        files.load()?;
         let qmp = match Qmp::connect(qmp, QMP_TIMEOUT) {
             Ok(qmp) => qmp,
             Err(error) => {
