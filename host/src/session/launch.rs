@@ -280,7 +280,9 @@ struct Usable {
 }
 
 impl Usable {
-    fn remove(&self) {
+    fn remove(self) {
+        // A new one has to be there before it can be removed.
+        drop(self.found);
         self.templates.remove(&self.key);
     }
 }

@@ -18,7 +18,7 @@ use crate::guest::{Guest, GuestError};
 use crate::vm::accelerator::Accelerator;
 use crate::vm::appliance::Appliance;
 use crate::vm::confinement::Policy;
-use crate::vm::template::{Template, TemplateError, TemplateKey};
+use crate::vm::template::{Publication, Template, TemplateError, TemplateKey};
 use crate::vm::{Boot, Overlays, Started, Vm, VmConfig, VmError, bulk};
 
 /// A template that was not used for so long is removed when another one is made.
@@ -131,7 +131,7 @@ impl Templates {
         if let Ok(template) = self.find(key) {
             return Ok(template);
         }
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         // Somebody else may have made it while we waited.
         match self.find(key) {
             Ok(template) => return Ok(template),
@@ -139,7 +139,7 @@ impl Templates {
         }
         // What is left of a damaged one.
         self.remove(key);
-        self.make(key, config)
+        self.make(key, config, lock)
     }
 
     /// Takes a template away that turned out to be of no use.
@@ -149,7 +149,13 @@ impl Templates {
         let _ = fs::remove_dir_all(folder);
     }
 
-    fn make(&self, key: &TemplateKey, config: &VmConfig) -> Result<Template, MakeError> {
+    /// Makes one. Others that wait for `lock` find it when they have it.
+    fn make(
+        &self,
+        key: &TemplateKey,
+        config: &VmConfig,
+        lock: Flock<File>,
+    ) -> Result<Template, MakeError> {
         let failed = |error| MakeError::Folder(self.folder.clone(), error);
         warn!("preparing the VM for quick starts (once for this QEMU and appliance)");
         let started = Instant::now();
@@ -175,9 +181,19 @@ impl Templates {
         if let Some(memory) = memory {
             bulk::forget_zeros(&memory.file).map_err(failed)?;
         }
-        fs::rename(unfinished.keep(), self.folder.join(key.to_string())).map_err(failed)?;
         info!("the template was made in {} ms", started.elapsed().as_millis());
-        self.find(key).map_err(|error| failed(io::Error::other(error.to_string())))
+        let mut template = Template::open(unfinished.path(), key)
+            .map_err(|error| failed(io::Error::other(error.to_string())))?;
+        let place = self.folder.join(key.to_string());
+        let files = unfinished.path().to_owned();
+        template.publication = Some(Publication::start(files, move |synced| {
+            match synced.and_then(|()| fs::rename(unfinished.path(), &place)) {
+                Ok(()) => drop(unfinished.keep()),
+                Err(error) => warn!("cannot keep the template in {}: {error}", place.display()),
+            }
+            drop(lock);
+        }));
+        Ok(template)
     }
 
     /// Removes templates that nobody uses, and what a maker left that was killed. Called with

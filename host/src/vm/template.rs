@@ -15,8 +15,10 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
 use guestmnt_protocol::bay;
+use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -115,15 +117,12 @@ impl Record {
             state_len: state.len() as u64,
             state_sha256: sha256(&state),
         };
-        // After a power failure there shall be a whole template or none.
         let bulk = (record.bulk_len > 0).then_some(BULK);
         for name in [RAM, STATE].into_iter().chain(bulk) {
             boot::protect(&folder.join(name), qemu_version)?;
-            File::open(folder.join(name))?.sync_all()?;
         }
         let text = serde_json::to_vec_pretty(&record)?;
-        fs::write(folder.join(RECORD), text)?;
-        File::open(folder.join(RECORD))?.sync_all()
+        fs::write(folder.join(RECORD), text)
     }
 }
 
@@ -152,6 +151,8 @@ impl std::error::Error for TemplateError {}
 /// A template whose files are open, so that it may be removed meanwhile.
 #[derive(Debug)]
 pub struct Template {
+    /// Where it is new: its way to the place where others find it.
+    pub publication: Option<Publication>,
     pub(super) ram: File,
     pub(super) bulk: Option<File>,
     pub(super) state: Vec<u8>,
@@ -200,8 +201,40 @@ impl Template {
         if sha256(&state) != record.state_sha256 {
             return Err(damaged(format!("{STATE} has other bytes than were written")));
         }
-        Ok(Self { ram, bulk, state, qemu_version: record.qemu_version })
+        let (qemu_version, publication) = (record.qemu_version, None);
+        Ok(Self { publication, ram, bulk, state, qemu_version })
     }
+}
+
+/// A new template is brought to the disk, and only then gets its name: after a power failure there
+/// is a whole one or none. That takes a fifth of a second, in which it is in use already. Dropping
+/// this waits for the end.
+#[derive(Debug)]
+pub struct Publication(Option<JoinHandle<()>>);
+
+impl Publication {
+    /// Brings the files in `unfinished` to the disk, then has `name` make them known.
+    pub fn start(unfinished: PathBuf, name: impl FnOnce(io::Result<()>) + Send + 'static) -> Self {
+        Self(Some(thread::spawn(move || {
+            // Signals are the main thread's. Blocking them cannot fail with a valid set.
+            let _ = SigSet::all().thread_block();
+            name(sync(&unfinished));
+        })))
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // If it panicked, there is no template; the next mount makes one.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Brings all files of a folder to the disk.
+fn sync(folder: &Path) -> io::Result<()> {
+    fs::read_dir(folder)?.try_for_each(|entry| File::open(entry?.path())?.sync_all())
 }
 
 fn sha256(bytes: &[u8]) -> String {
