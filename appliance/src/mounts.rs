@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, stat};
+use nix::sys::stat::{Mode, stat, umask};
 use nix::unistd::{fsync, mkdir, syncfs};
 
 use guestmnt_protocol::device::DeviceName;
@@ -46,6 +46,9 @@ const FLAGS: MsFlags =
 
 /// Reading is no change: the host keeps what it read and would not know of it.
 const FLAGS_FOR_WRITING: MsFlags = FLAGS.difference(MsFlags::MS_RDONLY).union(MsFlags::MS_NOATIME);
+
+/// What files of a filesystem without permissions lack of them: the usual umask.
+const NOT_PERMITTED: Mode = Mode::S_IWGRP.union(Mode::S_IWOTH);
 
 /// Whether a filesystem may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +92,11 @@ impl Mounts {
     ) -> Result<(MountedAs, Option<Graft>), Failure> {
         let source = Source::find(&request.device, assembly)?;
         let place = Place::find(&request.at, tree)?;
-        let how = source.mount(request, writing, &place.target(), assembly)?;
+        // Filesystems without permissions take theirs from the umask. The daemon's is empty.
+        let own = umask(NOT_PERMITTED);
+        let how = source.mount(request, writing, &place.target(), assembly);
+        umask(own);
+        let how = how?;
         let Source { node, device } = source;
         let path = place.path().to_owned();
         let writable = writing != Writing::Never && how.read_only.is_none();
