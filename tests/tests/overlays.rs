@@ -13,8 +13,8 @@ fn what_an_overlay_changes_is_listed_and_forgotten() {
     let Some((image, _)) = specimen(Kind::Ext4) else { return };
     let mut shown = OverImage::new(&image);
     let at = |name: &str| shown.path().join(name);
-    fs::create_dir(at("work")).unwrap();
-    for name in ["work/kept", "work/changed", "work/removed"] {
+    fs::create_dir(at("desk")).unwrap();
+    for name in ["desk/kept", "desk/changed", "desk/removed"] {
         fs::write(at(name), "before").unwrap();
     }
     shown.unmount();
@@ -27,21 +27,21 @@ fn what_an_overlay_changes_is_listed_and_forgotten() {
         assert_eq!(finished.status, Some(0), "{finished:?}");
         finished.stdout
     };
-    let added = "+ /sda/work\n+ /sda/work/changed\n+ /sda/work/kept\n+ /sda/work/removed\n";
+    let added = "+ /sda/desk\n+ /sda/desk/changed\n+ /sda/desk/kept\n+ /sda/desk/removed\n";
     let before = sha256(&first);
     assert_eq!(run(&shown, &["diff"]), added);
     assert_eq!(sha256(&first), before, "the overlay was changed");
 
     shown.mount();
     let at = |name: &str| shown.path().join(name);
-    fs::write(at("work/changed"), "and after").unwrap();
-    fs::set_permissions(at("work/changed"), fs::Permissions::from_mode(0o600)).unwrap();
-    fs::remove_file(at("work/removed")).unwrap();
+    fs::write(at("desk/changed"), "and after").unwrap();
+    fs::set_permissions(at("desk/changed"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(at("desk/removed")).unwrap();
     shown.unmount();
     let json: serde_json::Value =
         serde_json::from_str(&run(&shown, &["diff", "--json", "-m", "/dev/sda"])).unwrap();
     let listed: Vec<_> = json.as_array().unwrap().iter().map(|one| &one["path"]).collect();
-    assert_eq!(listed, ["/work", "/work/changed", "/work/kept"]);
+    assert_eq!(listed, ["/desk", "/desk/changed", "/desk/kept"]);
     assert_eq!((&json[1]["change"], &json[1]["after"]["size"]), (&"added".into(), &9.into()));
     assert_eq!(json[1]["after"]["mode"], "0600");
     run(&shown, &["discard"]);

@@ -17,11 +17,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 use tempfile::TempDir;
 
+use crate::appliance;
+use crate::disks::specimens::Specimens;
 use crate::disks::{Disks, sparse};
 use crate::error::Error;
+use crate::kernel::Source;
 use crate::places::Places;
 use crate::process::search_path;
-use crate::release::BINARIES;
+use crate::release::{self, BINARIES};
+use crate::setup;
 use crate::user::Ordinary;
 
 /// How long a command may take before it counts as hanging. Under TCG on a busy machine the first
@@ -62,6 +66,22 @@ pub struct Leftovers {
 }
 
 impl Stage {
+    /// Sets up and builds everything, and stages it with this program, for those who try it as an
+    /// ordinary user; with the images of each kind of filesystem.
+    ///
+    /// # Errors
+    /// Where any of it cannot be had.
+    pub fn of_everything(places: &Places) -> Result<(Self, Specimens), Error> {
+        setup::ensure(places)?;
+        appliance::build(&Source::Debian, places)?;
+        release::build(places)?;
+        let disks = Disks::ensure(places)?;
+        let specimens = Specimens::ensure(places)?;
+        let stage = Self::new(places, &disks)?;
+        stage.place_xtask()?;
+        Ok((stage, specimens))
+    }
+
     /// Fills a new folder from the target folder.
     ///
     /// # Errors

@@ -13,15 +13,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use crate::appliance;
-use crate::disks::specimens::Specimens;
-use crate::disks::{Disks, sparse};
+use crate::disks::sparse;
 use crate::error::Error;
-use crate::kernel::Source;
 use crate::places::Places;
 use crate::process::Tool;
-use crate::release;
-use crate::setup;
 use crate::skips;
 use crate::stage::Stage;
 use crate::user::Ordinary;
@@ -61,13 +56,7 @@ fn run_with(
     variables: &[(&str, String)],
     places: &Places,
 ) -> Result<ExitCode, Error> {
-    setup::ensure(places)?;
-    appliance::build(&Source::Debian, places)?;
-    release::build(places)?;
-    let disks = Disks::ensure(places)?;
-    let specimens = Specimens::ensure(places)?;
-    let stage = Stage::new(places, &disks)?;
-    stage.place_xtask()?;
+    let (stage, specimens) = Stage::of_everything(places)?;
     let log = stage.path().join("skips.log");
     fs::write(&log, "")
         .and_then(|()| fs::set_permissions(&log, fs::Permissions::from_mode(0o666)))

@@ -27,15 +27,10 @@ use self::mutants::{Anatomy, Mutant};
 pub use self::mutants::{Subject, subjects};
 use self::tally::Tally;
 use self::trial::{Exhibit, Verdict};
-use crate::appliance;
-use crate::disks::specimens::Specimens;
-use crate::disks::{Disks, sparse};
+use crate::disks::sparse;
 use crate::error::Error;
-use crate::kernel::Source;
 use crate::places::Places;
 use crate::process::Tool;
-use crate::release;
-use crate::setup;
 use crate::stage::Stage;
 
 /// How long processes may take that end because others did.
@@ -70,13 +65,7 @@ pub struct Options {
 /// # Errors
 /// Where the trials cannot be made.
 pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
-    setup::ensure(places)?;
-    appliance::build(&Source::Debian, places)?;
-    release::build(places)?;
-    let disks = Disks::ensure(places)?;
-    let specimens = Specimens::ensure(places)?;
-    let stage = Stage::new(places, &disks)?;
-    stage.place_xtask()?;
+    let (stage, specimens) = Stage::of_everything(places)?;
     let mut prepare = stage.command("guestmnt");
     prepare.arg("--prepare");
     stage.run(prepare)?;
