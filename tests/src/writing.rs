@@ -21,6 +21,7 @@ macro_rules! writing_in {
         $crate::writing_in! { $world;
             what_was_written_is_there_after_a_remount,
             a_file_without_a_name_can_be_used_until_it_is_closed,
+            a_file_can_be_changed_before_the_guest_has_closed_it,
             a_file_is_one_by_all_of_its_names,
             what_cannot_be_done_fails_as_the_filesystem_says,
             folders_move_with_all_that_is_in_them,
@@ -117,6 +118,29 @@ pub fn a_file_without_a_name_can_be_used_until_it_is_closed(shown: &mut dyn Writ
     replaced.read_to_string(&mut text).unwrap();
     assert_eq!((text.as_str(), replaced.metadata().unwrap().nlink()), ("a new one", 0));
     assert_eq!(fs::read_to_string(&path).unwrap(), "the other");
+}
+
+pub fn a_file_can_be_changed_before_the_guest_has_closed_it(shown: &mut dyn Writable) {
+    // The kernel says that a file is closed, and goes on. Two at once, so that a number that is free
+    // again is soon another file's.
+    let root = shown.path();
+    let change = |folder: &str| {
+        let folder = root.join(folder);
+        fs::create_dir(&folder).unwrap();
+        for number in 0..300 {
+            let path = folder.join(number.to_string());
+            let mode = 0o600 + number % 0o100;
+            drop(File::create(&path).unwrap());
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            xattr::set(&path, "user.note", b"a note").unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode, "{}", path.display());
+        }
+    };
+    std::thread::scope(|scope| {
+        for folder in ["a", "b"] {
+            scope.spawn(move || change(folder));
+        }
+    });
 }
 
 pub fn a_file_is_one_by_all_of_its_names(shown: &mut dyn Writable) {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use fuser::FileAttr;
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{
-    Access, EntryPath, Existing, FileAt, HeldFile, NewAttributes, NewNode, Owner, Removed,
-    Renaming, Synced, XattrMode,
+    Access, EntryPath, Existing, FileAt, NewAttributes, NewNode, Owner, Removed, Renaming, Synced,
+    XattrMode,
 };
 use guestmnt_protocol::message::StatFs;
 use guestmnt_protocol::path::{EntryName, GuestPath};
@@ -20,7 +20,7 @@ use log::{debug, warn};
 use nix::errno::Errno;
 
 use super::nodes::{NodeId, Nodes, ROOT};
-use super::open_nodes::{OpenFile, OpenNodes};
+use super::open_nodes::{Lease, LetGo, OpenFile, OpenNodes};
 use super::operations::{Operations, entry_name, sought};
 use crate::guest::{CopiedRange, Guest};
 
@@ -35,6 +35,7 @@ pub struct Changes {
     operations: Arc<Operations>,
     guest: Arc<Guest>,
     open: OpenNodes,
+    let_go: LetGo,
     /// Taken by who names a file by its path, and exclusively by who moves names.
     names: RwLock<()>,
     /// Who new files belong to.
@@ -59,7 +60,13 @@ impl Changes {
     /// Those of the files of `guest`, shown by `operations`. New files belong to `owner`.
     pub fn new(guest: Arc<Guest>, operations: Arc<Operations>, owner: Owner) -> Self {
         let (open, names, lost) = (OpenNodes::default(), RwLock::default(), Mutex::default());
-        Self { operations, guest, open, names, owner, lost }
+        let holder = Arc::clone(&guest);
+        let let_go: LetGo = Arc::new(move |held| {
+            if let Err(errno) = holder.release(held) {
+                debug!("a file cannot be closed in the guest: {errno}");
+            }
+        });
+        Self { operations, guest, open, let_go, names, owner, lost }
     }
 
     /// As long as this is there, names stay where they are.
@@ -103,17 +110,12 @@ impl Changes {
         let _settled = self.settled();
         let entry = self.entry(parent, &name)?;
         let (held, attr) = self.guest.create(entry, mode & 0o7777, self.owner, existing)?;
+        let lease = Lease::new(held, &self.let_go);
         let found = self.operations.found(parent, name, &attr);
         self.operations.changed();
-        let Ok(shown) = found else {
-            self.let_go(held);
-            return found;
-        };
+        let shown = found?;
         let node = NodeId(shown.ino.0);
-        let taken = self.open.open(node).hold(Access::Write, |_| Ok(held))?;
-        if taken != held {
-            self.let_go(held);
-        }
+        self.open.open(node).hold(Access::Write, |_| Ok(lease))?;
         self.nodes().pin(node, true);
         Ok(shown)
     }
@@ -144,7 +146,7 @@ impl Changes {
         if self.open.held(node).is_none() {
             self.nodes().pin(node, false);
         }
-        closed.into_iter().for_each(|held| self.let_go(held));
+        drop(closed);
     }
 
     /// Notes that a process that closes the file is told of writes that failed.
@@ -166,7 +168,7 @@ impl Changes {
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
         if let Some(held) = self.open.held(node) {
-            return self.guest.read_held(held, offset, size, take);
+            return self.guest.read_held(held.file(), offset, size, take);
         }
         let _settled = self.settled();
         self.operations.read(node, offset, size, take)
@@ -179,7 +181,7 @@ impl Changes {
     pub fn write(&self, node: NodeId, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         let file = self.open.get(node).ok_or(Errno::EBADF)?;
         let held = file.held().ok_or(Errno::EBADF)?;
-        let written = self.guest.write(held, offset, bytes);
+        let written = self.guest.write(held.file(), offset, bytes);
         self.operations.changed();
         written.inspect_err(|errno| file.note_failure(*errno))
     }
@@ -195,7 +197,7 @@ impl Changes {
         }
         match self.nameless(node) {
             Some(held) => {
-                let attr = self.guest.stat_held(held)?;
+                let attr = self.guest.stat_held(held.file())?;
                 Ok(self.operations.shown(node, &attr))
             }
             None => self.operations.get_attr(node),
@@ -211,7 +213,8 @@ impl Changes {
         if let Some(gone) = self.gone(node) {
             return Ok(gone);
         }
-        let changed = self.guest.set_attr(self.place(node)?, new);
+        let (place, _lease) = self.place(node)?;
+        let changed = self.guest.set_attr(place, new);
         self.operations.changed();
         Ok(self.operations.shown(node, &changed?))
     }
@@ -293,7 +296,7 @@ impl Changes {
     /// `EBADF` where it is not, the guest's error, or `EIO`.
     pub fn allocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
         let held = self.open.held(node).ok_or(Errno::EBADF)?;
-        let allocated = self.guest.allocate(held, offset, length, mode);
+        let allocated = self.guest.allocate(held.file(), offset, length, mode);
         self.operations.changed();
         allocated
     }
@@ -315,7 +318,8 @@ impl Changes {
         };
         let target = self.open.held(to).ok_or(Errno::EBADF)?;
         let length = length.min(MAX_COPIED);
-        let piece = CopiedRange { from: (source, from_offset), to: (target, to_offset), length };
+        let (from, to) = ((source.file(), from_offset), (target.file(), to_offset));
+        let piece = CopiedRange { from, to, length };
         let copied = self.guest.copy_range(piece);
         self.operations.changed();
         copied.map(|bytes| u32::try_from(bytes).expect("no more than was asked for"))
@@ -331,7 +335,7 @@ impl Changes {
             return self.operations.seek(node, offset, whence);
         };
         let (offset, what) = sought(offset, whence)?;
-        i64::try_from(self.guest.seek_held(held, offset, what)?).map_err(|_| Errno::EIO)
+        i64::try_from(self.guest.seek_held(held.file(), offset, what)?).map_err(|_| Errno::EIO)
     }
 
     /// Returns when a file or directory is on the disk.
@@ -341,7 +345,7 @@ impl Changes {
     pub fn sync(&self, node: NodeId, what: Synced) -> Result<(), Errno> {
         let file = self.open.get(node);
         match file.as_ref().and_then(|file| file.held()) {
-            Some(held) => self.guest.sync(FileAt::Held(held), what),
+            Some(held) => self.guest.sync(FileAt::Held(held.file()), what),
             None => {
                 let _settled = self.settled();
                 self.guest.sync(FileAt::Path(self.nodes().path(node)?), what)
@@ -405,7 +409,8 @@ impl Changes {
     ) -> Result<(), Errno> {
         let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
         let _settled = self.settled();
-        let set = self.guest.set_xattr(self.place(node)?, name, value, how);
+        let (place, _lease) = self.place(node)?;
+        let set = self.guest.set_xattr(place, name, value, how);
         self.attributes_changed(node);
         set
     }
@@ -417,7 +422,8 @@ impl Changes {
     pub fn remove_xattr(&self, node: NodeId, name: &[u8]) -> Result<(), Errno> {
         let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
         let _settled = self.settled();
-        let removed = self.guest.remove_xattr(self.place(node)?, name);
+        let (place, _lease) = self.place(node)?;
+        let removed = self.guest.remove_xattr(place, name);
         self.attributes_changed(node);
         removed
     }
@@ -439,26 +445,20 @@ impl Changes {
     }
 
     /// Has the guest hold a file that is open. Names must be settled.
-    fn hold(&self, node: NodeId, file: &OpenFile, access: Access) -> Result<HeldFile, Errno> {
+    fn hold(&self, node: NodeId, file: &OpenFile, access: Access) -> Result<Arc<Lease>, Errno> {
         let held = file.hold(access, |former| {
             let place = match former {
                 Some(held) => FileAt::Held(held),
                 None => FileAt::Path(self.nodes().path(node)?),
             };
-            self.guest.hold(place, access)
+            Ok(Lease::new(self.guest.hold(place, access)?, &self.let_go))
         })?;
         self.nodes().pin(node, true);
         Ok(held)
     }
 
-    fn let_go(&self, held: HeldFile) {
-        if let Err(errno) = self.guest.release(held) {
-            debug!("a file cannot be closed in the guest: {errno}");
-        }
-    }
-
     /// What the guest holds of a node that has no name any more.
-    fn nameless(&self, node: NodeId) -> Option<HeldFile> {
+    fn nameless(&self, node: NodeId) -> Option<Arc<Lease>> {
         if self.nodes().is_named(node) { None } else { self.open.held(node) }
     }
 
@@ -470,11 +470,11 @@ impl Changes {
         Some(self.operations.shown(node, &Attr { mode, ..Attr::default() }))
     }
 
-    /// Where a node is: held, or at its path.
-    fn place(&self, node: NodeId) -> Result<FileAt, Errno> {
+    /// Where a node is: at its path, or held, as long as the lease is.
+    fn place(&self, node: NodeId) -> Result<(FileAt, Option<Arc<Lease>>), Errno> {
         match self.open.held(node) {
-            Some(held) => Ok(FileAt::Held(held)),
-            None => self.nodes().path(node).map(FileAt::Path),
+            Some(held) => Ok((FileAt::Held(held.file()), Some(held))),
+            None => Ok((FileAt::Path(self.nodes().path(node)?), None)),
         }
     }
 
