@@ -9,6 +9,7 @@ pub mod live;
 pub mod model;
 pub mod opens;
 pub mod operations;
+pub mod posix;
 pub mod program;
 pub mod showing;
 pub mod specimens;

@@ -167,7 +167,7 @@ fn an_ntfs_that_windows_is_hibernated_on_is_not_written_to() {
     assert_eq!(refused.raw_os_error(), Some(Errno::EROFS as i32));
     assert!(shown.said().contains("Windows is hibernated on it"), "{}", shown.said());
     shown.unmount();
-    shown.options = vec!["--force-dirty"];
+    shown.options = vec!["--force-dirty".to_owned()];
     shown.mount();
     fs::write(&new, "all the same").unwrap();
     shown.remount();

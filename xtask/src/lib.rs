@@ -19,6 +19,7 @@ pub mod fuzz;
 mod initramfs;
 pub mod kernel;
 mod modules;
+pub mod pjdfstest;
 pub mod places;
 pub mod process;
 pub mod programs;

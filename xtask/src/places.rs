@@ -66,6 +66,12 @@ impl Places {
         self.target.join("programs")
     }
 
+    /// The suite of POSIX behaviour.
+    #[must_use]
+    pub fn pjdfstest(&self) -> PathBuf {
+        self.target.join("pjdfstest")
+    }
+
     /// apt's private state for downloads.
     #[must_use]
     pub fn apt(&self) -> PathBuf {

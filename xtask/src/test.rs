@@ -15,6 +15,7 @@ use std::process::{Command, ExitCode};
 
 use crate::disks::sparse;
 use crate::error::Error;
+use crate::pjdfstest;
 use crate::places::Places;
 use crate::process::Tool;
 use crate::skips;
@@ -72,6 +73,12 @@ fn run_with(
         sparse::link_tree(&shared, &images)?;
     }
 
+    let suite = stage.path().join("pjdfstest");
+    match pjdfstest::ensure(places) {
+        Ok(built) => sparse::link_or_copy(&built, &suite)?,
+        Err(error) => println!("tests of POSIX behaviour are skipped: {error}"),
+    }
+
     // All tests but those of templates restore the same one.
     let mut prepare = stage.command("guestmnt");
     prepare.arg("--prepare");
@@ -93,6 +100,7 @@ fn run_with(
         .env("GUESTMNT_TEST_CACHE", stage.path().join("home/.cache"))
         .env("GUESTMNT_SPECIMENS", &placed)
         .env("GUESTMNT_SEEDS", &seeds)
+        .env(pjdfstest::PROGRAM, &suite)
         .env(IMAGES, &images)
         .env(skips::LOG, &log)
         .within(places.root())

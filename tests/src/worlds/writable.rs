@@ -91,7 +91,7 @@ pub struct OverImage {
     sha256: String,
     server: Option<Child>,
     /// Further options.
-    pub options: Vec<&'static str>,
+    pub options: Vec<String>,
 }
 
 impl OverImage {
@@ -101,10 +101,19 @@ impl OverImage {
     /// Where it cannot be mounted.
     #[must_use]
     pub fn new(image: &Path) -> Self {
+        Self::with_options(image, &[])
+    }
+
+    /// As [`OverImage::new`], with further options.
+    ///
+    /// # Panics
+    /// As [`OverImage::new`].
+    #[must_use]
+    pub fn with_options(image: &Path, options: &[&str]) -> Self {
         let place = Workplace::new();
         let mountpoint = place.folder("mnt");
         let (image, sha256) = (image.to_owned(), sha256(image));
-        let (server, options) = (None, Vec::new());
+        let (server, options) = (None, options.iter().copied().map(str::to_owned).collect());
         let mut new = Self { place, mountpoint, image, sha256, server, options };
         new.mount();
         new
@@ -153,7 +162,8 @@ impl OverImage {
             OPTIONS,
             text(&self.mountpoint),
         ];
-        let arguments = [self.options.as_slice(), &arguments].concat();
+        let options = self.options.iter().map(String::as_str);
+        let arguments: Vec<&str> = options.chain(arguments).collect();
         let mut command = self.place.command("guestmnt", &arguments);
         let errors = File::create(self.place.path().join("log")).expect("a new file");
         let mut server =
