@@ -63,7 +63,9 @@ impl Opened {
         match programs.run(modules, "cryptsetup", &arguments, key.as_bytes())? {
             Ok(_) => Ok(opened),
             Err(failed) => Err(match failed.status {
-                Some(NO_PERMISSION) => explained(Errno::EACCES, "the key does not open it"),
+                Some(NO_PERMISSION) => refused(),
+                // Of a wrong password of BitLocker it says nothing, of all else it does.
+                Some(WRONG_PARAMETERS) if kind == "bitlk" && failed.said.is_empty() => refused(),
                 Some(NO_MEMORY) => explained(
                     Errno::ENOMEM,
                     "the VM has too little memory for its key; --memsize gives more",
@@ -74,7 +76,13 @@ impl Opened {
     }
 }
 
-/// cryptsetup's statuses for a key that does not fit and for memory; cryptsetup(8), RETURN CODES.
+fn refused() -> Failure {
+    explained(Errno::EACCES, "the key does not open it")
+}
+
+/// cryptsetup's statuses for what it does not like, a key that does not fit, and memory;
+/// cryptsetup(8), RETURN CODES.
+const WRONG_PARAMETERS: i32 = 1;
 const NO_PERMISSION: i32 = 2;
 const NO_MEMORY: i32 = 3;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use xtask::digest;
 use xtask::disks::assembled;
+use xtask::disks::bitlocker;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::manifest::Entry;
 use xtask::disks::specimens::{Specimen, Specimens};
@@ -65,6 +66,16 @@ pub fn assembled<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
 #[must_use]
 pub fn windows_disks() -> Option<[PathBuf; 2]> {
     windows::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+}
+
+/// The disks with BitLocker volumes: a system's, and one with the NTFS specimen. `None`, and a skip,
+/// where they could not be made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn bitlocker_disks() -> Option<[PathBuf; 2]> {
+    bitlocker::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// The hash of a file.

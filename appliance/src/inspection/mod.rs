@@ -52,7 +52,7 @@ const MAX_SUBVOLUMES: usize = 32;
 pub fn systems(assembly: &Assembly) -> Vec<System> {
     let blocks = assembly.all();
     let subvolumes = volumes::subvolumes(&blocks, assembly);
-    let volumes = Volumes::of(&blocks, assembly.disks);
+    let volumes = Volumes::of(&blocks, assembly);
     let mut systems = Vec::new();
     for (block, probed) in &blocks {
         let Content::Filesystem(kind) = &probed.content else { continue };

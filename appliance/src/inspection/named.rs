@@ -4,9 +4,8 @@
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::volume::VolumeName;
 
-use crate::assembly::Block;
+use crate::assembly::{Assembly, Block};
 use crate::blkid::Entry;
-use crate::devices::Disks;
 use crate::volumes::Probed;
 
 /// All volumes.
@@ -16,7 +15,11 @@ pub struct Volumes(Vec<Volume>);
 #[derive(Clone, Debug)]
 pub struct Volume {
     /// Its name on the wire.
+    pub device: VolumeName,
+    /// What to mount: the same, or what is in it, of an encrypted one that is open.
     pub name: VolumeName,
+    /// The number of the disk that it is on, if it is on one.
+    pub disk: Option<u8>,
     /// Of what it holds.
     pub uuid: String,
     /// Likewise.
@@ -32,18 +35,30 @@ pub struct Volume {
 impl Volumes {
     /// `blocks`, with what the tables of their disks say of those that are partitions.
     #[must_use]
-    pub fn of(blocks: &[(Block, Probed)], disks: &Disks) -> Self {
+    pub fn of(blocks: &[(Block, Probed)], assembly: &Assembly) -> Self {
+        let inside = |name: &VolumeName| {
+            let opened = assembly.opened.iter().find(|opened| opened.of == *name)?;
+            Some(VolumeName::Mapper(opened.name.clone()))
+        };
+        let around = |name: &VolumeName| {
+            let VolumeName::Mapper(inner) = name else { return None };
+            let opened = assembly.opened.iter().find(|opened| opened.name == *inner)?;
+            opened.of.device()
+        };
         let volume = |(block, probed): &(Block, Probed)| {
             let device = block.name.device().filter(|device| device.partition != 0);
             let entry = device.and_then(|device| entry_of(device, blocks)).cloned();
             let entry = entry.unwrap_or_default();
+            let disk = block.name.device().or_else(|| around(&block.name));
             Volume {
-                name: block.name.clone(),
+                device: block.name.clone(),
+                name: inside(&block.name).unwrap_or_else(|| block.name.clone()),
+                disk: disk.map(|device| device.disk),
                 uuid: probed.uuid.clone(),
                 label: probed.label.clone(),
                 partition_uuid: entry.uuid,
                 partition_label: entry.name,
-                start: device.and_then(|device| disks.start(device)),
+                start: device.and_then(|device| assembly.disks.start(device)),
             }
         };
         Self(blocks.iter().map(volume).collect())
@@ -74,7 +89,7 @@ impl Volumes {
             }
             None => {
                 let name = device(spec)?;
-                by(&|volume| volume.name == name)
+                by(&|volume| volume.device == name)
             }
         }
     }
@@ -90,12 +105,12 @@ impl Volumes {
     }
 
     fn first(&self, root: &VolumeName, test: &dyn Fn(&Volume) -> bool) -> Option<&VolumeName> {
-        let disk = |name: &VolumeName| name.device().map(|device| device.disk);
         let mut found = self.0.iter().filter(|volume| test(volume));
         let first = found.next()?;
-        let own = disk(root).and_then(|own| {
+        let of_root = self.0.iter().find(|volume| volume.device == *root);
+        let own = of_root.and_then(|volume| volume.disk).and_then(|own| {
             let rest = std::iter::once(first).chain(found);
-            rest.into_iter().find(|volume| disk(&volume.name) == Some(own))
+            rest.into_iter().find(|volume| volume.disk == Some(own))
         });
         Some(&own.unwrap_or(first).name)
     }
@@ -135,14 +150,21 @@ pub mod tests {
     /// Volumes of two disks that are copies, and others.
     pub fn volumes() -> Volumes {
         let volume = |name: &str, uuid: &str, partition_uuid: &str, start| Volume {
+            device: name.parse().unwrap(),
             name: name.parse().unwrap(),
+            disk: name.parse::<DeviceName>().ok().map(|device| device.disk),
             uuid: uuid.to_owned(),
             label: format!("label of {name}"),
             partition_uuid: partition_uuid.to_owned(),
             partition_label: String::new(),
             start: Some(start),
         };
+        let encrypted = Volume {
+            name: "/dev/mapper/cryptsdd1".parse().unwrap(),
+            ..volume("/dev/sdd1", "ffff", "12345678-09", 9 << 20)
+        };
         Volumes(vec![
+            encrypted,
             volume("/dev/sda1", "aaaa-1", "12345678-01", 1 << 20),
             volume("/dev/sda2", "aaaa-2", "12345678-02", 2 << 20),
             volume("/dev/sdb1", "aaaa-1", "12345678-01", 1 << 20),
@@ -166,10 +188,12 @@ pub mod tests {
             ("/dev/nvme1n1p2", Some("/dev/sdb2")),
             ("/dev/mmcblk0p1", Some("/dev/sda1")),
             ("/dev/hda2", Some("/dev/sda2")),
+            ("UUID=ffff", Some("/dev/mapper/cryptsdd1")),
+            ("/dev/sdd1", Some("/dev/mapper/cryptsdd1")),
             ("UUID=", None),
             ("UUID=nothing", None),
             ("PARTLABEL=", None),
-            ("/dev/sdd1", None),
+            ("/dev/sde1", None),
             ("/dev/disk/by-path/x", None),
             ("tmpfs", None),
         ];

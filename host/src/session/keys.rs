@@ -68,7 +68,7 @@ pub enum KeyError {
     /// A key that is too long.
     TooLong,
     /// The keys for a volume do not open it.
-    Refused(VolumeName),
+    Refused(VolumeName, Refusal),
     /// A volume cannot be opened, for a reason that is not the key.
     Failed(VolumeName, GuestError),
     /// The guest broke down.
@@ -84,11 +84,9 @@ impl fmt::Display for KeyError {
             ),
             Self::Source(source, error) => write!(f, "cannot read a key from {source}: {error}"),
             Self::TooLong => write!(f, "a key has at most {MAX_SECRET} bytes"),
-            Self::Refused(volume) => write!(
-                f,
-                "cannot open {volume}: no key given for it fits\n  hint: a file's last line break \
-                 is not taken for a part of the key, all else is"
-            ),
+            Self::Refused(volume, refusal) => {
+                write!(f, "cannot open {volume}: no key given for it fits\n  hint: {refusal}")
+            }
             Self::Failed(volume, error) => write!(f, "cannot open {volume}: {error}"),
             Self::Guest(error) => write!(f, "cannot look for encrypted volumes: {error}"),
         }
@@ -96,6 +94,37 @@ impl fmt::Display for KeyError {
 }
 
 impl std::error::Error for KeyError {}
+
+/// What may be the matter with a key that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing that could be told.
+    Plain,
+    /// It has other letters than ASCII's, of which cryptsetup before 2.8.1 does not make the key that
+    /// Windows makes of them.
+    Letters,
+}
+
+impl Refusal {
+    fn of(volume: &Volume, key: &Secret) -> Self {
+        let is_bitlocker = matches!(&volume.content, Content::Other(kind) if kind == BITLOCKER);
+        if is_bitlocker && !key.as_bytes().is_ascii() { Self::Letters } else { Self::Plain }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => {
+                "a file's last line break is not taken for a part of the key, all else is"
+            }
+            Self::Letters => {
+                "a password of BitLocker with letters beyond ASCII takes cryptsetup 2.8.1 in the \
+                 appliance; the recovery password opens the volume with any"
+            }
+        })
+    }
+}
 
 impl FromStr for KeySpec {
     type Err = KeyError;
@@ -194,10 +223,14 @@ impl Key {
     }
 }
 
+/// What the guest calls encrypted volumes.
+const LUKS: &str = "crypto_LUKS";
+const BITLOCKER: &str = "BitLocker";
+
 /// Whether a volume is one that a key could open.
 #[must_use]
 pub fn is_encrypted(volume: &Volume) -> bool {
-    matches!(&volume.content, Content::Other(kind) if kind == "crypto_LUKS" || kind == "BitLocker")
+    matches!(&volume.content, Content::Other(kind) if kind == LUKS || kind == BITLOCKER)
 }
 
 /// Opens the encrypted volumes for which there are keys, those within others as well, and returns
@@ -217,7 +250,7 @@ pub fn open_volumes(guest: &Guest, keys: &[Key]) -> Result<Vec<VolumeName>, KeyE
         for volume in volumes.iter().filter(|volume| is_encrypted(volume)) {
             let name = volume.device.volume();
             if !tried.contains(name) {
-                if open_one(guest, name, &volume.uuid, keys)? {
+                if open_one(guest, volume, keys)? {
                     open.push(name.clone());
                 }
                 tried.push(name.clone());
@@ -231,12 +264,11 @@ pub fn open_volumes(guest: &Guest, keys: &[Key]) -> Result<Vec<VolumeName>, KeyE
 }
 
 /// Tries the keys for one volume; false where there is none, or none fits.
-fn open_one(guest: &Guest, name: &VolumeName, uuid: &str, keys: &[Key]) -> Result<bool, KeyError> {
-    let mut meant = false;
-    let mut any = false;
-    for key in keys.iter().filter(|key| key.is_for(name, uuid)) {
-        any = true;
-        meant |= key.selector != Selector::All;
+fn open_one(guest: &Guest, volume: &Volume, keys: &[Key]) -> Result<bool, KeyError> {
+    let name = volume.device.volume();
+    let mut meant = None;
+    let mut any = None;
+    for key in keys.iter().filter(|key| key.is_for(name, &volume.uuid)) {
         match guest.unlock(name.clone(), key.secret.clone()) {
             Ok(()) => {
                 info!("{name} is open");
@@ -245,12 +277,20 @@ fn open_one(guest: &Guest, name: &VolumeName, uuid: &str, keys: &[Key]) -> Resul
             Err(GuestError::Failed(failure)) if failure.errno == EACCES => {}
             Err(error) => return Err(KeyError::Failed(name.clone(), error)),
         }
+        let refusal = Refusal::of(volume, &key.secret);
+        any = Some(refusal);
+        if key.selector != Selector::All {
+            meant = Some(refusal);
+        }
     }
-    if meant {
-        return Err(KeyError::Refused(name.clone()));
-    }
-    if any {
-        warn!("no key fits {name} ({})", Printable(uuid.as_bytes()));
+    match (meant, any) {
+        (Some(refusal), _) => return Err(KeyError::Refused(name.clone(), refusal)),
+        (None, Some(Refusal::Letters)) => warn!("no key fits {name}: {}", Refusal::Letters),
+        (None, Some(Refusal::Plain)) => match volume.uuid.as_str() {
+            "" => warn!("no key fits {name}"),
+            uuid => warn!("no key fits {name} ({})", Printable(uuid.as_bytes())),
+        },
+        (None, None) => {}
     }
     Ok(false)
 }

@@ -38,7 +38,7 @@ pub fn launch_asking(plan: &mut Plan, timings: &Timings) -> Result<Launched, Lau
         };
         let volume = match &error {
             LaunchError::Mount { locked: Some(volume), .. } => volume,
-            LaunchError::Key(KeyError::Refused(volume)) if typed => {
+            LaunchError::Key(KeyError::Refused(volume, _)) if typed => {
                 eprintln!("guestmnt: the key does not open {volume}");
                 volume
             }

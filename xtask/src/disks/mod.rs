@@ -15,6 +15,7 @@
 //! namespace: as root, or as a user who may make namespaces and open `/dev/fuse`.
 
 pub mod assembled;
+pub mod bitlocker;
 mod build;
 pub mod chain;
 mod content;

@@ -20,7 +20,7 @@ use super::content::{Tree, set_moment};
 use super::filesystems::{Keeps, Kind, Names, Times};
 use super::manifest::{Entry, scan};
 use super::ntfs::{Edit, Volume};
-use super::{assembled, locked, mkfs, sparse, windows};
+use super::{assembled, bitlocker, locked, mkfs, sparse, windows};
 use crate::Error;
 use crate::places::Places;
 use crate::process::Tool;
@@ -69,7 +69,9 @@ impl Specimens {
         let lacking = || -> Vec<Kind> {
             Kind::ALL.into_iter().filter(|&kind| !specimens.file(kind, "json").exists()).collect()
         };
-        let whole = assembled::are_there(&specimens) && windows::are_there(&specimens);
+        let whole = assembled::are_there(&specimens)
+            && windows::are_there(&specimens)
+            && bitlocker::are_there(&specimens);
         if lacking().is_empty() && specimens.crowd().exists() && whole {
             // Perhaps root made them, and this user may not lock anything there.
             return Ok(specimens);
@@ -90,6 +92,7 @@ impl Specimens {
             })?;
         }
         windows::ensure(&specimens)?;
+        bitlocker::ensure(&specimens)?;
         if !assembled::are_there(&specimens) {
             step("disks to be assembled", || {
                 assembled::ensure(&specimens, places)?;

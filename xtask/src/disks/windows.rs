@@ -67,6 +67,34 @@ pub fn images(specimens: &Specimens) -> Result<[PathBuf; 2], String> {
     Err(reason.unwrap_or_else(|_| "disks of a Windows were not made".to_owned()))
 }
 
+/// A volume on the first of the [`DISKS`].
+pub struct Placed {
+    /// Its first sector.
+    pub start: u64,
+    /// Sectors.
+    pub sectors: u64,
+    /// The disk's signature, by which `MountedDevices` knows it.
+    pub disk_id: u32,
+}
+
+impl Placed {
+    /// Which bytes of the disk it has.
+    ///
+    /// # Panics
+    /// On machines that cannot address a small disk.
+    #[must_use]
+    pub fn bytes(&self) -> std::ops::Range<usize> {
+        let byte = |sector: u64| usize::try_from(sector * SECTOR).expect("a small disk");
+        byte(self.start)..byte(self.start + self.sectors)
+    }
+}
+
+/// The volume that is drive C:.
+#[must_use]
+pub fn system_volume() -> Placed {
+    Placed { start: C.start, sectors: SECTORS, disk_id: IDS[C.disk] }
+}
+
 fn missing_in(specimens: &Specimens) -> PathBuf {
     specimens.folder().join("windows.missing")
 }

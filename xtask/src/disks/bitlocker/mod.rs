@@ -1,0 +1,129 @@
+//! Disks with BitLocker volumes, which no program of Linux makes.
+//!
+//! ```text
+//! bitlocker-system.img    the system disk of [`windows`](super::windows), C: encrypted by AES-XTS
+//!                         as Windows 10 does it
+//! bitlocker-elephant.img  the NTFS specimen, encrypted by AES-CBC with the diffuser of Windows 7
+//! ```
+//!
+//! Both open with [`PASSWORD`] and with [`RECOVERY`].
+
+mod keys;
+mod metadata;
+mod sectors;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::filesystems::Kind;
+use super::partitions::{self, Partition, SECTOR};
+use super::specimens::{Specimen, Specimens, keep_file};
+use super::windows;
+use crate::Error;
+use metadata::Areas;
+use sectors::Cipher;
+
+/// The password. In ASCII: cryptsetup before 2.7 makes another key than Windows of other letters.
+pub const PASSWORD: &str = "open, Sesame: now";
+
+/// The recovery password: eight numbers of 16 bits, each times eleven.
+pub const RECOVERY: &str = "135795-597531-001221-440000-345565-299002-109989-660011";
+
+/// The system disk, and the one with the diffuser.
+pub const DISKS: [&str; 2] = ["bitlocker-system.img", "bitlocker-elephant.img"];
+
+/// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
+///
+/// # Errors
+/// [`Error::File`]. That they cannot be made is none.
+pub fn ensure(specimens: &Specimens) -> Result<(), Error> {
+    if are_there(specimens) {
+        return Ok(());
+    }
+    let missing = missing_in(specimens);
+    match make(specimens) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            fs::write(&missing, format!("BitLocker volumes cannot be made here: {error}"))
+                .map_err(Error::file("write", &missing))
+        }
+    }
+}
+
+/// Whether both are there.
+#[must_use]
+pub fn are_there(specimens: &Specimens) -> bool {
+    DISKS.iter().all(|name| specimens.folder().join(name).exists())
+}
+
+/// The two images, or why there are none.
+///
+/// # Errors
+/// The reason.
+pub fn images(specimens: &Specimens) -> Result<[PathBuf; 2], String> {
+    if are_there(specimens) {
+        return Ok(DISKS.map(|name| specimens.folder().join(name)));
+    }
+    let reason = fs::read_to_string(missing_in(specimens));
+    Err(reason.unwrap_or_else(|_| "BitLocker volumes were not made".to_owned()))
+}
+
+fn missing_in(specimens: &Specimens) -> PathBuf {
+    specimens.folder().join("bitlocker.missing")
+}
+
+fn make(specimens: &Specimens) -> Result<(), Error> {
+    let staging = tempfile::tempdir_in(specimens.folder())
+        .map_err(Error::file("write in", specimens.folder()))?;
+    let [system, elephant] = DISKS.map(|name| staging.path().join(name));
+
+    let [windows, _] =
+        windows::images(specimens).map_err(|reason| Error::unfit(reason, "cargo xtask setup"))?;
+    let disk = fs::read(&windows).map_err(Error::file("read", &windows))?;
+    let c = windows::system_volume();
+    let encrypted = staging.path().join("volume");
+    write(&encrypted, &protected(&disk[c.bytes()], Cipher::Xts))?;
+    let rows = [Partition { start: c.start, image: &encrypted }];
+    let sectors = disk.len() as u64 / SECTOR;
+    partitions::ntfs_disk(&system, sectors, c.disk_id, &rows)?;
+
+    let Specimen::Image { path, .. } = specimens.of(Kind::Ntfs)? else {
+        return Err(Error::unfit("there is no NTFS image", "cargo xtask setup"));
+    };
+    let plain = fs::read(&path).map_err(Error::file("read", &path))?;
+    write(&elephant, &protected(&plain, Cipher::Elephant))?;
+
+    for (made, name) in [system, elephant].iter().zip(DISKS) {
+        keep_file(made, &specimens.folder().join(name))?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    fs::write(path, bytes).map_err(Error::file("write", path))
+}
+
+/// A volume with `filesystem` in it. What BitLocker needs for itself lies behind that, where the
+/// filesystem has no clusters; Windows takes it from the middle.
+fn protected(filesystem: &[u8], cipher: Cipher) -> Vec<u8> {
+    let areas = Areas::behind(filesystem.len());
+    let key = cipher.key();
+    let mut volume = filesystem.to_vec();
+    volume.resize(areas.end, 0);
+    // The filesystem's first sectors give way to BitLocker's own, and stand elsewhere.
+    let (header, place) = (areas.header.len(), areas.header.clone());
+    volume.copy_within(..header, place.start);
+    for range in [header..filesystem.len(), place] {
+        let first = range.start as u64 / SECTOR;
+        for (sector, number) in volume[range].chunks_exact_mut(sectors::SIZE).zip(first..) {
+            cipher.encrypt(&key, number, sector);
+        }
+    }
+    volume[..header].fill(0);
+    volume[..sectors::SIZE].copy_from_slice(&metadata::boot_sector(&areas));
+    let block = metadata::block(&areas, cipher.number(), &key);
+    for start in areas.metadata {
+        volume[start..start + block.len()].copy_from_slice(&block);
+    }
+    volume
+}

@@ -1,0 +1,117 @@
+//! How BitLocker encrypts a sector: AES-XTS, or AES-CBC over the Elephant diffuser.
+//!
+//! Sources: IEEE 1619; Ferguson, "AES-CBC + Elephant diffuser" (2006); drivers/md/dm-crypt.c of Linux.
+
+use aes::Aes128;
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
+
+use super::keys::xor;
+use crate::disks::noise::Noise;
+
+/// Bytes of a sector.
+pub const SIZE: usize = 512;
+
+/// How sectors are encrypted, with keys of 128 bits.
+#[derive(Clone, Copy)]
+pub enum Cipher {
+    /// AES-XTS, the usual one since Windows 10.
+    Xts,
+    /// AES-CBC with diffuser, the usual one of Vista and Windows 7.
+    Elephant,
+}
+
+impl Cipher {
+    /// BitLocker's number for it.
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Xts => 0x8004,
+            Self::Elephant => 0x8000,
+        }
+    }
+
+    /// A key, as it is stored: two of AES, of which the diffuser's stands in the middle of the
+    /// second half.
+    pub fn key(self) -> Vec<u8> {
+        let mut key = vec![0; 32];
+        Noise::of("the key of a volume").fill(&mut key);
+        match self {
+            Self::Xts => key,
+            Self::Elephant => [&key[..16], &[0; 16], &key[16..], &[0; 16]].concat(),
+        }
+    }
+
+    /// Encrypts the sector with the number `number`.
+    pub fn encrypt(self, key: &[u8], number: u64, sector: &mut [u8]) {
+        let aes = |key: &[u8]| Aes128::new(key.try_into().expect("16 bytes"));
+        match self {
+            Self::Xts => xts(&aes(&key[..16]), &aes(&key[16..]), number, sector),
+            Self::Elephant => elephant(&aes(&key[..16]), &aes(&key[32..48]), number, sector),
+        }
+    }
+}
+
+fn encrypted(aes: &Aes128, mut block: [u8; 16]) -> [u8; 16] {
+    aes.encrypt_block((&mut block).into());
+    block
+}
+
+fn encrypt(aes: &Aes128, block: &mut [u8]) {
+    aes.encrypt_block(block.try_into().expect("16 bytes"));
+}
+
+fn xts(data: &Aes128, tweaks: &Aes128, number: u64, sector: &mut [u8]) {
+    let mut tweak = encrypted(tweaks, u128::from(number).to_le_bytes());
+    for block in sector.chunks_exact_mut(16) {
+        xor(block, &tweak);
+        encrypt(data, block);
+        xor(block, &tweak);
+        let value = u128::from_le_bytes(tweak);
+        // Times x in the field of 2^128 elements.
+        let carry = if value >> 127 == 1 { 0x87 } else { 0 };
+        tweak = (value << 1 ^ carry).to_le_bytes();
+    }
+}
+
+fn elephant(data: &Aes128, sectors: &Aes128, number: u64, sector: &mut [u8]) {
+    let place = u128::from(number * SIZE as u64);
+    let halves = [place, place | 0x80 << 120];
+    let sector_key = halves.map(|half| encrypted(sectors, half.to_le_bytes())).concat();
+    for piece in sector.chunks_exact_mut(sector_key.len()) {
+        xor(piece, &sector_key);
+    }
+    let mut words: Vec<u32> = sector
+        .chunks_exact(4)
+        .map(|word| u32::from_le_bytes(word.try_into().expect("4 bytes")))
+        .collect();
+    diffuse(&mut words, 5, |count| (count - 2, count - 5), [9, 0, 13, 0]);
+    diffuse(&mut words, 3, |_| (2, 5), [0, 10, 0, 25]);
+    for (bytes, word) in sector.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+
+    let mut before = encrypted(data, place.to_le_bytes());
+    for block in sector.chunks_exact_mut(16) {
+        xor(block, &before);
+        encrypt(data, block);
+        before.copy_from_slice(block);
+    }
+}
+
+/// One diffuser: from the last word to the first, each is lessened by two others, which are as far
+/// behind it as `distances` says and of which the second is rotated.
+fn diffuse(
+    words: &mut [u32],
+    cycles: usize,
+    distances: fn(usize) -> (usize, usize),
+    rotations: [u32; 4],
+) {
+    let count = words.len();
+    let (one, other) = distances(count);
+    for _ in 0..cycles {
+        for at in (0..count).rev() {
+            let rotated = words[(at + other) % count].rotate_left(rotations[at % 4]);
+            let both = words[(at + one) % count] ^ rotated;
+            words[at] = words[at].wrapping_sub(both);
+        }
+    }
+}
