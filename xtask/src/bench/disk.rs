@@ -6,6 +6,8 @@
 //! chain/volume.raw         partition 2 of the newest, for mounting it on the host
 //! files-N/base.vmdk        N small files, 100 to a folder
 //! files-N/volume.raw       likewise
+//! written/disk.raw         ext4 on a whole disk of 1 GiB, with nothing in it
+//! written/tree.tar         the small files of the chain, to be unpacked there
 //! ```
 
 use std::fs::{self, File};
@@ -19,6 +21,7 @@ use crate::disks::ntfs::{Edit, Format, Volume};
 use crate::disks::partitions::{self, Partition, SECTOR};
 use crate::disks::sparse;
 use crate::places::Places;
+use crate::process::Tool;
 use crate::progress::{size, step};
 
 /// Raised whenever other disks come out of this module.
@@ -61,6 +64,17 @@ pub struct Image {
     pub probe: &'static str,
     /// What is on the partition; where there is none, it cannot be mounted on the host.
     pub raw: Option<PathBuf>,
+    /// What is done with its files.
+    pub access: Access,
+}
+
+/// What is done with the files of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// They are read.
+    Read,
+    /// They are written, and the changes kept in a file beside the image.
+    Write,
 }
 
 /// The folder of the measured disks.
@@ -111,7 +125,7 @@ impl Disks {
         let folder = self.0.join("chain");
         let disk = folder.join(format!("snapshot-{SNAPSHOTS}.vmdk"));
         let raw = Some(folder.join("volume.raw"));
-        Image { disk, device: "/dev/sda2", probe: STATE, raw }
+        Image { disk, device: "/dev/sda2", probe: STATE, raw, access: Access::Read }
     }
 
     /// The disk with `count` files.
@@ -119,7 +133,29 @@ impl Disks {
     pub fn files(&self, count: u32) -> Image {
         let folder = self.0.join(files_folder(count));
         let raw = Some(folder.join("volume.raw"));
-        Image { disk: folder.join("base.vmdk"), device: "/dev/sda1", probe: STATE, raw }
+        let disk = folder.join("base.vmdk");
+        Image { disk, device: "/dev/sda1", probe: STATE, raw, access: Access::Read }
+    }
+
+    /// Makes the disk that is written to, and what is unpacked there, unless they are there.
+    ///
+    /// # Errors
+    /// [`Error::Step`].
+    pub fn ensure_written(&self) -> Result<(), Error> {
+        self.ensure("written", make_written)
+    }
+
+    /// The disk that is written to.
+    #[must_use]
+    pub fn written(&self) -> Image {
+        let disk = self.0.join("written/disk.raw");
+        Image { disk, device: "/dev/sda", probe: STATE, raw: None, access: Access::Write }
+    }
+
+    /// An archive of [`FILES_IN_TREE`] files in [`TREE`].
+    #[must_use]
+    pub fn archive(&self) -> PathBuf {
+        self.0.join("written/tree.tar")
     }
 
     fn ensure(
@@ -155,7 +191,7 @@ fn make_chain(work: &Path, disks: &Path) -> Result<(), Error> {
         .into_iter()
         .chain(PARTS.map(|name| (name, 50_000_000)))
         .collect();
-    small_files(&tree.join(TREE), FILES_IN_TREE, |number| 100 + u64::from(number) * 7919 % 4_900)?;
+    make_tree(&tree)?;
     write(&tree.join(STATE), b"base\n")?;
     for (seed, &(name, bytes)) in large.iter().enumerate() {
         noise(&tree.join(name), seed as u64, bytes)?;
@@ -204,6 +240,23 @@ fn take_snapshot(
         edits.push(Edit::Patch { from, to: name.to_owned(), offset, len: PATCH });
     }
     Ok(edits)
+}
+
+/// The small files, below `tree`.
+fn make_tree(tree: &Path) -> Result<(), Error> {
+    small_files(&tree.join(TREE), FILES_IN_TREE, |number| 100 + u64::from(number) * 7919 % 4_900)
+}
+
+fn make_written(work: &Path, disks: &Path) -> Result<(), Error> {
+    const SIZE: u64 = 1 << 30;
+    let (tree, empty) = (work.join("tree"), work.join("empty"));
+    make_tree(&tree)?;
+    Tool::new("tar").arg("-cf").arg(disks.join("tree.tar")).arg("-C").arg(&tree).arg(TREE).run()?;
+    fs::create_dir(&empty).map_err(Error::file("create", &empty))?;
+    write(&empty.join(STATE), b"empty\n")?;
+    let disk = disks.join("disk.raw");
+    sparse::create(&disk, SIZE)?;
+    Tool::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).args([&empty, &disk]).run()
 }
 
 fn make_files(count: u32, work: &Path, disks: &Path) -> Result<(), Error> {

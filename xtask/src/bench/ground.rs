@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::disk::{self, Image};
+use super::disk::{self, Access, Image};
 use super::worker::Timing;
 use crate::Error;
 use crate::disks::{self, SYSTEM, sparse};
@@ -84,7 +84,7 @@ impl Ground {
     pub fn crowd(&self, number: u32) -> Image {
         let disk = self.stage.path().join(crowd_name(number));
         let probe = "Users/Public/Documents/desktop.ini";
-        Image { disk, device: "/dev/sda1", probe, raw: None }
+        Image { disk, device: "/dev/sda1", probe, raw: None, access: Access::Read }
     }
 
     /// The path of one of our programs.

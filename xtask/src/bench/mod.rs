@@ -112,6 +112,7 @@ pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
         release::build(places)?;
         Disks::ensure(places)?;
         disks.ensure_chain()?;
+        disks.ensure_written()?;
         for &count in options.counts() {
             disks.ensure_files(count)?;
         }

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -65,6 +65,22 @@ pub enum Task {
         /// The file.
         file: PathBuf,
     },
+    /// Write a new file from its beginning to its end, and have it on the disk.
+    Write {
+        /// Its length in MiB.
+        #[arg(long)]
+        mebibytes: u32,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Make files one by one, each with a few bytes and each on the disk before the next.
+    Create {
+        /// How many.
+        #[arg(long)]
+        files: u32,
+        /// A folder that is there.
+        folder: PathBuf,
+    },
 }
 
 /// How long a [`Task`] took, and what came out of it.
@@ -76,6 +92,17 @@ pub struct Timing {
     pub bytes: u64,
     /// Lines printed.
     pub lines: u64,
+}
+
+impl Timing {
+    /// Bytes over time, in 10⁶ bytes a second.
+    #[must_use]
+    pub fn megabytes_per_second(self) -> f64 {
+        // Exact up to 2⁵³ bytes.
+        #[expect(clippy::cast_precision_loss)]
+        let bytes = self.bytes as f64;
+        bytes / 1e6 / self.seconds
+    }
 }
 
 /// Does `task` and prints its [`Timing`].
@@ -98,6 +125,8 @@ fn perform(task: &Task) -> Result<Timing, Error> {
         Task::Run { command } => run(command),
         Task::Read { files } => read(files),
         Task::Random { reads, skip, depth, file } => random(file, *reads, *skip, *depth),
+        Task::Write { mebibytes, file } => write(file, *mebibytes),
+        Task::Create { files, folder } => create(folder, *files),
     }
 }
 
@@ -194,6 +223,37 @@ fn random(path: &Path, reads: usize, skip: usize, depth: usize) -> Result<Timing
     Ok(Timing { seconds, bytes: (reads * BLOCK) as u64, lines: 0 })
 }
 
+fn write(path: &Path, mebibytes: u32) -> Result<Timing, Error> {
+    // No two pieces are alike, and none can be left out as zeros.
+    let mut piece: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
+    let start = Instant::now();
+    let mut write = || -> io::Result<()> {
+        let mut file = File::create(path)?;
+        for number in 0..mebibytes {
+            piece[..4].copy_from_slice(&number.to_le_bytes());
+            file.write_all(&piece)?;
+        }
+        file.sync_all()
+    };
+    write().map_err(Error::file("write", path))?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Timing { seconds, bytes: u64::from(mebibytes) << 20, lines: 0 })
+}
+
+fn create(folder: &Path, files: u32) -> Result<Timing, Error> {
+    let start = Instant::now();
+    for number in 0..files {
+        let path = folder.join(format!("new-{number:04}"));
+        let create = || -> io::Result<()> {
+            let mut file = File::create_new(&path)?;
+            write!(file, "file {number}\n")?;
+            file.sync_all()
+        };
+        create().map_err(Error::file("create", &path))?;
+    }
+    Ok(Timing { seconds: start.elapsed().as_secs_f64(), ..Timing::default() })
+}
+
 /// The first `count` of a sequence that visits the numbers below `bound` in no order and none
 /// twice; the same sequence every time.
 ///
@@ -255,6 +315,18 @@ mod tests {
 
         assert_eq!(whole.bytes, 80 * BLOCK as u64);
         assert_eq!(blocks.bytes, 20 * BLOCK as u64);
+    }
+
+    #[test]
+    fn what_is_written_is_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        assert_eq!(write(&path, 3).unwrap().bytes, 3 << 20);
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!((bytes.len(), bytes[2 << 20], bytes[5]), (3 << 20, 2, 5));
+        create(folder.path(), 20).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 21);
+        assert_eq!(fs::read_to_string(folder.path().join("new-0019")).unwrap(), "file 19\n");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod requests;
 mod scale;
 mod start;
 mod walks;
+mod writes;
 
 use super::figure::Figure;
 use super::ground::Ground;
@@ -17,6 +18,8 @@ use crate::Error;
 pub enum Who {
     /// Everybody.
     All,
+    /// Those that have a guest between the image and the host.
+    Guests,
     /// Guestmnt alone.
     Ours,
 }
@@ -84,9 +87,9 @@ impl Experiment {
     pub fn runs_on(&self, side: &str, runs: u32) -> u32 {
         match (self.who, side) {
             (_, "guestmnt") => runs,
-            (Who::Ours, _) => 0,
-            (Who::All, "guestmount") => self.guestmount_at_most.unwrap_or(runs).min(runs),
-            (Who::All, _) => runs,
+            (Who::Ours, _) | (Who::Guests, "native") => 0,
+            (_, "guestmount") => self.guestmount_at_most.unwrap_or(runs).min(runs),
+            (Who::All | Who::Guests, _) => runs,
         }
     }
 
@@ -102,6 +105,7 @@ pub fn all(counts: &[u32]) -> Vec<Experiment> {
     let mut all = start::experiments();
     all.extend(reads::experiments());
     all.extend(walks::experiments());
+    all.extend(writes::experiments());
     all.extend(requests::experiments());
     all.extend(scale::experiments(counts));
     all
@@ -118,6 +122,7 @@ mod tests {
             ["guestmnt", "guestmount", "native"].map(|side| experiment.runs_on(side, 10))
         };
         assert_eq!(runs(&experiment(Who::All)), [10, 10, 10]);
+        assert_eq!(runs(&experiment(Who::Guests)), [10, 10, 0]);
         assert_eq!(runs(&experiment(Who::Ours)), [10, 0, 0]);
         assert_eq!(runs(&experiment(Who::All).guestmount_at_most(1)), [10, 1, 10]);
     }

@@ -6,7 +6,6 @@ use crate::bench::disk::{GIBIBYTE, LARGE, PARTS};
 use crate::bench::figure::{Figure, Unit};
 use crate::bench::ground::Ground;
 use crate::bench::sides::{Mounted, Side};
-use crate::bench::worker::Timing;
 
 const FIRST: Figure = Figure::new("read", "201 MB file, first read", Unit::MegabytesPerSecond)
     .bound(1_200.0)
@@ -45,8 +44,8 @@ fn one_file(ground: &Ground, side: &dyn Side) -> Result<Values, Error> {
     let read = || mounted.task(&["read".into(), mounted.path(LARGE).into()]);
     let (first, again) = (read()?, read()?);
     mounted.unmount()?;
-    Ok(Values::of(FIRST.name, megabytes_per_second(first))
-        .and(AGAIN.name, megabytes_per_second(again)))
+    Ok(Values::of(FIRST.name, first.megabytes_per_second())
+        .and(AGAIN.name, again.megabytes_per_second()))
 }
 
 fn four_files(ground: &Ground, side: &dyn Side) -> Result<Values, Error> {
@@ -55,7 +54,7 @@ fn four_files(ground: &Ground, side: &dyn Side) -> Result<Values, Error> {
     words.extend(PARTS.map(|name| mounted.path(name).into_os_string()));
     let read = mounted.task(&words)?;
     mounted.unmount()?;
-    Ok(Values::of(FOUR.name, megabytes_per_second(read)))
+    Ok(Values::of(FOUR.name, read.megabytes_per_second()))
 }
 
 fn random(ground: &Ground, side: &dyn Side) -> Result<Values, Error> {
@@ -80,11 +79,4 @@ fn random(ground: &Ground, side: &dyn Side) -> Result<Values, Error> {
     mounted.unmount()?;
     let mean = one_by_one.seconds * 1e6 / f64::from(READS);
     Ok(Values::of(RANDOM.name, mean).and(RANDOM_DEEP.name, f64::from(READS_DEEP) / deep.seconds))
-}
-
-fn megabytes_per_second(timing: Timing) -> f64 {
-    // Exact up to 2⁵³ bytes.
-    #[expect(clippy::cast_precision_loss)]
-    let bytes = timing.bytes as f64;
-    bytes / 1e6 / timing.seconds
 }

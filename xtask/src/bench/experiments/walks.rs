@@ -117,7 +117,7 @@ fn list(mounted: &Mounted<'_>) -> Result<Timing, Error> {
 }
 
 /// Guards against being fast by leaving something out.
-fn check(program: &str, what: &str, found: u64, least: u64) -> Result<(), Error> {
+pub(super) fn check(program: &str, what: &str, found: u64, least: u64) -> Result<(), Error> {
     if found >= least {
         return Ok(());
     }

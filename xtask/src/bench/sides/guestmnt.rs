@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::Side;
 use crate::Error;
-use crate::bench::disk::Image;
+use crate::bench::disk::{Access, Image};
 use crate::bench::ground::{Ground, Spot};
 
 /// How the VM comes up.
@@ -41,12 +41,13 @@ impl Side for Guestmnt {
             words.push("--no-template".into());
         }
         words.extend(["-a".into(), image.disk.as_os_str().into()]);
-        words.extend([
-            "-m".into(),
-            image.device.into(),
-            "--ro".into(),
-            spot.mountpoint.as_os_str().into(),
-        ]);
+        match image.access {
+            Access::Read => words.push("--ro".into()),
+            Access::Write => {
+                words.extend(["--overlay".into(), spot.scratch.join("changes.qcow2").into()]);
+            }
+        }
+        words.extend(["-m".into(), image.device.into(), spot.mountpoint.as_os_str().into()]);
         Ok(words)
     }
 

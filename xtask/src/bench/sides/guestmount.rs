@@ -14,7 +14,7 @@ use std::process::Command;
 
 use super::Side;
 use crate::Error;
-use crate::bench::disk::Image;
+use crate::bench::disk::{Access, Image};
 use crate::bench::ground::{Ground, Spot};
 use crate::disks::sparse;
 use crate::kernel::{Kernel, Source};
@@ -71,6 +71,19 @@ impl Guestmount {
     #[must_use]
     pub fn new(appliance: PathBuf) -> Self {
         Self { appliance }
+    }
+}
+
+impl Guestmount {
+    /// A file that takes what is written, over a raw image: guestmount has nothing of its own for
+    /// that.
+    fn overlay(&self, ground: &Ground, image: &Image, spot: &Spot) -> Result<PathBuf, Error> {
+        let overlay = spot.scratch.join("changes.qcow2");
+        let mut create = self.command(ground, Path::new("qemu-img"), spot);
+        create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&image.disk);
+        create.arg(&overlay);
+        ground.run(create)?;
+        Ok(overlay)
     }
 }
 
@@ -148,15 +161,26 @@ impl Side for Guestmount {
         "guestmount"
     }
 
-    fn mount_words(&self, _: &Ground, image: &Image, spot: &Spot) -> Result<Vec<OsString>, Error> {
-        let disk = image.disk.as_os_str();
-        let mut words: Vec<OsString> = vec!["guestmount".into(), "-a".into(), disk.into()];
-        words.extend([
-            "-m".into(),
-            image.device.into(),
-            "--ro".into(),
-            spot.mountpoint.as_os_str().into(),
-        ]);
+    fn mount_words(
+        &self,
+        ground: &Ground,
+        image: &Image,
+        spot: &Spot,
+    ) -> Result<Vec<OsString>, Error> {
+        let mut words: Vec<OsString> = vec!["guestmount".into()];
+        match image.access {
+            Access::Read => words.extend(["-a".into(), image.disk.as_os_str().into()]),
+            Access::Write => {
+                let overlay = self.overlay(ground, image, spot)?;
+                words.extend(["--format=qcow2".into(), "-a".into(), overlay.into()]);
+            }
+        }
+        let access = match image.access {
+            Access::Read => "--ro",
+            Access::Write => "--rw",
+        };
+        words.extend(["-m".into(), image.device.into(), access.into()]);
+        words.push(spot.mountpoint.as_os_str().into());
         Ok(words)
     }
 

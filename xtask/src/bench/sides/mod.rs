@@ -34,7 +34,7 @@ pub trait Side: Sync {
     /// Its name in the table.
     fn name(&self) -> &'static str;
 
-    /// The words that mount `image` read-only at `spot`.
+    /// The words that mount `image` at `spot`.
     ///
     /// # Errors
     /// [`Error::Unfit`] where this side cannot mount this image.
