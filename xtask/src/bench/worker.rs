@@ -225,7 +225,7 @@ fn random(path: &Path, reads: usize, skip: usize, depth: usize) -> Result<Timing
 
 fn write(path: &Path, mebibytes: u32) -> Result<Timing, Error> {
     // No two pieces are alike, and none can be left out as zeros.
-    let mut piece: Vec<u8> = (0..PIECE).map(|at| (at % 251) as u8).collect();
+    let mut piece: Vec<u8> = (0..=250).cycle().take(PIECE).collect();
     let start = Instant::now();
     let mut write = || -> io::Result<()> {
         let mut file = File::create(path)?;
@@ -246,7 +246,7 @@ fn create(folder: &Path, files: u32) -> Result<Timing, Error> {
         let path = folder.join(format!("new-{number:04}"));
         let create = || -> io::Result<()> {
             let mut file = File::create_new(&path)?;
-            write!(file, "file {number}\n")?;
+            writeln!(file, "file {number}")?;
             file.sync_all()
         };
         create().map_err(Error::file("create", &path))?;
