@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use guestmnt_protocol::message::Failure;
-use guestmnt_protocol::volume::VolumeName;
+use guestmnt_protocol::device::DeviceName;
+use guestmnt_protocol::message::{Content, Failure};
+use guestmnt_protocol::volume::{LDM_PREFIX, VolumeName};
 
 use crate::devices::{self, Device, Disks};
+use crate::dynamic::{self, Dynamic};
 use crate::encryption::Opened;
 use crate::failure::explained;
 use crate::kmsg;
@@ -73,6 +75,9 @@ impl Assembly<'_> {
                 let array = arrays_of(&probed).into_iter().find(|array| array.is_called(name));
                 array.ok_or_else(no_such_device)?.assemble(self.programs, self.modules)
             }
+            VolumeName::Mapper(name) if name.as_str().starts_with(LDM_PREFIX) => {
+                self.dynamic(&self.given()).node(name)
+            }
             VolumeName::Mapper(name) => {
                 let opened = self.opened.iter().find(|opened| opened.name == *name);
                 opened.map(Opened::node).ok_or_else(no_such_device)
@@ -112,15 +117,27 @@ impl Assembly<'_> {
         self.all().into_iter().map(|(block, _)| block.node).collect()
     }
 
-    /// The given devices, all arrays and what is in open volumes, each with what it holds.
+    /// The given devices, all arrays, the volumes of dynamic disks and what is in open volumes, each
+    /// with what it holds.
     fn with_arrays(&self) -> Vec<(Block, Probed)> {
-        let mut blocks = probed(self.given());
+        let given = self.given();
+        let dynamic = self.dynamic(&given);
+        let mut blocks = probed(given);
+        dynamic_parts(&mut blocks, &dynamic.disks);
         let arrays = arrays_of(&blocks).into_iter().filter_map(|array| {
             let node = array.assemble(self.programs, self.modules);
             assembled(VolumeName::Raid(array.name), node)
         });
         let arrays = probed(arrays.collect());
         blocks.extend(arrays);
+        let volumes = dynamic.all().unwrap_or_else(|failure| {
+            warn("dynamic disks", &failure);
+            Vec::new()
+        });
+        let volumes = volumes
+            .into_iter()
+            .filter_map(|(name, node)| assembled(VolumeName::Mapper(name), Ok(node)));
+        blocks.extend(probed(volumes.collect()));
         let opened = self.opened.iter().filter_map(|opened| {
             assembled(VolumeName::Mapper(opened.name.clone()), Ok(opened.node()))
         });
@@ -132,12 +149,54 @@ impl Assembly<'_> {
         self.disks.list().into_iter().map(Block::from).collect()
     }
 
+    /// The dynamic disks among `given`.
+    fn dynamic(&self, given: &[Block]) -> Dynamic<'_> {
+        let mut disks = Vec::new();
+        for (number, disk) in disks_of(given) {
+            let parts = given.iter().filter(|block| {
+                block.name.device().is_some_and(|it| it.disk == number && it.partition != 0)
+            });
+            let parts: Vec<_> = parts.map(|block| (block.node.clone(), block.size)).collect();
+            if dynamic::is_dynamic(&disk.node, &parts) {
+                disks.push(disk.node.clone());
+            }
+        }
+        Dynamic { programs: self.programs, modules: self.modules, disks }
+    }
+
     /// LVM, which sees `physical`.
     #[must_use]
     pub fn lvm<'b>(&'b self, physical: &'b [Physical]) -> Lvm<'b> {
         Lvm { programs: self.programs, modules: self.modules, physical }
     }
 }
+
+/// The whole disks among `blocks`, with their numbers.
+fn disks_of(blocks: &[Block]) -> impl Iterator<Item = (u8, &Block)> {
+    blocks.iter().filter_map(|block| match block.name {
+        VolumeName::Partition(DeviceName { disk, partition: 0 }) => Some((disk, block)),
+        _ => None,
+    })
+}
+
+/// Calls the partitions of dynamic disks what they are: pieces of volumes, which may begin as a
+/// filesystem does, but are one by themselves only by chance.
+fn dynamic_parts(blocks: &mut [(Block, Probed)], dynamic: &[PathBuf]) {
+    let mut in_dynamic = false;
+    // A disk stands before its partitions.
+    for (block, probed) in blocks {
+        match block.name.device() {
+            Some(DeviceName { partition: 0, .. }) => in_dynamic = dynamic.contains(&block.node),
+            Some(_) if in_dynamic => {
+                *probed = Probed { content: Content::Other(LDM_PART.into()), ..Probed::default() };
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What the partitions of dynamic disks are called.
+const LDM_PART: &str = "LDM_member";
 
 fn probed(blocks: Vec<Block>) -> Vec<(Block, Probed)> {
     let probe = |block: Block| {

@@ -22,6 +22,7 @@ mod contents;
 mod creating;
 mod devices;
 mod directories;
+mod dynamic;
 mod encryption;
 mod failure;
 mod files;

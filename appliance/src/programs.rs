@@ -42,6 +42,15 @@ pub struct Programs {
     mounted: Mutex<bool>,
 }
 
+/// What a program printed that ended well.
+#[derive(Debug)]
+pub struct Printed {
+    /// On standard output.
+    pub output: String,
+    /// On standard error.
+    pub said: String,
+}
+
 /// What a program that failed left.
 #[derive(Debug)]
 pub struct Failed {
@@ -91,6 +100,21 @@ impl Programs {
         arguments: &[&str],
         input: &[u8],
     ) -> Result<Result<String, Failed>, Failure> {
+        let outcome = self.run_and_listen(modules, program, arguments, input)?;
+        Ok(outcome.map(|printed| printed.output))
+    }
+
+    /// As [`Programs::run`], for programs that end well whatever they say on standard error.
+    ///
+    /// # Errors
+    /// As [`Programs::run`].
+    pub fn run_and_listen(
+        &self,
+        modules: &Modules,
+        program: &str,
+        arguments: &[&str],
+        input: &[u8],
+    ) -> Result<Result<Printed, Failed>, Failure> {
         self.make_ready(modules)?;
         let failed = |error: std::io::Error| {
             let errno = errno_of(&error);
@@ -107,9 +131,13 @@ impl Programs {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let (printed, said) = converse(&mut child, input);
+        let (output, said) = converse(&mut child, input);
         let status = child.wait().map_err(failed)?;
-        Ok(if status.success() { Ok(printed) } else { Err(Failed { status: status.code(), said }) })
+        Ok(if status.success() {
+            Ok(Printed { output, said })
+        } else {
+            Err(Failed { status: status.code(), said })
+        })
     }
 }
 

@@ -90,9 +90,13 @@ pub enum VolumeName {
     },
     /// An array of Linux' software RAID: `/dev/md0`, `/dev/md/NAME`.
     Raid(PlainName),
-    /// What is within an encrypted volume, once that is open: `/dev/mapper/NAME`.
+    /// What is within an encrypted volume, once that is open, or a volume of Windows' dynamic disks:
+    /// `/dev/mapper/NAME`.
     Mapper(PlainName),
 }
+
+/// What the names of volumes of Windows' dynamic disks begin with, as libguestfs has them.
+pub const LDM_PREFIX: &str = "ldm_vol_";
 
 impl From<DeviceName> for VolumeName {
     fn from(device: DeviceName) -> Self {
@@ -140,6 +144,10 @@ impl FromStr for VolumeName {
         match name.split_once('/') {
             None => raid_number(name).map(Self::Raid).ok_or(VolumeNameError),
             Some(("md", name)) => Ok(Self::Raid(name.parse()?)),
+            // The hyphens in a group's name, which begins with a machine's, are its own.
+            Some(("mapper", name)) if name.starts_with(LDM_PREFIX) => {
+                Ok(Self::Mapper(name.parse()?))
+            }
             Some(("mapper", name)) => match logical(name) {
                 Some((group, volume)) => {
                     Ok(Self::Logical { group: group.parse()?, volume: volume.parse()? })
@@ -272,6 +280,7 @@ mod tests {
             ("/dev/md0", "md0"),
             ("/dev/md/a-b", "md_a--b"),
             ("/dev/mapper/cryptsda2", "cryptsda2"),
+            ("/dev/mapper/ldm_vol_A-Dg0_Volume1", "ldm_vol_A--Dg0_Volume1"),
         ];
         for (text, expected) in table {
             assert_eq!(text.parse::<VolumeName>().unwrap().file_name(), expected);
@@ -293,6 +302,11 @@ mod tests {
                 "/dev/mapper/cryptsda2",
                 VolumeName::Mapper(plain("cryptsda2")),
                 "/dev/mapper/cryptsda2",
+            ),
+            (
+                "/dev/mapper/ldm_vol_WORK-Dg0_Volume1",
+                VolumeName::Mapper(plain("ldm_vol_WORK-Dg0_Volume1")),
+                "/dev/mapper/ldm_vol_WORK-Dg0_Volume1",
             ),
             ("/dev/mapper/luks-1-2", VolumeName::Mapper(plain("luks-1-2")), "/dev/mapper/luks-1-2"),
         ];

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use xtask::digest;
 use xtask::disks::assembled;
 use xtask::disks::bitlocker;
+use xtask::disks::dynamic;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::manifest::Entry;
 use xtask::disks::specimens::{Specimen, Specimens};
@@ -76,6 +77,15 @@ pub fn windows_disks() -> Option<[PathBuf; 2]> {
 #[must_use]
 pub fn bitlocker_disks() -> Option<[PathBuf; 2]> {
     bitlocker::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+}
+
+/// Two dynamic disks of Windows. `None`, and a skip, where they could not be made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn dynamic_disks() -> Option<[PathBuf; 2]> {
+    dynamic::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// The hash of a file.

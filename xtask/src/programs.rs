@@ -1,5 +1,5 @@
-//! The programs that assemble volumes in the appliance: LVM, MD, LUKS and Btrfs have their own, and
-//! they come out of Debian's packages with the libraries that they need. So does ntfs-3g.
+//! The programs that assemble volumes in the appliance: LVM, MD, LUKS, Btrfs and Windows' dynamic
+//! disks have their own, and they come out of Debian's packages with the libraries that they need. So does ntfs-3g.
 //!
 //! They stand in a squashfs within the initramfs, which the guest mounts when the first of them is
 //! needed: unpacked they would take three times as much of every guest's memory, and boots would
@@ -25,6 +25,8 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("cryptsetup-bin", &["cryptsetup"]),
     ("btrfs-progs", &["btrfs"]),
     ("ntfs-3g", &["ntfs-3g"]),
+    ("ldmtool", &["ldmtool"]),
+    ("dmsetup", &["dmsetup"]),
 ];
 
 /// Packages whose files serve to make disks for the tests, and are in no appliance.

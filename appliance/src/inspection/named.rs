@@ -6,6 +6,7 @@ use guestmnt_protocol::volume::VolumeName;
 
 use crate::assembly::{Assembly, Block};
 use crate::blkid::Entry;
+use crate::dynamic;
 use crate::volumes::Probed;
 
 /// All volumes.
@@ -24,7 +25,7 @@ pub struct Volume {
     pub uuid: String,
     /// Likewise.
     pub label: String,
-    /// Of its partition.
+    /// Of its partition, or of the volume of dynamic disks that it is.
     pub partition_uuid: String,
     /// Likewise.
     pub partition_label: String,
@@ -56,7 +57,7 @@ impl Volumes {
                 disk: disk.map(|device| device.disk),
                 uuid: probed.uuid.clone(),
                 label: probed.label.clone(),
-                partition_uuid: entry.uuid,
+                partition_uuid: dynamic::guid_of(block).unwrap_or(entry.uuid),
                 partition_label: entry.name,
                 start: device.and_then(|device| assembly.disks.start(device)),
             }

@@ -159,15 +159,15 @@ fn mounts(
 enum Remembered {
     /// In an MBR.
     Place { signature: u32, start: u64 },
-    /// In a GPT; a GUID in lower case.
-    Partition(String),
+    /// In a GPT, or on dynamic disks: its GUID.
+    Partition([u8; 16]),
 }
 
 impl Remembered {
     /// A value of `MountedDevices`; `None` for drives that are removed or no disks.
     fn parse(data: &[u8]) -> Option<Self> {
         if let Some(guid) = data.strip_prefix(b"DMIO:ID:") {
-            return guid.try_into().ok().map(|guid| Self::Partition(guid_text(guid)));
+            return guid.try_into().ok().map(Self::Partition);
         }
         let (signature, start) = data.split_first_chunk()?;
         let signature = u32::from_le_bytes(*signature);
@@ -177,18 +177,28 @@ impl Remembered {
     fn volume<'v>(&self, volumes: &'v Volumes, root: &VolumeName) -> Option<&'v VolumeName> {
         match self {
             Self::Place { signature, start } => volumes.at(*signature, *start, root),
-            Self::Partition(guid) => volumes.find(&format!("PARTUUID={guid}"), root),
+            Self::Partition(guid) => {
+                let find = |guid: String| volumes.find(&format!("PARTUUID={guid}"), root);
+                // The database of dynamic disks has its bytes as people write them.
+                find(little_endian(*guid)).or_else(|| find(big_endian(*guid)))
+            }
         }
     }
 }
 
 /// A GUID as people write it; its first three numbers are little-endian.
-fn guid_text(guid: [u8; 16]) -> String {
+fn little_endian(guid: [u8; 16]) -> String {
     let [a, b, c, d, e, f, g, h, rest @ ..] = guid;
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let numbers =
-        [hex(&[d, c, b, a]), hex(&[f, e]), hex(&[h, g]), hex(&rest[..2]), hex(&rest[2..])];
-    numbers.join("-")
+    let [i, j, k, l, m, n, o, p] = rest;
+    big_endian([d, c, b, a, f, e, h, g, i, j, k, l, m, n, o, p])
+}
+
+/// A GUID whose bytes stand in the order in which people write them.
+fn big_endian(guid: [u8; 16]) -> String {
+    let hex = |range: std::ops::Range<usize>| -> String {
+        guid[range].iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    [hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16)].join("-")
 }
 
 #[cfg(test)]
@@ -230,11 +240,14 @@ mod tests {
             0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47,
             0x7d, 0xe4,
         ];
+        // As the database of dynamic disks has the same.
+        let dynamic = 0x0fc6_3daf_8483_4772_8e79_3d69_d847_7de4_u128.to_be_bytes();
         system
             .at("MountedDevices")
             .set("\\DosDevices\\D:", [b"DMIO:ID:".as_slice(), &guid].concat())
             .set("\\DosDevices\\C:", place(2 << 20))
             .set("\\DosDevices\\E:", place(77 << 20))
+            .set("\\DosDevices\\G:", [b"DMIO:ID:".as_slice(), &dynamic].concat())
             .set("\\DosDevices\\F:", b"\\\0?\0?\0\\\0U\0S\0B\0".to_vec())
             .set("\\DosDevices\\CD:", place(2 << 20))
             .set("\\??\\Volume{aaaa}", [b"DMIO:ID:".as_slice(), &guid].concat())
@@ -254,7 +267,7 @@ mod tests {
         assert_eq!((bare.host_name.as_str(), bare.product.as_str()), ("WORK", ""));
         let drives: Vec<String> =
             bare.drives.iter().map(|drive| format!("{} {}", drive.letter, drive.device)).collect();
-        assert_eq!(drives, ["C: /dev/sda2", "D: /dev/sdc1"]);
+        assert_eq!(drives, ["C: /dev/sda2", "D: /dev/sdc1", "G: /dev/sdc1"]);
 
         let mounts: Vec<String> =
             bare.mounts.iter().map(|mount| format!("{} {}", mount.at, mount.device)).collect();

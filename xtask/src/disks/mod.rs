@@ -19,6 +19,7 @@ pub mod bitlocker;
 mod build;
 pub mod chain;
 mod content;
+pub mod dynamic;
 mod exfat;
 pub mod filesystems;
 pub mod hive;

@@ -20,7 +20,7 @@ use super::content::{Tree, set_moment};
 use super::filesystems::{Keeps, Kind, Names, Times};
 use super::manifest::{Entry, scan};
 use super::ntfs::{Edit, Volume};
-use super::{assembled, bitlocker, locked, mkfs, sparse, windows};
+use super::{assembled, bitlocker, dynamic, locked, mkfs, sparse, windows};
 use crate::Error;
 use crate::places::Places;
 use crate::process::Tool;
@@ -71,7 +71,8 @@ impl Specimens {
         };
         let whole = assembled::are_there(&specimens)
             && windows::are_there(&specimens)
-            && bitlocker::are_there(&specimens);
+            && bitlocker::are_there(&specimens)
+            && dynamic::are_there(&specimens);
         if lacking().is_empty() && specimens.crowd().exists() && whole {
             // Perhaps root made them, and this user may not lock anything there.
             return Ok(specimens);
@@ -93,6 +94,7 @@ impl Specimens {
         }
         windows::ensure(&specimens)?;
         bitlocker::ensure(&specimens)?;
+        dynamic::ensure(&specimens)?;
         if !assembled::are_there(&specimens) {
             step("disks to be assembled", || {
                 assembled::ensure(&specimens, places)?;
