@@ -34,7 +34,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
         _ => open_chain(leaf, format, &allowed, &mut warnings)?,
     };
     let (size, block_size) = (chain[0].size, options.block_size);
-    Ok(Disk { path: path.to_owned(), size, block_size, chain, warnings })
+    let path = path.to_owned();
+    Ok(Disk { path, size, block_size, chain, warnings, writing: None })
 }
 
 /// Opens the file that the user means, and tells its format where that is not known.

@@ -22,7 +22,7 @@ pub struct Cid(pub u32);
 
 impl Cid {
     /// In the place of a parent's id: there is none.
-    const NO_PARENT: Self = Self(u32::MAX);
+    pub(super) const NO_PARENT: Self = Self(u32::MAX);
 }
 
 impl fmt::Display for Cid {

@@ -13,6 +13,7 @@ use super::format::Format;
 use super::guid::Guid;
 use super::line_problem::LineProblem;
 use super::name::{FileName, NameError};
+use super::unwritable::Unwritable;
 use super::{MAX_DESCRIPTOR, MAX_DISK_SIZE, MAX_EXTENTS, MAX_LINKS, SECTOR_SIZE};
 
 /// A disk that cannot be opened: the file at fault and what is wrong with it.
@@ -216,11 +217,21 @@ pub enum Problem {
     Cycle(PathBuf),
     /// A chain beyond [`MAX_LINKS`].
     TooDeep,
+    /// A file that another program is writing to.
+    BeingWritten,
+    /// A disk that can be read and not be written.
+    Unwritable(Unwritable),
 }
 
 impl From<io::Error> for Problem {
     fn from(e: io::Error) -> Self {
         Self::Io(e)
+    }
+}
+
+impl From<Unwritable> for Problem {
+    fn from(reason: Unwritable) -> Self {
+        Self::Unwritable(reason)
     }
 }
 
@@ -332,6 +343,8 @@ impl fmt::Display for Problem {
                 write!(f, "its parent {} is also its child", show(parent))
             }
             Self::TooDeep => write!(f, "the chain has more than {MAX_LINKS} links"),
+            Self::BeingWritten => f.write_str("another program is writing to it"),
+            Self::Unwritable(reason) => reason.fmt(f),
         }
     }
 }

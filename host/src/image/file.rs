@@ -1,5 +1,5 @@
 //! Opening one file of an image so that opening does nothing else: no FIFO blocks, no device
-//! is touched, nothing can be written.
+//! is touched, nothing can be written unless that is what it is opened for.
 //!
 //! **Invariant:** knows no format; what a file may be used for is decided elsewhere.
 
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::Source;
 use super::error::Problem;
+use super::unwritable::Unwritable;
 
 /// One file, however it is named: device and inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,13 +72,38 @@ impl LocatedFile {
         Ok(Self { handle, path: path.to_owned(), real, nlink: meta.nlink() })
     }
 
+    /// Finds an open file once more.
+    ///
+    /// # Errors
+    /// Those of [`Self::at`].
+    pub fn of(file: &File) -> Result<Self, Problem> {
+        Self::at(Path::new(&proc_path(file)))
+    }
+
     /// Opens it for reading. It is the very file that was found, whatever its path means now.
     ///
     /// # Errors
     /// [`Problem::Io`].
     pub fn open(self) -> Result<ImageFile, Problem> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).custom_flags(libc::O_NOCTTY).open(proc_path(&self.handle))?;
+        self.open_with(OpenOptions::new().read(true))
+    }
+
+    /// Opens it for reading and writing.
+    ///
+    /// # Errors
+    /// [`Problem::Unwritable`], for root too where nobody has the permission to write to it.
+    pub fn open_for_writing(self) -> Result<ImageFile, Problem> {
+        if self.handle.metadata()?.mode() & 0o222 == 0 {
+            return Err(Unwritable::ReadOnlyFile.into());
+        }
+        self.open_with(OpenOptions::new().read(true).write(true)).map_err(|problem| match problem {
+            Problem::Io(error) => Unwritable::Refused(error).into(),
+            other => other,
+        })
+    }
+
+    fn open_with(self, options: &mut OpenOptions) -> Result<ImageFile, Problem> {
+        let file = options.custom_flags(libc::O_NOCTTY).open(proc_path(&self.handle))?;
         let meta = file.metadata()?;
         Ok(ImageFile {
             file,
@@ -94,7 +120,7 @@ fn proc_path(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// A regular file, open for reading.
+/// A regular file, open for reading at least.
 #[derive(Debug)]
 pub struct ImageFile {
     file: File,

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use sha2::{Digest, Sha256};
 
-use super::{Disk, Link, Source};
+use super::Disk;
 
 /// Bytes at each end of a file that are looked at.
 const SAMPLE: u64 = 64 << 10;
@@ -42,20 +42,11 @@ impl Disk {
             if let Some(vmdk) = link.vmdk {
                 contents.update(format!("{:?}", vmdk.cid));
             }
-            for file in files(link) {
+            for file in link.files() {
                 add(file, &mut contents, &mut times)?;
             }
         }
         Ok(Fingerprint { contents: contents.finalize().into(), times: times.finalize().into() })
-    }
-}
-
-fn files(link: &Link) -> Vec<&File> {
-    match &link.source {
-        Source::File(file) | Source::Part { file, .. } => vec![file],
-        Source::Described { extents, .. } | Source::Mapped { extents, .. } => {
-            extents.iter().collect()
-        }
     }
 }
 

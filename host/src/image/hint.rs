@@ -56,6 +56,11 @@ impl Problem {
             Self::ParentLarger { .. } => {
                 "the parent was enlarged after the snapshot was taken; look for an unchanged copy of it"
             }
+            Self::BeingWritten => {
+                "shut the virtual machine down or end the program that has it; \
+                 `guestimg status` shows your mounts"
+            }
+            Self::Unwritable(reason) => return Some(reason.hint()),
             Self::Io(e) => match e.kind() {
                 io::ErrorKind::PermissionDenied => {
                     "it must be readable to the user who runs this program"

@@ -2,7 +2,7 @@
 //!
 //! Everything read here was written by whoever made the image. [`Disk::open`] follows a disk
 //! from the file that the user names to its extents and parents, opens each file once and
-//! read-only, and hands on open files: QEMU gets those and no paths, so what is not opened
+//! read-only, [`Disk::open_for_writing`] those of its leaf for writing too, and hands on open files: QEMU gets those and no paths, so what is not opened
 //! here is out of its reach.
 //!
 //! Followed are VMware's Virtual Disk Format 5.0, as far as QEMU's block/vmdk.c reads it, and
@@ -20,6 +20,7 @@
 mod archive;
 mod block_size;
 mod chain;
+mod content_id;
 mod cowd;
 mod create_type;
 mod descriptor;
@@ -40,18 +41,22 @@ mod name;
 mod owner;
 mod parent;
 mod qcow2;
+mod qemu_lock;
 mod reach;
 mod sector_map;
 mod sesparse;
 mod sparse;
 mod split;
+mod unwritable;
 mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
 mod vmx;
+mod writing;
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub use block_size::{BlockSize, BlockSizeError};
@@ -63,6 +68,8 @@ pub use format::{Format, FormatError};
 pub use guid::{Guid, ImageIds};
 pub use line_problem::LineProblem;
 pub use name::{FileName, NameError};
+pub use unwritable::Unwritable;
+pub use writing::Writing;
 
 /// Bytes of a sector, the unit of VMDK's numbers.
 pub const SECTOR_SIZE: u64 = 512;
@@ -106,6 +113,8 @@ pub struct Disk {
     /// What the user should know although the disk could be opened; one sentence each, fit
     /// for a terminal.
     pub warnings: Vec<String>,
+    /// What writing to the leaf takes, where it was opened for that.
+    pub writing: Option<Writing>,
 }
 
 /// One image of a chain.
@@ -135,7 +144,8 @@ pub struct VmdkInfo {
     pub parent_cid: Option<Cid>,
 }
 
-/// The open files of a link. All are regular, read-only and close-on-exec.
+/// The open files of a link. All are regular and close-on-exec; read-only but for those of a leaf
+/// that was opened for writing.
 #[derive(Debug)]
 pub enum Source {
     /// One file that QEMU reads by itself.
@@ -169,6 +179,15 @@ pub enum Source {
 }
 
 impl Link {
+    /// Its open files.
+    #[must_use]
+    pub fn files(&self) -> &[File] {
+        match &self.source {
+            Source::File(file) | Source::Part { file, .. } => std::slice::from_ref(file),
+            Source::Described { extents, .. } | Source::Mapped { extents, .. } => extents,
+        }
+    }
+
     /// The block driver of QEMU that reads it: that of its format, but for what a descriptor
     /// puts together.
     #[must_use]
@@ -195,6 +214,40 @@ impl Disk {
     /// [`ImageError`], which names the file and, where another file refers to it, that one too.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
         chain::open(path, options)
+    }
+
+    /// Opens the disk at `path` so that its leaf can be written. Nobody else can use that as long
+    /// as this is there.
+    ///
+    /// # Errors
+    /// [`ImageError`], with [`Problem::Unwritable`] where it could only be read.
+    pub fn open_for_writing(path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
+        writing::open(path, options)
+    }
+
+    /// Keeps others from writing to the files that are only read here, as long as this is there.
+    ///
+    /// # Errors
+    /// [`Problem::BeingWritten`] where somebody is writing to one of them.
+    pub fn lock(&self) -> Result<(), ImageError> {
+        let written = usize::from(self.writing.is_some());
+        for link in &self.chain[written..] {
+            for file in link.files() {
+                qemu_lock::for_reading(file)
+                    .map_err(|problem| ImageError::new(&link.path, problem))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// To be called before the first byte is written: gives the leaf another content id, so that
+    /// whatever was made over what it held is not used over what it will hold. Once that was done,
+    /// and where there is no such id, it does nothing.
+    ///
+    /// # Errors
+    /// Those of pwrite(2) and fdatasync(2).
+    pub fn begin_writing(&self) -> io::Result<()> {
+        self.writing.as_ref().map_or(Ok(()), Writing::begin)
     }
 }
 

@@ -38,6 +38,8 @@ pub struct SparseHeader {
     pub descriptor_sectors: u64,
     /// Whether the grain directory is found by the footer.
     pub has_footer: bool,
+    /// Whether grains are compressed, which takes a writer that writes each once.
+    pub is_compressed: bool,
 }
 
 impl SparseHeader {
@@ -64,7 +66,8 @@ impl SparseHeader {
         } else {
             check_tables(file, &header)?
         };
-        Ok(Self { size, descriptor_sectors, has_footer })
+        let is_compressed = le16(&header, 77) != 0;
+        Ok(Self { size, descriptor_sectors, has_footer, is_compressed })
     }
 }
 

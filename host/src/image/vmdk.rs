@@ -79,6 +79,34 @@ pub fn identity(file: &ImageFile) -> Result<(Cid, Option<ImageIds>), Problem> {
     Ok((descriptor.cid, descriptor.ids))
 }
 
+/// The descriptor of the VMDK in `file`, with its text, where that begins in the file, and whether
+/// the data is in the same file.
+///
+/// # Errors
+/// [`Problem`] of this file.
+pub fn described(file: &ImageFile) -> Result<Text, Problem> {
+    let embedded = file.start(sparse::MAGIC.len())? == sparse::MAGIC;
+    if embedded {
+        let descriptor = read_embedded(file)?;
+        let (at, bytes) = (SECTOR_SIZE, embedded_text(file, &SparseHeader::read(file)?)?);
+        return Ok(Text { descriptor, bytes, at, embedded });
+    }
+    let descriptor = read_text(file)?;
+    Ok(Text { descriptor, bytes: file.start(MAX_DESCRIPTOR)?, at: 0, embedded })
+}
+
+/// A descriptor where it is stored.
+pub struct Text {
+    /// What it says.
+    pub descriptor: Descriptor,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Where they begin in the file.
+    pub at: u64,
+    /// Whether they are in the file with the data.
+    pub embedded: bool,
+}
+
 fn read_text(file: &ImageFile) -> Result<Descriptor, Problem> {
     if file.is_part() {
         return Err(Problem::Unsupported {
@@ -106,20 +134,12 @@ fn read_embedded(file: &ImageFile) -> Result<Descriptor, Problem> {
     if header.descriptor_sectors == 0 {
         return Err(Problem::IsExtent(owner::descriptor_naming(file)));
     }
-    let len = header
-        .descriptor_sectors
-        .checked_mul(SECTOR_SIZE)
-        .and_then(|len| usize::try_from(len).ok())
-        .filter(|&len| len <= MAX_DESCRIPTOR)
-        .ok_or(Problem::DescriptorTooLong)?;
-    let text = file.bytes(SECTOR_SIZE, len, "descriptor")?;
-    // What lies behind the first zero byte is left from longer descriptors.
-    let text = text.split(|&b| b == 0).next().unwrap_or_default();
+    let text = embedded_text(file, &header)?;
     if text.is_empty() {
         // QEMU's extents have the place for one.
         return Err(Problem::IsExtent(owner::descriptor_naming(file)));
     }
-    let descriptor = Descriptor::parse(text)?;
+    let descriptor = Descriptor::parse(&text)?;
     if !descriptor.create_type.is_embedded() {
         return Err(Problem::damaged(format!(
             "a disk with createType \"{}\" has its descriptor in a file of its own",
@@ -144,4 +164,18 @@ fn read_embedded(file: &ImageFile) -> Result<Descriptor, Problem> {
         }
         _ => Err(Problem::damaged("its embedded descriptor names other extents than the file")),
     }
+}
+
+/// The text that follows the `header` of `file`.
+fn embedded_text(file: &ImageFile, header: &SparseHeader) -> Result<Vec<u8>, Problem> {
+    let len = header
+        .descriptor_sectors
+        .checked_mul(SECTOR_SIZE)
+        .and_then(|len| usize::try_from(len).ok())
+        .filter(|&len| len <= MAX_DESCRIPTOR)
+        .ok_or(Problem::DescriptorTooLong)?;
+    let mut text = file.bytes(SECTOR_SIZE, len, "descriptor")?;
+    // What lies behind the first zero byte is left from longer descriptors.
+    text.truncate(text.iter().position(|&b| b == 0).unwrap_or(len));
+    Ok(text)
 }
