@@ -22,7 +22,7 @@ use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
 use crate::session::plan::{
-    DEFAULT_MEMORY_MIB, DiskSpec, OverlayUse, Plan, PlanError, check_count, check_overlays,
+    DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, WritesTo, check_count, check_overlays,
 };
 use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
@@ -35,6 +35,7 @@ const AFTER_HELP: &str = "\
 Examples:
   guestmnt -a disk.vmdk -m /dev/sda2 --ro /mnt
   guestmnt -a disk.vmdk --overlay changes.qcow2 -m /dev/sda2 /mnt
+  guestmnt -a disk.vmdk -m /dev/sda2 --rw /mnt
   guestmnt -a system.vmdk -m /dev/sda1 -a data.vmdk -m /dev/sdb2:/mounts/data --ro /mnt
   guestmnt -a system.vmdk -a data.vmdk -i /mnt
   guestunmnt /mnt
@@ -44,7 +45,8 @@ written could not all be kept (with --no-fork; else guestunmnt says so).
 Environment: GUESTMNT_APPLIANCE (folder of the appliance), GUESTMNT_QEMU (program), TMPDIR (overlays).";
 
 /// Shows the files of untrusted disk images in a folder, without root. A throw-away VM reads
-/// the filesystems; the images are not changed. With --overlay, files can be written.
+/// the filesystems; the images are not changed. With --overlay, files can be written, which a
+/// file beside the image takes; with --rw, the image itself does.
 #[derive(Parser)]
 #[command(name = "guestmnt", version, after_help = AFTER_HELP)]
 struct Arguments {
@@ -56,19 +58,23 @@ struct Arguments {
 
     /// Write also to an NTFS that was not unmounted, or that Windows is hibernated on: what it
     /// has in memory will destroy what is written
-    #[arg(long, requires = "overlay")]
+    #[arg(long, requires = "writing")]
     force_dirty: bool,
 
     #[command(flatten)]
     selection: SelectionArguments,
 
     /// Show disks, partitions and volumes as files, instead of mounting filesystems
-    #[arg(long, conflicts_with_all = ["mount", "inspector", "all", "overlay"])]
+    #[arg(long, conflicts_with_all = ["mount", "inspector", "all", "writing"])]
     blocks: bool,
 
     /// Read-only, which is the default: nothing is kept
-    #[arg(short = 'r', long, conflicts_with = "overlay")]
+    #[arg(short = 'r', long, conflicts_with = "writing")]
     ro: bool,
+
+    /// Write to the images themselves, which nobody else can use meanwhile; of a chain, to its leaf
+    #[arg(short = 'w', long, group = "writing")]
+    rw: bool,
 
     /// FUSE options: allow_other, allow_root, default_permissions, uid=, gid=, umask=, fmask=, dmask=, noexec
     #[arg(short = 'o', long = "option", value_name = "OPTION[,OPTION…]")]
@@ -203,6 +209,14 @@ fn run(
         let named = arguments.selection.of(disks.len()).map_err(boxed)?;
         named.ok_or_else(|| boxed(PlanError::NoRoot))?
     };
+    let dirty = if arguments.force_dirty { Dirty::Force } else { Dirty::ReadOnly };
+    let writes = if arguments.rw {
+        WritesTo::Images(dirty)
+    } else if disks.iter().any(|disk| disk.overlay.is_some()) {
+        WritesTo::Overlays(dirty)
+    } else {
+        WritesTo::Nothing
+    };
     let keys = arguments.keys.fetch().map_err(boxed)?;
     let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
     let mut plan = Plan {
@@ -220,11 +234,7 @@ fn run(
         memory_mib: arguments.memsize.unwrap_or(usual_memory),
         timeout: Duration::from_secs(arguments.timeout),
         stats: arguments.stats,
-        overlays: OverlayUse::Write(if arguments.force_dirty {
-            Dirty::Force
-        } else {
-            Dirty::ReadOnly
-        }),
+        writes,
     };
     let ready = arguments.fd.map(sys::take_inherited).transpose();
     let ready = ready

@@ -35,7 +35,7 @@ pub struct ImageArguments {
 pub struct OverlayArguments {
     /// qcow2 file that takes all changes of the image named before this, which stays as it is; it is
     /// made where it is not there, and gone on with where it is
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "writing")]
     overlay: Vec<PathBuf>,
 }
 

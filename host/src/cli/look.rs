@@ -16,7 +16,7 @@ use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{Launched, launch};
-use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, OverlayUse, Plan, check_count};
+use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, WritesTo, check_count};
 use crate::session::timings::Timings;
 use crate::vm::Vm;
 use crate::vm::accelerator::AcceleratorChoice;
@@ -83,7 +83,7 @@ impl LookArguments {
         let keys = self.keys.fetch().map_err(boxed)?;
         let usual_memory = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };
         Ok(Plan {
-            overlays: OverlayUse::Read,
+            writes: WritesTo::Nothing,
             disks,
             allow_paths: self.images.allow_path.clone(),
             selection,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::arrangement::Arrangement;
 use super::launch::LaunchError;
-use super::plan::{OverlayUse, Plan};
+use super::plan::{Plan, WritesTo};
 use super::timings::Timings;
 use crate::guest::Guest;
 use crate::image::Disk;
@@ -111,9 +111,9 @@ pub fn start(
     disks: &[Disk],
     kept: &[KeptOverlay],
 ) -> Result<Started, VmError> {
-    let overlays = match plan.overlays {
-        OverlayUse::Write(_) if !kept.is_empty() => Overlays::Kept(kept),
-        _ => Overlays::In(overlay_folder(), kept),
+    let overlays = match plan.writes {
+        WritesTo::Overlays(_) => Overlays::Kept(kept),
+        WritesTo::Nothing | WritesTo::Images(_) => Overlays::In(overlay_folder(), kept),
     };
     Vm::start(config, boot, disks, overlays)
 }

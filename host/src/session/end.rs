@@ -100,7 +100,7 @@ pub fn end(path: &Path) -> Result<(), EndError> {
     }
     wait_for(processes)?;
     match record.and_then(|record| record.read()) {
-        Some(Record { overlays, end, .. }) if !overlays.is_empty() => match end {
+        Some(Record { writable: true, end, .. }) => match end {
             End::Kept => Ok(()),
             End::Lost(reason) => Err(EndError::Lost(path.to_owned(), reason)),
             End::Open => {

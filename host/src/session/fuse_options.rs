@@ -111,7 +111,7 @@ impl FuseOptions {
             ("rw" | "suid" | "dev", None) => {
                 return Err(format!(
                     "-o {option}: a mount of an image is always nosuid and nodev, and ro unless \
-                     --overlay FILE takes what is written"
+                     --overlay FILE or --rw says where what is written goes"
                 ));
             }
             _ => return Err(format!("-o {option} is not known; there are {KNOWN}")),

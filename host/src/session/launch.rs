@@ -4,6 +4,7 @@ use std::env;
 use std::fmt;
 use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{self, Path, PathBuf};
 
@@ -15,7 +16,7 @@ use log::{info, warn};
 use super::arrangement::{Arrangement, ArrangementError};
 use super::boot::{self, Awake, Origin, PORTS};
 use super::keys::{self, KeyError};
-use super::plan::{MountSpec, OverlayUse, Plan};
+use super::plan::{MountSpec, Plan, WritesTo};
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
 use crate::disk::DiskReader;
@@ -54,6 +55,8 @@ pub enum LaunchError {
     Image(ImageError),
     /// A file cannot take a disk's changes.
     Overlay(OverlayError),
+    /// An image cannot be marked as changed.
+    Begin(PathBuf, io::Error),
     /// There is no appliance.
     Appliance(ApplianceError),
     /// QEMU failed.
@@ -88,6 +91,9 @@ impl fmt::Display for LaunchError {
         match self {
             Self::Image(error) => error.fmt(f),
             Self::Overlay(error) => error.fmt(f),
+            Self::Begin(image, error) => {
+                write!(f, "cannot write to {}: {error}", Printable(image.as_os_str().as_bytes()))
+            }
             Self::Appliance(error) => error.fmt(f),
             Self::Vm(error) => error.fmt(f),
             Self::Guest(error, last_words) => {
@@ -341,14 +347,19 @@ fn open_disks(plan: &Plan) -> Result<Disks, LaunchError> {
             block_size: spec.block_size,
             allow_paths: plan.allow_paths.clone(),
         };
-        let disk = Disk::open(&spec.path, &options).map_err(LaunchError::Image)?;
+        let opened = match plan.writes {
+            WritesTo::Images(_) => Disk::open_for_writing(&spec.path, &options),
+            WritesTo::Nothing | WritesTo::Overlays(_) => Disk::open(&spec.path, &options),
+        };
+        let disk = opened.map_err(LaunchError::Image)?;
+        disk.lock().map_err(LaunchError::Image)?;
         for warning in &disk.warnings {
             warn!("{warning}");
         }
         if let Some(path) = &spec.overlay {
-            let overlay = match plan.overlays {
-                OverlayUse::Write(_) => KeptOverlay::over(path, &disk),
-                OverlayUse::Read => KeptOverlay::existing(path, &disk),
+            let overlay = match plan.writes {
+                WritesTo::Overlays(_) => KeptOverlay::over(path, &disk),
+                WritesTo::Nothing | WritesTo::Images(_) => KeptOverlay::existing(path, &disk),
             };
             kept.push(overlay.map_err(LaunchError::Overlay)?);
         }
@@ -360,7 +371,7 @@ fn open_disks(plan: &Plan) -> Result<Disks, LaunchError> {
 /// Readers of those disks that this process can read as well, where the user does not want all to
 /// go through the guest, and where the images say what the files hold.
 fn readers(plan: &Plan, disks: &[Disk]) -> Vec<Option<DiskReader>> {
-    if plan.through_guest || plan.has_overlays() {
+    if plan.through_guest || !plan.shows_images() {
         return Vec::new();
     }
     let reader = |disk: &Disk| {
@@ -381,6 +392,11 @@ fn mount_all(
     if !plan.keys.is_empty() {
         open = keys::open_volumes(&launched.guest, &plan.keys).map_err(LaunchError::Key)?;
         timings.done("volumes opened");
+    }
+    // A filesystem is written to when it is mounted: its journal is replayed.
+    for disk in &launched.origin.disks {
+        let failed = |error| LaunchError::Begin(disk.path.clone(), error);
+        disk.begin_writing().map_err(failed)?;
     }
     let guest = &launched.guest;
     let mounted = plan

@@ -119,7 +119,9 @@ impl<'p> Session<'p> {
         let (accelerator, qemu) = (origin.accelerator, vm.process_id());
         let overlays = origin.kept.iter().map(|overlay| overlay.path().to_owned()).collect();
         let (revivals, end) = (0, End::Open);
-        let record = Record { images, accelerator, qemu, revivals, confinement, overlays, end };
+        let writable = plan.is_writable();
+        let record =
+            Record { images, accelerator, qemu, revivals, confinement, overlays, writable, end };
         let shown =
             record.publish().map_err(|error| SessionError::Io("say what is mounted", error))?;
         // What a VM has not yet written when it dies, no other one knows.

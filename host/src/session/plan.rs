@@ -52,22 +52,24 @@ pub struct Plan {
     pub timeout: Duration,
     /// Whether the requests are told at the end.
     pub stats: bool,
-    /// What is done with the disks' overlays, if they have some.
-    pub overlays: OverlayUse,
+    /// Where what is written goes.
+    pub writes: WritesTo,
 }
 
-/// What is done with overlays.
+/// Where what is written to the files goes. With it, what is done with a filesystem that had better
+/// not be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OverlayUse {
-    /// Files can be written, and the overlays take that. So it goes with a filesystem that had
-    /// better not be written.
-    Write(Dirty),
-    /// They show what they hold, and are not changed.
-    Read,
+pub enum WritesTo {
+    /// Nowhere: they can only be read. Overlays show what they hold.
+    Nothing,
+    /// To the disks' overlays: each has one.
+    Overlays(Dirty),
+    /// To the images themselves.
+    Images(Dirty),
 }
 
 impl Plan {
-    /// Whether files can be written, which takes an overlay for each disk.
+    /// Whether files can be written.
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.writing().is_some()
@@ -76,16 +78,16 @@ impl Plan {
     /// What is done with a filesystem that had better not be written, where files can be.
     #[must_use]
     pub fn writing(&self) -> Option<Dirty> {
-        match self.overlays {
-            OverlayUse::Write(dirty) if self.has_overlays() => Some(dirty),
-            _ => None,
+        match self.writes {
+            WritesTo::Nothing => None,
+            WritesTo::Overlays(dirty) | WritesTo::Images(dirty) => Some(dirty),
         }
     }
 
-    /// Whether what the disks show is not what their images hold.
+    /// Whether the images hold what the disks show, as long as they are shown.
     #[must_use]
-    pub fn has_overlays(&self) -> bool {
-        self.disks.iter().any(|disk| disk.overlay.is_some())
+    pub fn shows_images(&self) -> bool {
+        self.writes == WritesTo::Nothing && self.disks.iter().all(|disk| disk.overlay.is_none())
     }
 
     /// Whether the VM has bulk memory.

@@ -37,8 +37,10 @@ pub struct Record {
     pub revivals: u32,
     /// What QEMU is confined by.
     pub confinement: Report,
-    /// What takes the changes, one for each image; empty where nothing can be written.
+    /// What takes or holds changes, one for each image; empty where there are none.
     pub overlays: Vec<PathBuf>,
+    /// Whether files can be written: to the overlays, or to the images where there are none.
+    pub writable: bool,
     /// How it ended, where something could be written.
     pub end: End,
 }
@@ -123,6 +125,7 @@ mod tests {
             revivals: 0,
             confinement: Report(Vec::new()),
             overlays: Vec::new(),
+            writable: false,
             end: End::Open,
         };
         let me = std::process::id();

@@ -24,12 +24,18 @@ use crate::image::{BlockSize, Descriptor, Disk, Format, Link, Source};
 const EMPTY_BAY: u64 = bay::EMPTY_SECTORS * 512;
 
 /// The files of some disks, on their way to QEMU. Each disk gets a qcow2 overlay, which takes
-/// the guest's writes.
+/// the guest's writes, unless it was opened for writing itself.
 #[derive(Default)]
 pub struct DiskFiles<'d> {
     files: Vec<Passed<'d>>,
+    /// Block nodes that are there when the machine begins.
     nodes: Vec<Value>,
+    /// Those of the disks that are plugged in when it runs. A restored QEMU does not activate nodes
+    /// that no device has: it would die of the first write.
+    later: Vec<Value>,
     tops: Vec<Top>,
+    /// Bytes of the longest image that is written.
+    longest_written: u64,
 }
 
 /// What takes the guest's writes.
@@ -44,7 +50,7 @@ pub enum Overlays<'a> {
 
 /// What the guest sees of a disk.
 struct Top {
-    /// The overlay's node.
+    /// The overlay's node, or the leaf's.
     node: String,
     /// Bytes.
     size: u64,
@@ -89,30 +95,31 @@ impl<'d> DiskFiles<'d> {
     pub fn of(disks: &'d [Disk], overlays: Overlays<'d>) -> Result<Self, VmError> {
         let mut all = Self::default();
         for (number, disk) in disks.iter().enumerate() {
-            let mut below = Value::Null;
-            for link in disk.chain.iter().rev() {
-                below = Value::String(all.link(link, &below)?);
-            }
-            let size = disk.sectors_size();
-            let overlay = match overlays {
-                Overlays::Kept(files) => Passed::Borrowed(files[number].file()),
-                Overlays::In(folder, kept) => {
-                    if let Some(kept) = kept.get(number) {
-                        below = Value::String(all.read_only(kept, &below)?);
-                    }
-                    let failed = |error| VmError::Overlay { folder: folder.to_owned(), error };
-                    Passed::Owned(overlay::create(folder, size).map_err(failed)?.into())
-                }
-            };
-            let file = all.file(overlay, Access::ReadWrite);
-            let node = format!("overlay{number}");
-            all.nodes.push(json!({
-                "node-name": node, "driver": "qcow2", "file": file, "backing": below,
-            }));
-            let block_size = disk.block_size;
-            // The guest has seen sectors of the usual size there, and will not look again.
-            let fits = size != EMPTY_BAY && block_size == BlockSize::default();
+            let is_written = disk.writing.is_some();
+            let (size, block_size) = (disk.sectors_size(), disk.block_size);
+            // The guest has seen sectors of the usual size there, and will not look again. And
+            // what tells it of another size, not every format lets be done to an image.
+            let fits = size != EMPTY_BAY && block_size == BlockSize::default() && !is_written;
             let place = if fits && number < bay::BAYS.into() { Place::Bay } else { Place::Lun };
+            let first = all.nodes.len();
+            let mut below = Value::Null;
+            for (depth, link) in disk.chain.iter().enumerate().rev() {
+                let is_leaf = is_written && depth == 0;
+                let access = if is_leaf { Access::ReadWrite } else { Access::ReadOnly };
+                below = Value::String(all.link(link, &below, access)?);
+            }
+            let node = match below {
+                Value::String(leaf) if is_written => leaf,
+                below => all.overlay(number, size, below, overlays)?,
+            };
+            if place == Place::Lun {
+                all.later.extend(all.nodes.drain(first..));
+            }
+            if is_written {
+                let files = disk.chain[0].files().iter().filter_map(|file| file.metadata().ok());
+                let longest = files.map(|stat| stat.len()).max().unwrap_or(0);
+                all.longest_written = all.longest_written.max(longest);
+            }
             all.tops.push(Top { node, size, block_size, place });
         }
         for n in 0..usize::from(bay::BAYS) {
@@ -131,11 +138,13 @@ impl<'d> DiskFiles<'d> {
         self.files.iter().map(AsFd::as_fd)
     }
 
-    /// Bytes that an overlay may grow to: a disk that was written whole, and its tables.
+    /// Bytes that a file may grow to: a disk that was written whole, with its tables, beside what
+    /// was in the file before.
     #[must_use]
-    pub fn largest_overlay(&self) -> u64 {
+    pub fn largest_file(&self) -> u64 {
         let largest = self.tops.iter().map(|top| top.size).max().unwrap_or(0);
-        largest.saturating_add(largest / 64).saturating_add(64 << 20)
+        let whole = largest.saturating_add(largest / 64).saturating_add(64 << 20);
+        whole.saturating_add(self.longest_written)
     }
 
     /// The words on QEMU's command line.
@@ -161,8 +170,9 @@ impl<'d> DiskFiles<'d> {
 
     /// The commands that plug the disks without a bay into the running machine.
     pub fn plugs(&self) -> impl Iterator<Item = Command<'static>> {
+        let nodes = self.later.iter().map(|node| Command::new("blockdev-add", node.clone()));
         let plugged = (0..).zip(&self.tops).filter(|(_, top)| top.place == Place::Lun);
-        plugged.map(|(lun, Top { node, block_size, .. }): (usize, _)| {
+        nodes.chain(plugged.map(|(lun, Top { node, block_size, .. }): (usize, _)| {
             // QEMU's default pauses the whole VM on a full disk, which would hang the mount.
             let mut device = json!({
                 "driver": "scsi-hd", "id": format!("disk{lun}"), "bus": "scsi0.0", "lun": lun,
@@ -173,7 +183,7 @@ impl<'d> DiskFiles<'d> {
                 device["physical_block_size"] = block_size.bytes().into();
             }
             Command::new("device_add", device)
-        })
+        }))
     }
 
     /// The commands that have a guest learn what is in the bays that it saw empty. They set the
@@ -196,7 +206,7 @@ impl<'d> DiskFiles<'d> {
         let file = File::open(path)
             .map_err(|error| VmError::Overlay { folder: kept.path().to_owned(), error })?;
         let file = self.file(Passed::Owned(file.into()), Access::ReadOnly);
-        let node = format!("kept{}", self.nodes.len());
+        let node = self.name("kept");
         self.nodes.push(json!({
             "node-name": node, "driver": "qcow2", "file": file, "backing": below,
             "read-only": true, "auto-read-only": false,
@@ -204,25 +214,54 @@ impl<'d> DiskFiles<'d> {
         Ok(node)
     }
 
+    /// Adds what takes the writes to the disk `number`, of `size` bytes, over the node `below`, and
+    /// names its node.
+    fn overlay(
+        &mut self,
+        number: usize,
+        size: u64,
+        mut below: Value,
+        overlays: Overlays<'d>,
+    ) -> Result<String, VmError> {
+        let overlay = match overlays {
+            Overlays::Kept(files) => Passed::Borrowed(files[number].file()),
+            Overlays::In(folder, kept) => {
+                if let Some(kept) = kept.get(number) {
+                    below = Value::String(self.read_only(kept, &below)?);
+                }
+                let failed = |error| VmError::Overlay { folder: folder.to_owned(), error };
+                Passed::Owned(overlay::create(folder, size).map_err(failed)?.into())
+            }
+        };
+        let file = self.file(overlay, Access::ReadWrite);
+        let node = format!("overlay{number}");
+        self.nodes.push(json!({
+            "node-name": node, "driver": "qcow2", "file": file, "backing": below,
+        }));
+        Ok(node)
+    }
+
     /// Adds one link over the node `below`, and names its node.
-    fn link(&mut self, link: &'d Link, below: &Value) -> Result<String, VmError> {
+    fn link(&mut self, link: &'d Link, below: &Value, access: Access) -> Result<String, VmError> {
         let file_node = match &link.source {
-            Source::File(file) => self.file(Passed::Borrowed(file), Access::ReadOnly),
+            Source::File(file) => self.file(Passed::Borrowed(file), access),
             Source::Part { file, offset, len } => {
                 let whole = self.file(Passed::Borrowed(file), Access::ReadOnly);
                 self.part(&whole, *offset, *len)
             }
-            Source::Described { descriptor, extents } => self.described(descriptor, extents)?,
+            Source::Described { descriptor, extents } => {
+                self.described(descriptor, extents, access)?
+            }
             Source::Mapped { descriptor, extents } => {
-                let text = self.described(descriptor, extents)?;
+                let text = self.described(descriptor, extents, Access::ReadOnly)?;
                 self.joined(&text)
             }
         };
-        let node = format!("link{}", self.nodes.len());
+        let node = self.name("link");
         let driver = link.qemu_driver();
         let mut options = json!({
             "node-name": node, "driver": driver, "file": file_node,
-            "read-only": true, "auto-read-only": false,
+            "read-only": access == Access::ReadOnly, "auto-read-only": false,
         });
         // Without it QEMU would follow the path in the file. Other formats know no parents.
         if [Format::Vmdk, Format::Qcow2].map(Format::qemu_driver).contains(&driver) {
@@ -248,16 +287,17 @@ impl<'d> DiskFiles<'d> {
         &mut self,
         descriptor: &Descriptor,
         extents: &'d [File],
+        access: Access,
     ) -> Result<String, VmError> {
         let sets: Vec<u32> = extents.iter().map(|file| self.pass(Passed::Borrowed(file))).collect();
         let text = descriptor.rewritten(|extent| file_name(sets[extent]));
-        let memory = read_only_memory(&text).map_err(VmError::Descriptor)?;
-        Ok(self.file(Passed::Owned(memory), Access::ReadOnly))
+        let memory = memory_of(&text, access).map_err(VmError::Descriptor)?;
+        Ok(self.file(Passed::Owned(memory), access))
     }
 
     /// Adds a node of the bytes that the descriptor `text` joins, and names it.
     fn joined(&mut self, text: &str) -> String {
-        let node = format!("joined{}", self.nodes.len());
+        let node = self.name("joined");
         self.nodes.push(json!({
             "node-name": node, "driver": "vmdk", "file": text, "backing": null,
             "read-only": true, "auto-read-only": false,
@@ -267,12 +307,17 @@ impl<'d> DiskFiles<'d> {
 
     /// Adds a node of some bytes of another node, and names it.
     fn part(&mut self, whole: &str, offset: u64, size: u64) -> String {
-        let node = format!("part{}", self.nodes.len());
+        let node = self.name("part");
         self.nodes.push(json!({
             "node-name": node, "driver": "raw", "file": whole, "offset": offset, "size": size,
             "read-only": true, "auto-read-only": false,
         }));
         node
+    }
+
+    /// A name that no node has.
+    fn name(&self, kind: &str) -> String {
+        format!("{kind}{}", self.nodes.len() + self.later.len())
     }
 
     /// Adds a descriptor, and gives the number of its set.
@@ -291,10 +336,13 @@ fn file_name(set: u32) -> String {
     format!("/dev/fdset/{set}")
 }
 
-/// `text` in memory, behind a descriptor that is open for reading only: QEMU takes no other
-/// for a read-only node.
-fn read_only_memory(text: &[u8]) -> io::Result<OwnedFd> {
+/// `text` in memory. Where it is only read, it is behind a descriptor that is open for reading only:
+/// QEMU takes no other for a read-only node.
+fn memory_of(text: &[u8], access: Access) -> io::Result<OwnedFd> {
     let mut memory = File::from(memfd_create("descriptor", MFdFlags::MFD_CLOEXEC)?);
     memory.write_all(text)?;
-    Ok(File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into())
+    match access {
+        Access::ReadWrite => Ok(memory.into()),
+        Access::ReadOnly => Ok(File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into()),
+    }
 }

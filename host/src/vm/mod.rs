@@ -180,7 +180,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts QEMU with `disks`, each below one of `overlays`, and gives what leads into the guest. It boots meanwhile. It sees all disks after
+    /// Starts QEMU with `disks`, each below one of `overlays` unless it is written itself, and gives what leads into the guest. It boots meanwhile. It sees all disks after
     /// [`Vm::attach`].
     ///
     /// # Errors
@@ -227,7 +227,7 @@ impl Vm {
             inherited: &inherited,
             reopened: &files.reopened(),
             kvm: config.accelerator == Accelerator::Kvm,
-            largest_file: disks.largest_overlay().max(files.largest()),
+            largest_file: disks.largest_file().max(files.largest()),
         };
         let (process, confinement) = Confinement::new(config.confinement)
             .start(&program)

@@ -26,7 +26,7 @@ use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::launch;
 use crate::session::plan::{
-    DEFAULT_MEMORY_MIB, DiskSpec, OverlayUse, Plan, PlanError, check_count, check_overlays,
+    DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, WritesTo, check_count, check_overlays,
 };
 use crate::session::timings::Timings;
 use crate::vm::accelerator::AcceleratorChoice;
@@ -97,7 +97,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         timeout: TIMEOUT,
         confinement: Policy::BestEffort,
         stats: false,
-        overlays: OverlayUse::Read,
+        writes: WritesTo::Nothing,
     };
     let before = launch(&plan, &Timings::start()).map_err(boxed)?;
     plan.disks = disks;
