@@ -18,3 +18,4 @@ pub mod tree;
 pub mod walks;
 pub mod worlds;
 pub mod writing;
+pub mod written;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use guestmnt_tests::program::text;
+use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{sha256, specimen};
 use guestmnt_tests::worlds::writable::{OverImage, Writable};
 use xtask::disks::filesystems::Kind;
@@ -46,4 +46,28 @@ fn what_an_overlay_changes_is_listed_and_forgotten() {
     assert_eq!(json[1]["after"]["mode"], "0600");
     run(&shown, &["discard"]);
     assert!(!first.exists());
+}
+
+/// More disks than a restored machine has a place for.
+#[test]
+fn each_of_several_disks_takes_what_is_written_to_it() {
+    let Some((image, _)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let disks = ["a", "b", "c"].map(|name| {
+        fs::copy(&image, place.path().join(name)).unwrap();
+        ["-a".to_owned(), name.to_owned(), "--overlay".to_owned(), format!("{name}.qcow2")]
+    });
+    let disks: Vec<&str> = disks.iter().flatten().map(String::as_str).collect();
+    let arguments = [&["--format", "raw"], &disks[..], &["--all", text(&mnt)]].concat();
+    place.mount(&arguments);
+    for name in ["sda", "sdb", "sdc"] {
+        fs::write(mnt.join(name).join("written"), name).unwrap();
+    }
+    place.unmount(&mnt);
+    place.mount(&arguments);
+    for name in ["sda", "sdb", "sdc"] {
+        assert_eq!(fs::read_to_string(mnt.join(name).join("written")).unwrap(), name);
+    }
+    place.unmount(&mnt);
 }
