@@ -35,6 +35,12 @@ impl Progress {
         self.0.inc(bytes);
     }
 
+    /// So many bytes of so many are done.
+    pub fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
     /// Prints a line about a file of the image on standard error.
     pub fn tell(&self, file: &[u8], what: &dyn std::fmt::Display) {
         self.0.suspend(|| eprintln!("guestimg: {}: {what}", Printable(file)));

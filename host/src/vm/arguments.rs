@@ -29,6 +29,9 @@ const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=rel
 /// no faster.
 const TCG_PROCESSOR: &str = "max,-erms,-fsrm,-fsrs,-fzrm,-fsrc";
 
+/// What QEMU's own filter of system calls denies.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
 /// The descriptors that QEMU inherits.
 pub struct Channels<'a> {
     /// The monitor's socket.
@@ -72,6 +75,17 @@ pub enum Memory {
     },
 }
 
+/// What a QEMU takes that only works on images, with the monitor's socket.
+#[must_use]
+pub fn without_machine(qmp: RawFd) -> Vec<OsString> {
+    let mut list: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-machine", "none"]);
+    add(&["-sandbox", SANDBOX]);
+    add(&["-chardev", &format!("socket,id=qmp,fd={qmp}"), "-mon", "chardev=qmp,mode=control"]);
+    list
+}
+
 /// The machine as a list of arguments, with a block node for each bay.
 #[must_use]
 pub fn arguments(
@@ -87,7 +101,7 @@ pub fn arguments(
     let mut list: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    add(&["-sandbox", SANDBOX]);
     let kind = "pc,usb=off,hpet=off,vmport=off,smbus=off,graphics=off";
     match machine.bulk {
         None => add(&["-machine", &format!("{kind},memory-backend=ram")]),

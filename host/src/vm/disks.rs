@@ -52,6 +52,8 @@ pub enum Overlays<'a> {
 struct Top {
     /// The overlay's node, or the leaf's.
     node: String,
+    /// The leaf's node.
+    leaf: String,
     /// Bytes.
     size: u64,
     block_size: BlockSize,
@@ -108,9 +110,10 @@ impl<'d> DiskFiles<'d> {
                 let access = if is_leaf { Access::ReadWrite } else { Access::ReadOnly };
                 below = Value::String(all.link(link, &below, access)?);
             }
-            let node = match below {
-                Value::String(leaf) if is_written => leaf,
-                below => all.overlay(number, size, below, overlays)?,
+            let leaf = below.as_str().expect("a chain has a link").to_owned();
+            let node = match overlays {
+                Overlays::In(..) if is_written => leaf.clone(),
+                _ => all.overlay(number, size, below, overlays)?,
             };
             if place == Place::Lun {
                 all.later.extend(all.nodes.drain(first..));
@@ -120,7 +123,7 @@ impl<'d> DiskFiles<'d> {
                 let longest = files.map(|stat| stat.len()).max().unwrap_or(0);
                 all.longest_written = all.longest_written.max(longest);
             }
-            all.tops.push(Top { node, size, block_size, place });
+            all.tops.push(Top { node, leaf, size, block_size, place });
         }
         for n in 0..usize::from(bay::BAYS) {
             if all.in_bay(n).is_none() {
@@ -168,11 +171,25 @@ impl<'d> DiskFiles<'d> {
         (0..bay::BAYS.into()).map(node).collect()
     }
 
+    /// The node of what takes the writes to the first disk, and of what is right below it.
+    ///
+    /// # Panics
+    /// Without a disk.
+    #[must_use]
+    pub fn first(&self) -> (&str, &str) {
+        let Top { node, leaf, .. } = &self.tops[0];
+        (node, leaf)
+    }
+
+    /// The commands that make the nodes of the disks without a bay.
+    pub fn additions(&self) -> impl Iterator<Item = Command<'static>> {
+        self.later.iter().map(|node| Command::new("blockdev-add", node.clone()))
+    }
+
     /// The commands that plug the disks without a bay into the running machine.
     pub fn plugs(&self) -> impl Iterator<Item = Command<'static>> {
-        let nodes = self.later.iter().map(|node| Command::new("blockdev-add", node.clone()));
         let plugged = (0..).zip(&self.tops).filter(|(_, top)| top.place == Place::Lun);
-        nodes.chain(plugged.map(|(lun, Top { node, block_size, .. }): (usize, _)| {
+        self.additions().chain(plugged.map(|(lun, Top { node, block_size, .. }): (usize, _)| {
             // QEMU's default pauses the whole VM on a full disk, which would hang the mount.
             let mut device = json!({
                 "driver": "scsi-hd", "id": format!("disk{lun}"), "bus": "scsi0.0", "lun": lun,

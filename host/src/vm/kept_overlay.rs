@@ -5,8 +5,9 @@
 //! Its header has an extension of ours, which QEMU leaves as it is: the image's fingerprint, and its
 //! name for messages. Source: docs/interop/qcow2.txt of QEMU.
 
+use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -21,8 +22,11 @@ use crate::image::{DIGEST, Disk, Fingerprint};
 /// The extension's type: "gmnt".
 const EXTENSION: u32 = 0x676d_6e74;
 
-/// Raised when the extension's data change their form.
-const VERSION: u8 = 1;
+/// What the extension's data begin with: an overlay that takes changes.
+const TAKES: u8 = 1;
+
+/// One whose changes are on their way into the image, which is neither as it was nor as it will be.
+const COMMITS: u8 = 2;
 
 /// Bytes of the image's name that are kept.
 const MAX_NAME: usize = 4096;
@@ -32,6 +36,8 @@ const MAX_NAME: usize = 4096;
 pub struct KeptOverlay {
     path: PathBuf,
     file: Flock<File>,
+    /// Where the header says what is done with it.
+    state_at: u64,
 }
 
 /// Why a file cannot take a mount's changes.
@@ -53,6 +59,8 @@ enum Problem {
     NotOurs,
     /// QEMU found it damaged.
     Damaged,
+    /// Its changes are partly in the image.
+    Committing(PathBuf),
     /// It belongs to another image.
     OtherImage(PathBuf),
     /// Its image was changed.
@@ -74,6 +82,11 @@ impl fmt::Display for OverlayError {
             ),
             Problem::Damaged => f.write_str(
                 "it is marked as damaged\n  hint: `qemu-img check -r all` may repair it; take a copy first",
+            ),
+            Problem::Committing(image) => write!(
+                f,
+                "its changes were being written to {} when that was interrupted\n  hint: `guestimg commit` with the same files goes on with it; until then the image is incomplete",
+                shown(image)
             ),
             Problem::OtherImage(image) => write!(
                 f,
@@ -119,6 +132,31 @@ impl KeptOverlay {
     /// # Errors
     /// [`OverlayError`] where there is none, or it is not this disk's.
     pub fn existing(path: &Path, disk: &Disk) -> Result<Self, OverlayError> {
+        Self::open(path, |header| check(header, disk))
+    }
+
+    /// The overlay in the file `path` over `disk`, to be committed: one for which that was begun
+    /// before, too.
+    ///
+    /// # Errors
+    /// [`OverlayError`] where there is none, or it is not this disk's.
+    pub fn to_commit(path: &Path, disk: &Disk) -> Result<Self, OverlayError> {
+        Self::open(path, |header| match parse(header) {
+            // The image is not what it was; that it is the same one, its name has to tell.
+            Some(Belongs { state: COMMITS, name, corrupt: false, state_at, .. }) => {
+                if name != name_of(disk) || size(header) != disk.sectors_size() {
+                    return Err(Problem::OtherImage(name));
+                }
+                Ok(state_at)
+            }
+            _ => check(header, disk),
+        })
+    }
+
+    fn open(
+        path: &Path,
+        check: impl Fn(&[u8]) -> Result<u64, Problem>,
+    ) -> Result<Self, OverlayError> {
         let open = || {
             // Not to wait for a FIFO's reader.
             let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
@@ -127,8 +165,13 @@ impl KeptOverlay {
                 return Err(Problem::NotRegular);
             }
             let file = locked(file)?;
-            check(&file, disk)?;
-            Ok(Self { path: path.to_owned(), file })
+            let mut header = vec![0; usize::try_from(CLUSTER).expect("it is small")];
+            file.read_exact_at(&mut header, 0).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => Problem::NotOurs,
+                _ => Problem::Io(error),
+            })?;
+            let state_at = check(&header)?;
+            Ok(Self { path: path.to_owned(), file, state_at })
         };
         open().map_err(|problem| OverlayError { path: path.to_owned(), problem })
     }
@@ -140,9 +183,26 @@ impl KeptOverlay {
         overlay::format(&file, disk.sectors_size(), &header)?;
         file.sync_all()?;
         // Its name too has to survive.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
-        Ok(Self { path: path.to_owned(), file })
+        sync_folder_of(path)?;
+        Ok(Self { path: path.to_owned(), file, state_at: u64::from(HEADER_LEN) + 8 })
+    }
+
+    /// Notes that the image is about to get the changes. From then on they can only be committed.
+    ///
+    /// # Errors
+    /// Those of pwrite(2) and fsync(2).
+    pub fn begin_commit(&self) -> io::Result<()> {
+        self.file.write_all_at(&[COMMITS], self.state_at)?;
+        self.file.sync_all()
+    }
+
+    /// Removes the file.
+    ///
+    /// # Errors
+    /// Those of unlink(2) and fsync(2).
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)?;
+        sync_folder_of(&self.path)
     }
 
     /// Where it is.
@@ -158,6 +218,19 @@ impl KeptOverlay {
     }
 }
 
+/// Has the disk keep the names beside `path`.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// What an overlay calls its image.
+fn name_of(disk: &Disk) -> PathBuf {
+    let name = disk.path.canonicalize().unwrap_or_else(|_| disk.path.clone());
+    let bytes = name.as_os_str().as_bytes();
+    OsStr::from_bytes(&bytes[..bytes.len().min(MAX_NAME)]).into()
+}
+
 fn locked(file: File) -> Result<Flock<File>, Problem> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => Problem::InUse,
@@ -168,12 +241,10 @@ fn locked(file: File) -> Result<Flock<File>, Problem> {
 /// The extension for an overlay over `disk`, with its head and padded.
 fn extension(disk: &Disk) -> io::Result<Vec<u8>> {
     let Fingerprint { contents, times } = disk.fingerprint()?;
-    let name = disk.path.canonicalize().unwrap_or_else(|_| disk.path.clone());
-    let name = name.as_os_str().as_bytes();
-    let mut data = vec![VERSION];
+    let mut data = vec![TAKES];
     data.extend_from_slice(&contents);
     data.extend_from_slice(&times);
-    data.extend_from_slice(&name[..name.len().min(MAX_NAME)]);
+    data.extend_from_slice(name_of(disk).as_os_str().as_bytes());
     let length = u32::try_from(data.len()).expect("names are cut");
     let mut bytes = [EXTENSION.to_be_bytes(), length.to_be_bytes()].concat();
     bytes.extend_from_slice(&data);
@@ -181,29 +252,37 @@ fn extension(disk: &Disk) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Checks that `file` is an overlay of ours over `disk`.
-fn check(file: &File, disk: &Disk) -> Result<(), Problem> {
-    let mut header = vec![0; usize::try_from(CLUSTER).expect("it is small")];
-    file.read_exact_at(&mut header, 0).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Problem::NotOurs,
-        _ => Problem::Io(error),
-    })?;
-    let Belongs { contents, times, name, corrupt } = parse(&header).ok_or(Problem::NotOurs)?;
+/// Checks that `header` is that of an overlay of ours over `disk`. Tells where its state is.
+fn check(header: &[u8], disk: &Disk) -> Result<u64, Problem> {
+    let Belongs { state, state_at, contents, times, name, corrupt } =
+        parse(header).ok_or(Problem::NotOurs)?;
     if corrupt {
         return Err(Problem::Damaged);
     }
+    if state != TAKES {
+        return Err(Problem::Committing(name));
+    }
     let now = disk.fingerprint()?;
-    if contents != now.contents || word(&header, 24, 8) != disk.sectors_size() {
+    if contents != now.contents || size(header) != disk.sectors_size() {
         return Err(Problem::OtherImage(name));
     }
     if times != now.times {
         return Err(Problem::ImageChanged(name));
     }
-    Ok(())
+    Ok(state_at)
+}
+
+/// Bytes of the disk, as a header that was parsed says.
+fn size(header: &[u8]) -> u64 {
+    word(header, 24, 8)
 }
 
 /// What the header of an overlay of ours says.
 struct Belongs {
+    /// [`TAKES`] or [`COMMITS`].
+    state: u8,
+    /// Where that is in the file.
+    state_at: u64,
     contents: [u8; DIGEST],
     times: [u8; DIGEST],
     name: PathBuf,
@@ -236,13 +315,14 @@ fn parse(header: &[u8]) -> Option<Belongs> {
         match u32::try_from(word(head, 0, 4)).ok()? {
             0 => return None,
             EXTENSION => {
-                let (&version, data) = data.split_first()?;
+                let (&state, data) = data.split_first()?;
                 let (contents, data) = data.split_first_chunk()?;
                 let (times, name) = data.split_first_chunk()?;
-                let name = std::ffi::OsStr::from_bytes(name).into();
+                let name = OsStr::from_bytes(name).into();
                 let corrupt = features & CORRUPT != 0;
-                let (contents, times) = (*contents, *times);
-                return (version == VERSION).then_some(Belongs { contents, times, name, corrupt });
+                let (contents, times, state_at) = (*contents, *times, at as u64 + 8);
+                let belongs = Belongs { state, state_at, contents, times, name, corrupt };
+                return [TAKES, COMMITS].contains(&state).then_some(belongs);
             }
             _ => at = (at + 8).checked_add(length.checked_next_multiple_of(8)?)?,
         }
@@ -256,7 +336,6 @@ fn word(bytes: &[u8], at: usize, length: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::time::SystemTime;
 
     use super::*;
@@ -307,6 +386,25 @@ mod tests {
         }
         plain.truncate(9);
         assert!(reason(folder.path(), &image).contains("directory"));
+    }
+
+    #[test]
+    fn what_is_being_committed_can_only_be_committed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [image, other, overlay] = ["image", "other", "o.qcow2"].map(|n| folder.path().join(n));
+        for image in [&image, &other] {
+            fs::write(image, vec![1; 100_000]).unwrap();
+        }
+        KeptOverlay::over(&overlay, &disk(&image)).unwrap().begin_commit().unwrap();
+        assert!(reason(&overlay, &image).contains("hint: `guestimg commit`"));
+        // Some of it is there.
+        fs::write(&image, vec![2; 100_000]).unwrap();
+        let again = KeptOverlay::to_commit(&overlay, &disk(&image)).unwrap();
+        again.begin_commit().unwrap();
+        drop(again);
+        assert!(KeptOverlay::to_commit(&overlay, &disk(&other)).is_err());
+        KeptOverlay::to_commit(&overlay, &disk(&image)).unwrap().remove().unwrap();
+        assert!(!overlay.exists());
     }
 
     #[test]

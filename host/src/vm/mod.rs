@@ -7,6 +7,7 @@ pub mod appliance;
 mod arguments;
 mod boot;
 pub mod bulk;
+pub mod commit;
 pub mod confinement;
 mod disks;
 pub mod kept_overlay;

@@ -1,7 +1,6 @@
 //! `guestimg discard`: forgets what an overlay holds.
 
 use std::fmt::Display;
-use std::fs;
 
 use clap::ArgMatches;
 
@@ -47,9 +46,9 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         found.push(KeptOverlay::existing(overlay, &disk).map_err(boxed)?);
     }
     for overlay in found {
-        let path = overlay.path();
+        let path = overlay.path().to_owned();
         let failed = |error| format!("cannot remove {}: {error}", path.display());
-        fs::remove_file(path).map_err(|error| boxed(failed(error)))?;
+        overlay.remove().map_err(|error| boxed(failed(error)))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod canary;
 mod cat;
 mod chain;
+mod commit;
 mod cp;
 mod diff;
 mod discard;
@@ -47,6 +48,7 @@ enum Command {
     Tar(tar::Arguments),
     Export(export::Arguments),
     Diff(Box<diff::Arguments>),
+    Commit(commit::Arguments),
     Discard(discard::Arguments),
     Chain(chain::Arguments),
     Status(status::Arguments),
@@ -82,6 +84,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Tar(arguments) => Some(&arguments.files.look),
         Command::Export(arguments) => Some(&arguments.look),
         Command::Diff(_)
+        | Command::Commit(_)
         | Command::Discard(_)
         | Command::Chain(_)
         | Command::Status(_)
@@ -108,6 +111,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Tar(arguments) => tar::run(&arguments, matches),
         Command::Export(arguments) => export::run(&arguments, matches),
         Command::Diff(arguments) => diff::run(&arguments, matches).map(|()| ExitCode::SUCCESS),
+        Command::Commit(arguments) => commit::run(&arguments, matches).map(|()| ExitCode::SUCCESS),
         Command::Discard(arguments) => {
             discard::run(&arguments, matches).map(|()| ExitCode::SUCCESS)
         }

@@ -1,0 +1,70 @@
+//! `guestimg commit`: writes what an overlay holds into its image.
+
+use std::fmt::Display;
+
+use clap::ArgMatches;
+use log::warn;
+
+use super::boxed;
+use crate::cli::images::{ImageArguments, OverlayArguments};
+use crate::cli::progress::Progress;
+use crate::image::{Disk, OpenOptions};
+use crate::session::plan::{PlanError, check_overlays};
+use crate::vm::commit::commit;
+use crate::vm::find_qemu;
+use crate::vm::kept_overlay::KeptOverlay;
+
+/// Write the changes that an overlay holds into its image, and remove the overlay. What they are,
+/// `guestimg diff` lists; they cannot be taken back. If it is interrupted, the same command goes on
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    images: ImageArguments,
+
+    #[command(flatten)]
+    overlays: OverlayArguments,
+}
+
+/// Commits the overlays that the arguments name.
+///
+/// # Errors
+/// Whatever stopped it, in words for people. Nothing was written where one of the images cannot be.
+pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Display>> {
+    let mut disks = arguments.images.disks(matches);
+    arguments.overlays.assign(matches, &mut disks).map_err(boxed)?;
+    let disks = arguments.images.resolved(disks).map_err(boxed)?;
+    if disks.is_empty() {
+        return Err(boxed(PlanError::NoDisk));
+    }
+    check_overlays(&disks).map_err(boxed)?;
+    let mut found = Vec::new();
+    for spec in &disks {
+        let Some(overlay) = &spec.overlay else {
+            return Err(boxed(PlanError::NoOverlay(spec.path.clone())));
+        };
+        let options = OpenOptions {
+            format: spec.format,
+            block_size: spec.block_size,
+            allow_paths: arguments.images.allow_path.clone(),
+        };
+        let disk = Disk::open_for_writing(&spec.path, &options).map_err(boxed)?;
+        disk.lock().map_err(boxed)?;
+        for warning in &disk.warnings {
+            warn!("{warning}");
+        }
+        let overlay = KeptOverlay::to_commit(overlay, &disk).map_err(boxed)?;
+        found.push((disk, overlay));
+    }
+    let qemu = find_qemu().map_err(boxed)?;
+    for (disk, overlay) in found {
+        let progress = Progress::of_bytes(disk.size);
+        commit(&qemu, &disk, &overlay, &mut |done, total| progress.set(done, total))
+            .map_err(boxed)?;
+        drop(progress);
+        let path = overlay.path().to_owned();
+        let failed =
+            |error| format!("all is committed, and {} cannot be removed: {error}", path.display());
+        overlay.remove().map_err(|error| boxed(failed(error)))?;
+    }
+    Ok(())
+}
