@@ -11,8 +11,8 @@ fn bytes() -> Vec<u8> {
     (0..3_000_001u32).map(|n| (n / 3 % 251) as u8).collect()
 }
 
-fn mount(place: &Workplace, options: &[&str], disks: &[&str], mnt: &Path) {
-    place.mount(&[options, disks, &["-m", "/dev/sda", "-o", "symlinks=raw", text(mnt)]].concat());
+fn mount(place: &Workplace, disks: &[&str], how: &[&str], mnt: &Path) {
+    place.mount(&[disks, how, &["-m", "/dev/sda", "-o", "symlinks=raw", text(mnt)]].concat());
 }
 
 /// Mounts the filesystem that is the whole of the first disk in `disks` with `--rw`, and writes.
@@ -20,8 +20,20 @@ fn mount(place: &Workplace, options: &[&str], disks: &[&str], mnt: &Path) {
 /// # Panics
 /// Where any of it fails.
 pub fn write_to(place: &Workplace, disks: &[&str]) {
+    write(place, disks, &["--rw"]);
+}
+
+/// As [`write_to`], with an overlay for the last of `disks`.
+///
+/// # Panics
+/// Where any of it fails.
+pub fn write_to_overlay(place: &Workplace, disks: &[&str], overlay: &str) {
+    write(place, disks, &["--overlay", overlay]);
+}
+
+fn write(place: &Workplace, disks: &[&str], how: &[&str]) {
     let mnt = place.path().join("mnt");
-    mount(place, &["--rw"], disks, &mnt);
+    mount(place, disks, how, &mnt);
     let write = || -> std::io::Result<()> {
         fs::create_dir_all(mnt.join("written/below"))?;
         fs::write(mnt.join("written/below/file"), bytes())?;
@@ -41,7 +53,7 @@ pub fn write_to(place: &Workplace, disks: &[&str]) {
 /// Where something else is there.
 pub fn assert_written(place: &Workplace, disks: &[&str]) {
     let mnt = place.path().join("mnt");
-    mount(place, &["--ro"], disks, &mnt);
+    mount(place, disks, &["--ro"], &mnt);
     let found = fs::read(mnt.join("written/link"));
     let names = fs::read_dir(mnt.join("written")).map(Iterator::count);
     place.unmount(&mnt);
