@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use guestmnt::session::mountpoint::mounts;
 use guestmnt::session::record::Record;
@@ -9,6 +11,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::program::{Workplace, text};
+
+/// Waits until a process that was killed is gone, and with it its locks. It may have no parent left
+/// that could wait for it.
+pub fn await_end(process: u32) {
+    let folder = PathBuf::from(format!("/proc/{process}"));
+    let is_dead = |stat: String| stat.rsplit(')').next().is_none_or(|rest| rest.starts_with(" Z"));
+    // Its first thread may be dead while others have the files open.
+    let others = || fs::read_dir(folder.join("task")).map_or(0, Iterator::count) > 1;
+    while fs::read_to_string(folder.join("stat")).is_ok_and(|stat| !is_dead(stat)) || others() {
+        thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// A mount on the folder `mnt` of a workplace.
 pub struct Live {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use guestmnt_tests::chance::Chance;
+use guestmnt_tests::live::await_end;
 use guestmnt_tests::program::text;
 use guestmnt_tests::showing::Showing;
 use guestmnt_tests::specimens::sha256;
@@ -76,8 +77,14 @@ fn a_commit_that_was_killed_is_gone_on_with_and_nothing_else_can_be_done() {
             std::thread::sleep(Duration::from_micros(100));
         }
         chance.wait(20);
+        let process = running.id();
+        let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
         running.kill().unwrap();
         running.wait().unwrap();
+        // QEMU goes with it, and with QEMU its locks: a moment later.
+        for child in children.unwrap_or_default().split_whitespace() {
+            await_end(child.parse().unwrap());
+        }
         at("o.qcow2").exists()
     };
     // Where the machine is busy, all may be done before it is killed.

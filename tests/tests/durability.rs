@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use guestmnt::session::record::Record;
 use guestmnt_tests::chance::{Chance, rounds};
+use guestmnt_tests::live::await_end;
 use guestmnt_tests::specimens::specimen;
 use guestmnt_tests::worlds::writable::{OverImage, Writable};
 use nix::errno::Errno;
@@ -59,15 +60,6 @@ fn assert_there(folder: &Path, synced: &[u64; 8]) {
         let found = fs::read(folder.join(file.to_string())).unwrap();
         let later = [time, time + 1].iter().any(|&time| found == bytes(file, time));
         assert!(later, "file {file} is not as it was the {time}th time: {} bytes", found.len());
-    }
-}
-
-/// Waits until a process that was killed is gone, and with it its locks. It may have no parent left
-/// that could wait for it.
-fn await_end(process: u32) {
-    let state = || fs::read_to_string(format!("/proc/{process}/stat")).ok();
-    while state().is_some_and(|stat| !stat.rsplit(')').next().unwrap().starts_with(" Z")) {
-        thread::sleep(Duration::from_millis(10));
     }
 }
 
