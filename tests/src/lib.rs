@@ -4,8 +4,10 @@
 pub mod canary;
 pub mod chance;
 pub mod differencing;
+pub mod fsck;
 pub mod images;
 pub mod live;
+pub mod load;
 pub mod model;
 pub mod opens;
 pub mod operations;

@@ -1,22 +1,16 @@
-//! What was brought to the disk is there, whatever dies, and whatever is full.
+//! What was written is there, however the mount ends, and whatever is full.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
+use std::path::PathBuf;
 
-use guestmnt::session::record::Record;
-use guestmnt_tests::chance::{Chance, rounds};
-use guestmnt_tests::live::await_end;
 use guestmnt_tests::specimens::specimen;
 use guestmnt_tests::worlds::writable::{OverImage, Writable};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xtask::disks::filesystems::Kind;
-use xtask::process::Tool;
 
 fn image(kind: Kind) -> Option<PathBuf> {
     specimen(kind).map(|(image, _)| image)
@@ -26,88 +20,6 @@ fn image(kind: Kind) -> Option<PathBuf> {
 fn bytes(file: u64, time: u64) -> Vec<u8> {
     let length = 1 + (file * 37 + time * 9973) % 60_000;
     (0..length).map(|at| ((file + time * 3 + at / 7) % 251) as u8).collect()
-}
-
-/// Writes files again and again, each brought to the disk, until something fails. Returns how often
-/// each was there whole when that was said to be so.
-fn write_until_the_end(folder: &Path) -> [u64; 8] {
-    let mut synced = [0; 8];
-    for number in 0.. {
-        let file = number % 8;
-        let time = number / 8 + 1;
-        let write = || -> std::io::Result<()> {
-            let (new, path) = (folder.join("new"), folder.join(file.to_string()));
-            let mut opened = File::create(&new)?;
-            opened.write_all(&bytes(file, time))?;
-            opened.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(folder)?.sync_all()
-        };
-        if write().is_err() {
-            break;
-        }
-        synced[usize::try_from(file).unwrap()] = time;
-    }
-    synced
-}
-
-/// Checks that each file is as it was when it was brought to the disk, or as it became later.
-fn assert_there(folder: &Path, synced: &[u64; 8]) {
-    for (file, &time) in (0..).zip(synced) {
-        if time == 0 {
-            continue;
-        }
-        let found = fs::read(folder.join(file.to_string())).unwrap();
-        let later = [time, time + 1].iter().any(|&time| found == bytes(file, time));
-        assert!(later, "file {file} is not as it was the {time}th time: {} bytes", found.len());
-    }
-}
-
-fn survives_kills(victims: impl Fn(u32, u32) -> Vec<u32>) {
-    let Some(image) = image(Kind::Ext4) else { return };
-    let mut shown = OverImage::new(&image);
-    let mut chance = Chance::new();
-    for round in 0..rounds(1) {
-        let folder = shown.path().join(format!("round{round}"));
-        fs::create_dir(&folder).unwrap();
-        File::open(shown.path()).unwrap().sync_all().unwrap();
-        let writer = thread::spawn({
-            let folder = folder.clone();
-            move || write_until_the_end(&folder)
-        });
-        // Somewhere in the middle of it.
-        thread::sleep(Duration::from_millis(300));
-        chance.wait(1000);
-        let server = shown.server();
-        let qemu = Record::of(server).expect("it is served").qemu;
-        for victim in victims(server, qemu) {
-            kill(Pid::from_raw(victim.cast_signed()), Signal::SIGKILL).unwrap();
-        }
-        let synced = writer.join().unwrap();
-        // What goes on without its VM is ended.
-        let _ = kill(Pid::from_raw(server.cast_signed()), Signal::SIGTERM);
-        shown.reap();
-        await_end(qemu);
-        let check = Tool::new("qemu-img").args(["check", "-q"]).arg(shown.overlay());
-        check.args(["-r", "leaks"]).run().unwrap();
-        shown.mount();
-        assert_there(&folder, &synced);
-    }
-}
-
-#[test]
-fn what_was_synced_survives_the_end_of_qemu() {
-    survives_kills(|_, qemu| vec![qemu]);
-}
-
-#[test]
-fn what_was_synced_survives_the_end_of_guestmnt() {
-    survives_kills(|server, _| vec![server]);
-}
-
-#[test]
-fn what_was_synced_survives_the_end_of_both() {
-    survives_kills(|server, qemu| vec![qemu, server]);
 }
 
 #[test]

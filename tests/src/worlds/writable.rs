@@ -12,7 +12,8 @@ use guestmnt::session::mountpoint::Mountpoint;
 use guestmnt::session::serving::{Files, Serving};
 use guestmnt_protocol::message::NameMatching;
 use nix::sys::stat::{Mode, umask};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
+use xtask::process::Tool;
 
 use super::loopback::guest_over;
 use crate::program::{Workplace, text};
@@ -129,6 +130,25 @@ impl OverImage {
     #[must_use]
     pub fn overlay(&self) -> PathBuf {
         self.place.path().join("overlay.qcow2")
+    }
+
+    /// The disk as the image and the overlay make it, as a new raw file. Nothing may be mounted.
+    ///
+    /// # Panics
+    /// Where there is no overlay.
+    #[must_use]
+    pub fn flattened(&self) -> NamedTempFile {
+        let raw = NamedTempFile::new().expect("a file is to be had");
+        let file = |path: &Path| serde_json::json!({ "driver": "file", "filename": path });
+        let disk = serde_json::json!({
+            "driver": "qcow2",
+            "file": file(&self.overlay()),
+            "backing": { "driver": "raw", "file": file(&self.image) },
+        });
+        let convert = Tool::new("qemu-img").args(["convert", "-O", "raw"]);
+        let convert = convert.arg(format!("json:{disk}")).arg(raw.path());
+        convert.run().unwrap_or_else(|error| panic!("{error}"));
+        raw
     }
 
     /// The process that serves the mount.

@@ -1,0 +1,163 @@
+//! Work on files that goes on until something dies under it, and what must be there afterwards.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use crate::chance::Chance;
+
+/// Files of each worker.
+const FILES: usize = 6;
+
+/// Bytes of the longest file, and of the longest write.
+const LONGEST: u64 = 400_000;
+const WRITE: u64 = 100_000;
+
+/// What was brought to the disk when a worker met its end.
+pub struct Synced {
+    folder: PathBuf,
+    /// By file, what it held when that was last said to be on the disk.
+    files: Vec<Vec<u8>>,
+    /// What it was about to become, where that is one thing: the file and all of it.
+    next: Option<(usize, Option<Vec<u8>>)>,
+    /// How often something was brought to the disk.
+    pub times: u64,
+}
+
+impl Synced {
+    fn new(folder: &Path) -> Self {
+        let files = vec![Vec::new(); FILES];
+        Self { folder: folder.to_owned(), files, next: None, times: 0 }
+    }
+
+    fn path(&self, file: usize) -> PathBuf {
+        self.folder.join(file.to_string())
+    }
+
+    /// Checks that each file is as it was when it was brought to the disk; the one that was being
+    /// changed may have changed.
+    ///
+    /// # Panics
+    /// Where one is not.
+    pub fn assert_there(&self) {
+        for (file, synced) in self.files.iter().enumerate() {
+            let path = self.path(file);
+            let found = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let whole = match &self.next {
+                Some((changing, None)) if *changing == file => true,
+                Some((changing, Some(next))) if *changing == file => found == *next,
+                _ => false,
+            };
+            let (length, was) = (found.len(), synced.len());
+            let about = path.display();
+            assert!(whole || found == *synced, "{about}: {length} bytes instead of {was}");
+        }
+    }
+}
+
+/// Makes the files of a worker, on the disk.
+fn make(folder: &Path) -> io::Result<Synced> {
+    let synced = Synced::new(folder);
+    fs::create_dir(folder)?;
+    for file in 0..FILES {
+        File::create_new(synced.path(file))?.sync_all()?;
+    }
+    File::open(folder)?.sync_all()?;
+    if let Some(parent) = folder.parent() {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(synced)
+}
+
+/// Replaces whole files by new ones until something fails: each is written, brought to the disk and
+/// renamed over the old one, as an editor does.
+///
+/// # Panics
+/// Where the files cannot be made.
+pub fn replace_until_the_end(folder: &Path, chance: &mut Chance) -> Synced {
+    let mut synced = make(folder).expect("nothing has died yet");
+    let new = folder.join("new");
+    loop {
+        let (file, bytes) = (index(chance), bytes(chance, LONGEST));
+        synced.next = Some((file, Some(bytes.clone())));
+        let replace = || -> io::Result<()> {
+            let mut opened = File::create(&new)?;
+            opened.write_all(&bytes)?;
+            opened.sync_all()?;
+            fs::rename(&new, synced.path(file))?;
+            File::open(folder)?.sync_all()
+        };
+        if replace().is_err() {
+            return synced;
+        }
+        synced.files[file] = bytes;
+        synced.times += 1;
+    }
+}
+
+/// Changes files where they are until something fails: some writes, truncations and holes, then what
+/// came of them is brought to the disk.
+///
+/// # Panics
+/// Where the files cannot be made.
+pub fn change_until_the_end(folder: &Path, chance: &mut Chance) -> Synced {
+    let mut synced = make(folder).expect("nothing has died yet");
+    loop {
+        let file = index(chance);
+        synced.next = Some((file, None));
+        let mut model = synced.files[file].clone();
+        let mut change = || -> io::Result<()> {
+            let opened = File::options().read(true).write(true).open(synced.path(file))?;
+            for _ in 0..=chance.below(4) {
+                change(&opened, &mut model, chance)?;
+            }
+            if chance.below(4) == 0 { opened.sync_data() } else { opened.sync_all() }
+        };
+        if change().is_err() {
+            return synced;
+        }
+        synced.files[file] = model;
+        synced.times += 1;
+    }
+}
+
+/// Makes one change, to the file and to what it should be then.
+fn change(file: &File, model: &mut Vec<u8>, chance: &mut Chance) -> io::Result<()> {
+    let place = chance.below(LONGEST - WRITE);
+    let from = usize::try_from(place).expect("files are short");
+    match chance.below(8) {
+        0 => {
+            model.resize(from, 0);
+            file.set_len(place)
+        }
+        1 => {
+            let length = 1 + chance.below(WRITE);
+            let upto = model.len().min(from + usize::try_from(length).expect("files are short"));
+            if from < upto {
+                model[from..upto].fill(0);
+            }
+            let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            Ok(fallocate(file, punch, place.cast_signed(), length.cast_signed())?)
+        }
+        _ => {
+            let bytes = bytes(chance, WRITE);
+            let upto = from + bytes.len();
+            model.resize(model.len().max(upto), 0);
+            model[from..upto].copy_from_slice(&bytes);
+            file.write_all_at(&bytes, place)
+        }
+    }
+}
+
+fn index(chance: &mut Chance) -> usize {
+    usize::try_from(chance.below(FILES as u64)).expect("it is below a length")
+}
+
+/// Some bytes that tell when they were written.
+fn bytes(chance: &mut Chance, most: u64) -> Vec<u8> {
+    let (length, first) = (1 + chance.below(most), chance.below(251));
+    (0..length).map(|at| u8::try_from((first + at / 7 + at * at % 31) % 251).expect("a remainder of 251")).collect()
+}
