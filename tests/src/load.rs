@@ -159,5 +159,7 @@ fn index(chance: &mut Chance) -> usize {
 /// Some bytes that tell when they were written.
 fn bytes(chance: &mut Chance, most: u64) -> Vec<u8> {
     let (length, first) = (1 + chance.below(most), chance.below(251));
-    (0..length).map(|at| u8::try_from((first + at / 7 + at * at % 31) % 251).expect("a remainder of 251")).collect()
+    (0..length)
+        .map(|at| u8::try_from((first + at / 7 + at * at % 31) % 251).expect("a remainder of 251"))
+        .collect()
 }

@@ -121,8 +121,7 @@ pub fn a_file_without_a_name_can_be_used_until_it_is_closed(shown: &mut dyn Writ
 }
 
 pub fn a_file_can_be_changed_before_the_guest_has_closed_it(shown: &mut dyn Writable) {
-    // The kernel says that a file is closed, and goes on. Two at once, so that a number that is free
-    // again is soon another file's.
+    // The kernel says that a file is closed, and goes on.
     let root = shown.path();
     let change = |folder: &str| {
         let folder = root.join(folder);

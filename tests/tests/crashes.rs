@@ -36,11 +36,16 @@ impl Victims {
     }
 }
 
-/// Waits until a process that was killed is gone, and with it its locks. It may have no parent left
-/// that could wait for it.
+/// Waits until a process that was killed is gone with all of its threads, and with them its locks. It
+/// may have no parent left that could wait for it.
 fn await_end(process: u32) {
-    let state = || fs::read_to_string(format!("/proc/{process}/stat")).ok();
-    while state().is_some_and(|stat| !stat.rsplit(')').next().unwrap().starts_with(" Z")) {
+    let of = |file: &str| format!("/proc/{process}/{file}");
+    let is_over = || {
+        let stat = fs::read_to_string(of("stat")).ok();
+        let ended = stat.is_none_or(|stat| stat.rsplit(')').next().unwrap().starts_with(" Z"));
+        ended && fs::read_dir(of("task")).map_or(0, Iterator::count) <= 1
+    };
+    while !is_over() {
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -3,7 +3,7 @@
 //! A file that is only read is not held: it is read by its path. The guest holds it from when it
 //! is opened for writing, or loses its last name while it is open, until nobody has it open, and
 //! until no request that names it by its number is under way: the kernel does not wait for a file
-//! to be closed, and the guest may give the number to another file.
+//! to be closed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
