@@ -15,13 +15,17 @@ use guestmnt::fs::Shows;
 use guestmnt::fs::nodes::{NodeId, ROOT};
 use guestmnt::fs::operations::{Found, Noted, Operations};
 use guestmnt::fs::view::View;
-use guestmnt::guest::Guest;
+use guestmnt::guest::{Guest, GuestError};
 use guestmnt_protocol::VERSION;
 use guestmnt_protocol::batch::{Plain, Wanted};
+use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_XATTR};
-use guestmnt_protocol::message::{Answer, Outcome};
+use guestmnt_protocol::message::{Answer, Dirty, MountRequest, Outcome};
 use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::volume::Mountable;
+
+use crate::writing::{self, QUESTIONS, Writing};
 
 /// Requests of one run.
 const STEPS: usize = 8;
@@ -71,19 +75,25 @@ struct Kernel {
     guest: Arc<Guest>,
     operations: Operations,
     node: NodeId,
+    writing: Writing,
 }
+
+/// How many questions there are before those of [`QUESTIONS`].
+const ANSWERED: usize = 17;
 
 impl Kernel {
     fn over(guest: Arc<Guest>) -> Self {
         let operations =
             Operations::new(Arc::clone(&guest), Vec::new(), Shows::Files, View::default());
-        Self { guest, operations, node: ROOT }
+        let writing = Writing::over(&guest);
+        Self { guest, operations, node: ROOT, writing }
     }
 
     fn ask(&mut self, step: u8) {
         const SIZE: u32 = 4096;
         let node = self.node;
-        match step % 16 {
+        let questions = ANSWERED + QUESTIONS.len();
+        match usize::from(step) % questions {
             0 => {
                 if let Ok(Found::File(attr)) = self.operations.look_up(ROOT, b"file") {
                     self.told(&attr);
@@ -126,20 +136,41 @@ impl Kernel {
                 }
             }
             14 => self.read_files(),
-            _ => {
-                // What a failed launch step says goes to a terminal.
-                if let Err(error) = self.guest.prepare() {
-                    let said = error.to_string();
-                    assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
-                }
+            15 => self.launch(),
+            16 => drop(self.guest.systems().map(|systems| format!("{systems:?}"))),
+            further => QUESTIONS[further - ANSWERED](&mut self.writing),
+        }
+    }
+
+    /// What a failed launch step says goes to a terminal.
+    fn launch(&self) {
+        let guest = &self.guest;
+        let (device, at) = (DeviceName { disk: 0, partition: 1 }, GuestPath::root());
+        let mount = MountRequest {
+            device: Mountable::Volume(device.into()),
+            at,
+            fstype: None,
+            options: String::new(),
+        };
+        let steps: [&dyn Fn() -> Result<(), GuestError>; 6] = [
+            &|| guest.prepare(),
+            &|| guest.show_blocks(),
+            &|| guest.mount_folders(Vec::new()),
+            &|| guest.mount(mount.clone()),
+            &|| guest.mount_writable(mount.clone(), Dirty::ReadOnly).map(drop),
+            &|| guest.unmount(),
+        ];
+        for step in steps {
+            if let Err(error) = step() {
+                let said = error.to_string();
+                assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
             }
         }
     }
 
     /// The kernel was told of a file.
     fn told(&mut self, attr: &fuser::FileAttr) {
-        assert!(i64::try_from(attr.size).is_ok());
-        assert!(attr.ino.0 != 0 && attr.perm <= 0o7777);
+        writing::told(attr);
         self.node = NodeId(attr.ino.0);
     }
 

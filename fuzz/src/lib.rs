@@ -12,6 +12,7 @@ pub mod image;
 pub mod machine;
 mod place;
 pub mod requests;
+mod writing;
 
 /// Something that is fuzzed.
 #[derive(Clone, Copy)]

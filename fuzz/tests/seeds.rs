@@ -4,18 +4,30 @@
 //! Those of the wire are written by this test with `UPDATE_SEEDS=1`; a message at the end of an
 //! enum leaves them as they are.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use guestmnt_fuzz::TARGETS;
 use guestmnt_protocol::VERSION;
-use guestmnt_protocol::attr::{Attr, DirEntry, Following, push_entry};
+use guestmnt_protocol::attr::{Attr, DirEntry, Following, Time, push_entry};
 use guestmnt_protocol::batch::{self, Plain, Stored, Wanted, push_outcome};
+use guestmnt_protocol::change::{
+    Access, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes, NewNode,
+    NewTime, Owner, Removed, Renaming, Synced, XattrMode,
+};
+use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{HEADER_LEN, Place, encode};
-use guestmnt_protocol::message::{Answer, Extent, Failure, Layout, Outcome, Request, Run, StatFs};
+use guestmnt_protocol::message::{
+    Answer, Dirty, Extent, Failure, Layout, Listing, MountRequest, MountedAs, NameMatching,
+    Outcome, Request, Run, StatFs,
+};
 use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
+use guestmnt_protocol::secret::Secret;
+use guestmnt_protocol::volume::{Mountable, VolumeName};
 use guestmnt_protocol::xattr::{FileXattrs, SmallValue, Xattr, XattrName, push_file};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 type Seed = (String, Vec<u8>);
 
@@ -86,10 +98,26 @@ fn xattrs_page() -> Vec<u8> {
     page
 }
 
-fn requests() -> Vec<(&'static str, Request)> {
+/// One of each kind, with a payload where it has one.
+fn requests() -> Vec<(&'static str, Request, &'static [u8])> {
     let wanted = vec![Wanted { name: name("file"), size: 9 }, Wanted { name: name("no"), size: 1 }];
-    vec![
+    let device = VolumeName::from(DeviceName { disk: 0, partition: 1 });
+    let mount = MountRequest {
+        device: Mountable::Volume(device.clone()),
+        at: path("/"),
+        fstype: Some("ext4".into()),
+        options: "noatime".into(),
+    };
+    let read_only = Request::Mount(mount.clone());
+    let writable = Request::MountWritable { mount, dirty: Dirty::Force };
+    let plain: Vec<(&str, Request)> = vec![
         ("hello", Request::Hello),
+        ("wake", Request::Wake { unix_time_ns: 1 << 60, entropy: [7; 32] }),
+        ("prepare", Request::Prepare),
+        ("await-disks", Request::AwaitDisks { count: 1 }),
+        ("volumes", Request::Volumes),
+        ("mount", read_only),
+        ("unmount", Request::Unmount),
         ("stat", Request::Stat(path("/folder/other"))),
         ("readlink", Request::ReadLink(path("/link"))),
         ("readdir", Request::ReadDir { path: path("/"), from: 0, size: 4096 }),
@@ -104,6 +132,73 @@ fn requests() -> Vec<(&'static str, Request)> {
         ),
         ("read-xattrs", Request::ReadXattrs { folder: path("/"), names: vec![name("file")] }),
         ("layout", Request::Layout { path: path("/file"), from: 0 }),
+        (
+            "unlock",
+            Request::Unlock { volume: device, key: Secret::try_from(b"key".to_vec()).unwrap() },
+        ),
+        ("listing", Request::Listing),
+        ("blocks", Request::Blocks),
+        ("inspect", Request::Inspect),
+        ("folders", Request::Folders(vec![name("sda1")])),
+        ("mount-writable", writable),
+    ];
+    let held = held_requests().into_iter().map(|(name, request)| (name, HELD, request));
+    let held = held.map(|(name, file, request)| (name, Request::Held(file, request)));
+    let held = held.map(|(name, request)| (name, request, &b""[..]));
+    let plain = plain.into_iter().map(|(name, request)| (name, request, &b""[..]));
+    let changes = changes().into_iter().map(|(name, change)| {
+        let payload: &[u8] = if change.has_payload() { b"bytes" } else { b"" };
+        (name, Request::Change(change), payload)
+    });
+    plain.chain(changes).chain(held).collect()
+}
+
+/// The first file that a daemon holds.
+const HELD: HeldFile = HeldFile(1);
+
+fn held_requests() -> Vec<(&'static str, HeldRequest)> {
+    vec![
+        ("held-stat", HeldRequest::Stat),
+        ("held-read", HeldRequest::Read { offset: 1, size: 4096 }),
+        ("held-seek", HeldRequest::Seek { offset: 1, what: Extent::Data }),
+        ("held-release", HeldRequest::Release),
+    ]
+}
+
+fn changes() -> Vec<(&'static str, Change)> {
+    let entry = |folder: &str, new: &str| EntryPath { folder: path(folder), name: name(new) };
+    let (held, file) = (FileAt::Held(HELD), FileAt::Path(path("/file")));
+    let (owner, xattr) = (Owner::default(), XattrName::new(b"user.x").unwrap());
+    let new = entry("/folder", "new");
+    let attributes = NewAttributes {
+        size: Some(9),
+        mode: Some(0o600),
+        accessed: Some(NewTime::Now),
+        modified: Some(NewTime::At(Time { secs: 1, nanos: 2 })),
+        owner,
+    };
+    let node = NewNode::Link(LinkTarget::new(b"../file").unwrap());
+    let (from, to) = (new.clone(), entry("/", "moved"));
+    vec![
+        (
+            "create",
+            Change::Create { entry: new.clone(), mode: 0o644, owner, existing: Existing::Open },
+        ),
+        ("hold", Change::Hold { file: file.clone(), access: Access::Write }),
+        ("write", Change::Write { file: HELD, offset: 3 }),
+        ("set-attr", Change::SetAttr { file: held.clone(), attributes }),
+        ("allocate", Change::Allocate { file: HELD, offset: 0, length: 8192, mode: 0 }),
+        (
+            "copy-range",
+            Change::CopyRange { from: HELD, from_offset: 0, to: HELD, to_offset: 9, length: 5 },
+        ),
+        ("make", Change::Make { entry: entry("/", "made"), node, owner }),
+        ("link", Change::Link { file: path("/file"), entry: entry("/", "second") }),
+        ("set-xattr", Change::SetXattr { file, name: xattr.clone(), how: XattrMode::Set }),
+        ("remove-xattr", Change::RemoveXattr { file: held.clone(), name: xattr }),
+        ("sync", Change::Sync { file: held, what: Synced::All }),
+        ("rename", Change::Rename { from, to: to.clone(), how: Renaming::Replace }),
+        ("remove", Change::Remove { entry: to, kind: Removed::File }),
     ]
 }
 
@@ -112,6 +207,8 @@ fn answers() -> Vec<(&'static str, u8, Outcome, Vec<u8>)> {
     let file = attr(nix::libc::S_IFREG | 0o644);
     let run = Run { at: 0, length: 3, stored: 4096 };
     let layout = Layout { disk: 0, size: 3, end: 3, runs: vec![run] };
+    let read_only = Some("bad \x1b[31m journal".to_owned());
+    let mounted = MountedAs { read_only, names: NameMatching::Loose };
     let failure = Failure::with_detail(5, "bad \x1b[31m device".to_owned());
     vec![
         ("look-up", 0, Ok(Answer::Attr(file)), vec![]),
@@ -127,6 +224,17 @@ fn answers() -> Vec<(&'static str, u8, Outcome, Vec<u8>)> {
         ("layout", 13, Ok(Answer::Layout(layout)), vec![]),
         ("read-files", 14, Ok(Answer::Payload), [outcomes_page(), b"one".to_vec()].concat()),
         ("failure", 15, Err(failure), vec![]),
+        ("done", 15, Ok(Answer::Done), vec![]),
+        ("systems", 16, Ok(Answer::Systems(vec![])), vec![]),
+        ("create", 17, Ok(Answer::Created(HELD, file)), vec![]),
+        ("hold", 18, Ok(Answer::Held(HELD)), vec![]),
+        ("set-attr", 22, Ok(Answer::Attr(file)), vec![]),
+        ("link", 24, Ok(Answer::Attr(file)), vec![]),
+        ("sync", 27, Ok(Answer::Done), vec![]),
+        ("awake", 0, Ok(Answer::Awake { unix_time_ns: 1 << 60, random: [7; 16] }), vec![]),
+        ("hello-again", 0, Ok(Answer::Hello { version: VERSION, slots: vec![0] }), vec![]),
+        ("listing", 12, Ok(Answer::Listing(Listing::default())), vec![]),
+        ("mounted", 15, Ok(Answer::Mounted(mounted)), vec![]),
     ]
 }
 
@@ -140,7 +248,7 @@ fn of_wire() -> Vec<(&'static str, Vec<Seed>)> {
         ("page-of-xattrs".into(), [vec![5], xattrs_page()].concat()),
         ("path".into(), b"\x06/a//./b/".to_vec()),
     ];
-    for (name, request) in requests() {
+    for (name, request, _) in requests() {
         frames.push((format!("request-{name}"), body(1, &frame(&request, b""))));
     }
     for (name, _, outcome, _) in answers() {
@@ -149,9 +257,20 @@ fn of_wire() -> Vec<(&'static str, Vec<Seed>)> {
     let one_by_one = answers().into_iter().map(|(name, step, outcome, payload)| {
         (name.to_owned(), [vec![step; 8], frame(&outcome, &payload).repeat(8)].concat())
     });
-    let all: Vec<u8> = requests().iter().flat_map(|(_, request)| frame(request, b"")).collect();
-    let mut served: Vec<Seed> =
-        requests().iter().map(|(name, request)| ((*name).into(), frame(request, b""))).collect();
+    // A file is held for those that name one by its number.
+    let hold = Change::Hold { file: FileAt::Path(path("/file")), access: Access::Write };
+    let hold = frame(&Request::Change(hold), b"");
+    let mut served: Vec<Seed> = requests()
+        .iter()
+        .map(|(name, request, given)| {
+            let before = match request {
+                Request::Change(_) | Request::Held(..) => hold.as_slice(),
+                _ => &[],
+            };
+            ((*name).into(), [before, &frame(request, given)].concat())
+        })
+        .collect();
+    let all = requests().iter().flat_map(|(_, request, given)| frame(request, given)).collect();
     served.push(("all".into(), all));
     vec![("frames", frames), ("answers", one_by_one.collect()), ("requests", served)]
 }
@@ -171,6 +290,35 @@ fn seeds_of_the_wire_are_what_the_protocol_writes() {
             assert!(kept.contains(&seed), "{target}/{}", seed.0);
         }
     }
+}
+
+/// How many kinds a message has: the first number that stands for none is not one of a message that
+/// ends too soon. Source: postcard's wire format, tagged unions.
+fn kinds<M: DeserializeOwned>() -> usize {
+    let unknown = |kind: &u8| {
+        let read = postcard::from_bytes::<M>(&[*kind]);
+        matches!(read, Err(postcard::Error::SerdeDeCustom))
+    };
+    (0..0x80).find(unknown).unwrap().into()
+}
+
+/// The kinds that there are among messages.
+fn found<'a, M: Serialize + 'a>(messages: impl IntoIterator<Item = &'a M>) -> usize {
+    let kind = |message: &M| postcard::to_allocvec(message).unwrap()[0];
+    messages.into_iter().map(kind).collect::<BTreeSet<_>>().len()
+}
+
+#[test]
+fn there_is_a_seed_of_each_kind_of_message() {
+    let requests: Vec<_> = requests().into_iter().map(|(_, request, _)| request).collect();
+    let changes: Vec<_> = changes().into_iter().map(|(_, change)| change).collect();
+    let held: Vec<_> = held_requests().into_iter().map(|(_, request)| request).collect();
+    let answers: Vec<_> =
+        answers().into_iter().filter_map(|(_, _, answer, _)| answer.ok()).collect();
+    assert_eq!(found(&requests), kinds::<Request>());
+    assert_eq!(found(&changes), kinds::<Change>());
+    assert_eq!(found(&held), kinds::<HeldRequest>());
+    assert_eq!(found(&answers), kinds::<Answer>());
 }
 
 #[test]
