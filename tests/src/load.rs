@@ -28,9 +28,25 @@ pub struct Synced {
 }
 
 impl Synced {
-    fn new(folder: &Path) -> Self {
+    /// Makes the files of a worker in a new folder, on the disk.
+    ///
+    /// # Panics
+    /// Where that fails.
+    #[must_use]
+    pub fn make(folder: &Path) -> Self {
         let files = vec![Vec::new(); FILES];
-        Self { folder: folder.to_owned(), files, next: None, times: 0 }
+        let new = Self { folder: folder.to_owned(), files, next: None, times: 0 };
+        new.make_files().expect("nothing has died yet");
+        new
+    }
+
+    fn make_files(&self) -> io::Result<()> {
+        fs::create_dir(&self.folder)?;
+        for file in 0..FILES {
+            File::create_new(self.path(file))?.sync_all()?;
+        }
+        File::open(&self.folder)?.sync_all()?;
+        File::open(self.folder.parent().expect("it is in a mount"))?.sync_all()
     }
 
     fn path(&self, file: usize) -> PathBuf {
@@ -56,71 +72,52 @@ impl Synced {
             assert!(whole || found == *synced, "{about}: {length} bytes instead of {was}");
         }
     }
-}
 
-/// Makes the files of a worker, on the disk.
-fn make(folder: &Path) -> io::Result<Synced> {
-    let synced = Synced::new(folder);
-    fs::create_dir(folder)?;
-    for file in 0..FILES {
-        File::create_new(synced.path(file))?.sync_all()?;
-    }
-    File::open(folder)?.sync_all()?;
-    if let Some(parent) = folder.parent() {
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(synced)
-}
-
-/// Replaces whole files by new ones until something fails: each is written, brought to the disk and
-/// renamed over the old one, as an editor does.
-///
-/// # Panics
-/// Where the files cannot be made.
-pub fn replace_until_the_end(folder: &Path, chance: &mut Chance) -> Synced {
-    let mut synced = make(folder).expect("nothing has died yet");
-    let new = folder.join("new");
-    loop {
-        let (file, bytes) = (index(chance), bytes(chance, LONGEST));
-        synced.next = Some((file, Some(bytes.clone())));
-        let replace = || -> io::Result<()> {
-            let mut opened = File::create(&new)?;
-            opened.write_all(&bytes)?;
-            opened.sync_all()?;
-            fs::rename(&new, synced.path(file))?;
-            File::open(folder)?.sync_all()
-        };
-        if replace().is_err() {
-            return synced;
-        }
-        synced.files[file] = bytes;
-        synced.times += 1;
-    }
-}
-
-/// Changes files where they are until something fails: some writes, truncations and holes, then what
-/// came of them is brought to the disk.
-///
-/// # Panics
-/// Where the files cannot be made.
-pub fn change_until_the_end(folder: &Path, chance: &mut Chance) -> Synced {
-    let mut synced = make(folder).expect("nothing has died yet");
-    loop {
-        let file = index(chance);
-        synced.next = Some((file, None));
-        let mut model = synced.files[file].clone();
-        let mut change = || -> io::Result<()> {
-            let opened = File::options().read(true).write(true).open(synced.path(file))?;
-            for _ in 0..=chance.below(4) {
-                change(&opened, &mut model, chance)?;
+    /// Replaces whole files by new ones until something fails: each is written, brought to the disk
+    /// and renamed over the old one, as an editor does.
+    pub fn replace_until_the_end(&mut self, chance: &mut Chance) {
+        let new = self.folder.join("new");
+        loop {
+            let (file, bytes) = (index(chance), bytes(chance, LONGEST));
+            self.next = Some((file, Some(bytes.clone())));
+            let replace = || -> io::Result<()> {
+                let mut opened = File::create(&new)?;
+                opened.write_all(&bytes)?;
+                opened.sync_all()?;
+                fs::rename(&new, self.path(file))?;
+                File::open(&self.folder)?.sync_all()
+            };
+            if replace().is_err() {
+                return;
             }
-            if chance.below(4) == 0 { opened.sync_data() } else { opened.sync_all() }
-        };
-        if change().is_err() {
-            return synced;
+            self.is_synced(file, bytes);
         }
-        synced.files[file] = model;
-        synced.times += 1;
+    }
+
+    /// Changes files where they are until something fails: some writes, truncations and holes, then
+    /// what came of them is brought to the disk.
+    pub fn change_until_the_end(&mut self, chance: &mut Chance) {
+        loop {
+            let file = index(chance);
+            self.next = Some((file, None));
+            let mut model = self.files[file].clone();
+            let mut change = || -> io::Result<()> {
+                let opened = File::options().read(true).write(true).open(self.path(file))?;
+                for _ in 0..=chance.below(4) {
+                    change(&opened, &mut model, chance)?;
+                }
+                if chance.below(4) == 0 { opened.sync_data() } else { opened.sync_all() }
+            };
+            if change().is_err() {
+                return;
+            }
+            self.is_synced(file, model);
+        }
+    }
+
+    fn is_synced(&mut self, file: usize, bytes: Vec<u8>) {
+        self.files[file] = bytes;
+        self.times += 1;
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use guestmnt::session::record::Record;
 use guestmnt_tests::chance::{Chance, rounds};
 use guestmnt_tests::fsck::assert_sound;
-use guestmnt_tests::live::signal;
-use guestmnt_tests::load::{change_until_the_end, replace_until_the_end};
+use guestmnt_tests::live::{await_end, signal};
+use guestmnt_tests::load::Synced;
 use guestmnt_tests::specimens::specimen;
 use guestmnt_tests::worlds::writable::{OverImage, Writable};
 use nix::sys::signal::{Signal, kill};
@@ -36,20 +36,6 @@ impl Victims {
     }
 }
 
-/// Waits until a process that was killed is gone with all of its threads, and with them its locks. It
-/// may have no parent left that could wait for it.
-fn await_end(process: u32) {
-    let of = |file: &str| format!("/proc/{process}/{file}");
-    let is_over = || {
-        let stat = fs::read_to_string(of("stat")).ok();
-        let ended = stat.is_none_or(|stat| stat.rsplit(')').next().unwrap().starts_with(" Z"));
-        ended && fs::read_dir(of("task")).map_or(0, Iterator::count) <= 1
-    };
-    while !is_over() {
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 fn survives_kills(kind: Kind, victims: Victims) {
     let Some((image, _)) = specimen(kind) else { return };
     let mut shown = OverImage::new(&image);
@@ -59,15 +45,15 @@ fn survives_kills(kind: Kind, victims: Victims) {
         let folder = shown.path().join(format!("round-{round}"));
         fs::create_dir(&folder).unwrap();
         let (server, qemu) = (shown.server(), Record::of(shown.server()).expect("served").qemu);
-        let workers = thread::scope(|scope| {
-            let replacing = || replace_until_the_end(&folder.join("a"), &mut Chance::seeded(seed));
-            let changing = || change_until_the_end(&folder.join("b"), &mut Chance::seeded(!seed));
-            let workers = [scope.spawn(replacing), scope.spawn(changing)];
+        let mut workers = ["a", "b"].map(|name| Synced::make(&folder.join(name)));
+        thread::scope(|scope| {
+            let [replacing, changing] = &mut workers;
+            scope.spawn(|| replacing.replace_until_the_end(&mut Chance::seeded(seed)));
+            scope.spawn(|| changing.change_until_the_end(&mut Chance::seeded(!seed)));
             // Somewhere in the middle of it.
-            thread::sleep(Duration::from_millis(500));
+            thread::sleep(Duration::from_millis(300));
             chance.wait(1000);
             victims.of(server, qemu).into_iter().for_each(|one| signal(one, Signal::SIGKILL));
-            workers.map(|worker| worker.join().unwrap())
         });
         // What goes on without its VM is ended.
         let _ = kill(Pid::from_raw(server.cast_signed()), Signal::SIGTERM);
