@@ -1,6 +1,23 @@
 //! What can be done with files, on a real VM.
 
+use std::fs;
+
+use guestmnt_tests::worlds::World;
 use guestmnt_tests::worlds::vm::Vm;
 
 guestmnt_tests::operations_in!(Vm);
 guestmnt_tests::walks_in!(Vm);
+
+/// The guest reads the beginning, and says where the rest is, once for all threads that want it.
+#[test]
+fn a_large_file_costs_the_guest_one_read_and_one_layout() {
+    let source = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..8u32 << 20).map(|n| (n / 3 % 251).to_le_bytes()[0]).collect();
+    fs::write(source.path().join("large"), &bytes).unwrap();
+    let shown = Vm.show(source.path(), "");
+    let large = shown.path().join("large");
+    fs::metadata(&large).unwrap();
+    let before = shown.requests();
+    assert!(fs::read(&large).unwrap() == bytes);
+    assert_eq!(shown.requests() - before, 2);
+}

@@ -5,11 +5,11 @@
 //! computes what takes a filesystem to compute.
 //!
 //! A layout is believed once it was seen to be right: what it gives for one request must be what
-//! the guest gives. A hostile guest can point anywhere on its disks; those are bytes of the same
+//! the guest gave. A hostile guest can point anywhere on its disks; those are bytes of the same
 //! image, which it could have sent itself.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Extent, Layout};
@@ -24,11 +24,13 @@ use crate::guest::Guest;
 /// Files of which something is kept: the latest.
 const MAX_FILES: usize = 256;
 
-/// Bytes by which a layout is tried that is wanted before anything was read.
+/// Bytes kept of the first that are read of a file, to try its layout by.
 const TRIED: usize = 4096;
 
 /// Runs kept of all files, 24 bytes each. A file in more pieces is read by the guest.
 const MAX_RUNS_KEPT: usize = 1 << 18;
+
+const NO_PANIC: &str = "nothing panics while it holds the layouts";
 
 /// The disks of a guest: `None` for those that cannot be read here.
 pub type Disks = Arc<[Option<DiskReader>]>;
@@ -39,24 +41,46 @@ pub struct Layouts {
     disks: Disks,
     /// The latest last.
     files: Mutex<Vec<(NodeId, Known)>>,
+    asking: Asking,
 }
 
 /// What is known of a file.
 #[derive(Clone)]
 enum Known {
-    /// It was read once.
-    ReadOnce,
+    /// It was read once; what came of that, once it came.
+    ReadOnce(Option<Sample>),
     /// The guest has to read it.
     Guest,
     /// Where it is, as far as it was asked for.
     Here(Arc<Layout>),
 }
 
+/// Some bytes of a file, as the guest read them.
+#[derive(Clone)]
+struct Sample {
+    offset: u64,
+    bytes: Arc<[u8]>,
+}
+
+/// The files whose layouts the guest is being asked for. A file that is read in sequence is asked
+/// for by several threads at once; one of them asks, and the others take what it learns.
+#[derive(Default)]
+struct Asking {
+    nodes: Mutex<Vec<NodeId>>,
+    ended: Condvar,
+}
+
+/// That one thread alone asks for a file's layout, until this is dropped.
+struct Alone<'a> {
+    asking: &'a Asking,
+    node: NodeId,
+}
+
 impl Layouts {
     /// Of the files of `guest`, whose disks are `disks`.
     #[must_use]
     pub fn of(guest: Arc<Guest>, disks: Disks) -> Self {
-        Self { guest, disks, files: Mutex::default() }
+        Self { guest, disks, files: Mutex::default(), asking: Asking::default() }
     }
 
     /// Replaces `buffer` by up to `size` bytes at `offset` of the file `node`, fewer only at its
@@ -76,21 +100,52 @@ impl Layouts {
         let end = offset.saturating_add(size as u64);
         let layout = match self.known(node) {
             Known::Guest => return false,
-            Known::Here(layout) if end.min(layout.size) <= layout.end => layout,
-            Known::Here(layout) => match self.extended(&layout, &path, end) {
-                Some(layout) => self.note(node, layout),
-                None => return self.leave_to_guest(node),
-            },
-            Known::ReadOnce => match self.tried(&path, offset, size) {
-                Some(layout) => self.note(node, layout),
-                None => return self.leave_to_guest(node),
-            },
+            Known::Here(layout) if reaches(&layout, end) => layout,
+            Known::Here(_) | Known::ReadOnce(_) => {
+                match self.learnt(node, &path, offset, size, end) {
+                    Some(layout) => layout,
+                    None => return self.leave_to_guest(node),
+                }
+            }
         };
         if let Err(error) = self.fill(&layout, offset, size, buffer) {
             warn!("an image cannot be read past the VM: {error}");
             return self.leave_to_guest(node);
         }
         true
+    }
+
+    /// Notes what the guest read of the file `node` at `offset`, by which its layout can be tried.
+    pub fn was_read(&self, node: NodeId, offset: u64, bytes: &[u8]) {
+        let mut files = self.files();
+        let Some((_, known)) = files.iter_mut().find(|(of, _)| *of == node) else { return };
+        if let Known::ReadOnce(sample @ None) = known {
+            *sample = Sample::of(offset, bytes);
+        }
+    }
+
+    /// The layout of the file `node` up to byte `end`, by asking the guest unless somebody else has
+    /// done so by then. It is tried by the `size` bytes at `offset` where nothing was read yet. `None`
+    /// where the guest has to read the file.
+    fn learnt(
+        &self,
+        node: NodeId,
+        path: &impl Fn() -> Result<GuestPath, Errno>,
+        offset: u64,
+        size: usize,
+        end: u64,
+    ) -> Option<Arc<Layout>> {
+        let _alone = self.asking.alone(node);
+        let layout = match self.known(node) {
+            Known::Guest => return None,
+            Known::Here(layout) if reaches(&layout, end) => return Some(layout),
+            Known::Here(layout) => self.extended(&layout, path, end),
+            Known::ReadOnce(Some(sample)) => self.tried(path, &sample, end),
+            Known::ReadOnce(None) => {
+                self.sampled(path, offset, size).and_then(|sample| self.tried(path, &sample, end))
+            }
+        };
+        layout.map(|layout| self.note(node, layout))
     }
 
     /// Where the next byte that is stored, or that is not, is from byte `offset` of the file `node`
@@ -109,17 +164,8 @@ impl Layouts {
         if self.disks.iter().all(Option::is_none) {
             return None;
         }
-        self.known(node);
-        let known = self.files().iter().find(|(of, _)| *of == node).map(|(_, known)| known.clone());
-        let layout = match known? {
-            Known::Guest => return None,
-            Known::Here(layout) => self.extended(&layout, &path, u64::MAX)?,
-            Known::ReadOnce => {
-                let tried = self.tried(&path, offset, TRIED)?;
-                self.extended(&tried, &path, u64::MAX)?
-            }
-        };
-        let layout = self.note(node, layout);
+        let _ = self.known(node);
+        let layout = self.learnt(node, &path, offset, TRIED, u64::MAX)?;
         let disk = self.disks.get(usize::from(layout.disk)).and_then(Option::as_ref)?;
         Some(seek(disk, &layout, offset, what))
     }
@@ -142,30 +188,40 @@ impl Layouts {
         if files.len() == MAX_FILES {
             files.remove(0);
         }
-        files.push((node, Known::ReadOnce));
+        files.push((node, Known::ReadOnce(None)));
         Known::Guest
     }
 
-    /// The layout of a file up to `end` at least, if it is right for the `size` bytes at `offset`.
+    /// The layout of a file up to `end` at least, if it gives `sample` where the guest read that.
     fn tried(
         &self,
         path: &impl Fn() -> Result<GuestPath, Errno>,
-        offset: u64,
-        size: usize,
+        sample: &Sample,
+        end: u64,
     ) -> Option<Layout> {
+        let Sample { offset, bytes } = sample;
         let layout = self.guest.layout(path().ok()?, 0).ok()?;
-        let end = offset.saturating_add(size as u64);
-        let layout = self.extended(&layout, path, end)?;
+        let layout = self.extended(&layout, path, end.max(offset + bytes.len() as u64))?;
         let mut here = Vec::new();
-        self.fill(&layout, offset, size, &mut here).ok()?;
-        let asked = u32::try_from(size).expect("a payload's length fits");
-        // A copy: what is looked at must not change meanwhile.
-        let theirs = self.guest.read(path().ok()?, offset, asked, <[u8]>::to_vec).ok()?;
-        if here != theirs {
+        self.fill(&layout, *offset, bytes.len(), &mut here).ok()?;
+        if *here != **bytes {
             debug!("a layout that does not give what the guest gives");
             return None;
         }
         Some(layout)
+    }
+
+    /// What the guest reads at `offset` of a file, `size` bytes at most; `None` behind its end.
+    fn sampled(
+        &self,
+        path: &impl Fn() -> Result<GuestPath, Errno>,
+        offset: u64,
+        size: usize,
+    ) -> Option<Sample> {
+        let asked = u32::try_from(size).expect("a payload's length fits");
+        // A copy: what is looked at must not change meanwhile.
+        let bytes = self.guest.read(path().ok()?, offset, asked, <[u8]>::to_vec).ok()?;
+        (!bytes.is_empty()).then(|| Sample { offset, bytes: bytes.into() })
     }
 
     /// `layout` and what follows it, up to byte `end` of the file.
@@ -227,7 +283,7 @@ impl Layouts {
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<(NodeId, Known)>> {
-        self.files.lock().expect("nothing panics while it holds the layouts")
+        self.files.lock().expect(NO_PANIC)
     }
 }
 
@@ -235,8 +291,42 @@ impl Known {
     fn runs(&self) -> usize {
         match self {
             Self::Here(layout) => layout.runs.len(),
-            Self::ReadOnce | Self::Guest => 0,
+            Self::ReadOnce(_) | Self::Guest => 0,
         }
+    }
+}
+
+impl Sample {
+    /// The beginning of `bytes`. `None` where it would tell little: what is the same all over is
+    /// found in many places.
+    fn of(offset: u64, bytes: &[u8]) -> Option<Self> {
+        // A copy: what is looked at must not change meanwhile.
+        let bytes: Arc<[u8]> = bytes[..bytes.len().min(TRIED)].into();
+        let varies = bytes.iter().any(|byte| *byte != bytes[0]);
+        varies.then_some(Self { offset, bytes })
+    }
+}
+
+impl Asking {
+    /// Waits until nobody asks for the layout of `node`.
+    fn alone(&self, node: NodeId) -> Alone<'_> {
+        let mut nodes = self.nodes();
+        while nodes.contains(&node) {
+            nodes = self.ended.wait(nodes).expect(NO_PANIC);
+        }
+        nodes.push(node);
+        Alone { asking: self, node }
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Vec<NodeId>> {
+        self.nodes.lock().expect(NO_PANIC)
+    }
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.asking.nodes().retain(|node| *node != self.node);
+        self.asking.ended.notify_all();
     }
 }
 
@@ -294,6 +384,11 @@ fn seek(disk: &DiskReader, layout: &Layout, offset: u64, what: Extent) -> Result
         // The end of a file counts as one.
         Extent::Hole => Ok(at),
     }
+}
+
+/// Whether a layout says where the bytes up to `end` of the file are.
+fn reaches(layout: &Layout, end: u64) -> bool {
+    end.min(layout.size) <= layout.end
 }
 
 /// Bytes from `from` to `to`; none where that is before. They are within one request.

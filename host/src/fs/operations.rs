@@ -192,6 +192,7 @@ impl Operations {
                     self.stats.ways.request(Way::Guest);
                     read_ahead.read(id, path, offset, size, |bytes| {
                         self.stats.ways.bytes(bytes.len());
+                        layouts.was_read(id, offset, bytes);
                         take(bytes);
                     })
                 }
