@@ -9,6 +9,7 @@ pub mod files;
 pub mod fs;
 pub mod guest;
 pub mod image;
+pub mod insert;
 pub mod session;
 pub mod sys;
 pub mod vm;

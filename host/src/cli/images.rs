@@ -40,6 +40,12 @@ pub struct OverlayArguments {
 }
 
 impl OverlayArguments {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.overlay.is_empty()
+    }
+
     /// Gives the overlays to the images that stood before them.
     ///
     /// # Errors

@@ -108,11 +108,20 @@ impl FilesArguments {
     /// # Errors
     /// Whatever stopped it, in words for people.
     pub fn open(&self, matches: &ArgMatches) -> Result<Opened, Box<dyn Display>> {
-        let mut plan = self.look.plan(self.look.images.disks(matches), Selection::Sole)?;
+        let plan = self.plan(self.look.images.disks(matches))?;
+        Opened::of(launch(&plan, &Timings::start()).map_err(boxed)?)
+    }
+
+    /// What is to be launched for `disks`: the filesystems that are meant.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the options, in words for people.
+    pub fn plan(&self, disks: Vec<DiskSpec>) -> Result<Plan, Box<dyn Display>> {
+        let mut plan = self.look.plan(disks, Selection::Sole)?;
         if let Some(named) = self.selection.of(plan.disks.len()).map_err(boxed)? {
             plan.selection = named;
         }
-        Opened::of(launch(&plan, &Timings::start()).map_err(boxed)?)
+        Ok(plan)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command lines of the binaries, and what they print.
 
 mod background;
+mod change;
 pub mod guestimg;
 pub mod guestmnt;
 pub mod guestunmnt;

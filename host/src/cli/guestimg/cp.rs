@@ -1,23 +1,31 @@
-//! `guestimg cp`: files and folders of an image into a folder of the host.
+//! `guestimg cp`: files and folders of an image into a folder of the host; with `--overlay` or
+//! `--rw`, those of the host into a folder of an image.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 use guestmnt_protocol::path::GuestPath;
 use serde_json::json;
 
+use crate::cli::change::ChangeArguments;
 use crate::cli::look::FilesArguments;
 use crate::cli::progress::Progress;
 use crate::extract::copy::{Copy, Existing};
 use crate::files::{Files, Follow, Trouble, Walked};
+use crate::insert::{self, from_host::FromHost};
 
-/// Copies files and folders out of an image, with times, permissions, holes and links
+/// Copies files and folders out of an image, with times, permissions, holes and links; with
+/// --overlay or --rw, into an image
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
     pub(super) files: FilesArguments,
+
+    #[command(flatten)]
+    change: ChangeArguments,
 
     /// Replace files that are there already, and fill folders
     #[arg(short = 'f', long)]
@@ -28,9 +36,9 @@ pub struct Arguments {
     json: bool,
 
     /// Files and folders in the image, then the folder of the host that they go into; of / what is
-    /// in it
+    /// in it. With --overlay or --rw: files and folders of the host, then the folder in the image
     #[arg(value_name = "PATH… FOLDER", num_args = 2.., required = true)]
-    paths: Vec<std::ffi::OsString>,
+    paths: Vec<OsString>,
 }
 
 /// Copies them. A file with trouble is told, and the next one copied.
@@ -39,6 +47,9 @@ pub struct Arguments {
 /// Where there is no image to be read, or the folder cannot be written to.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<dyn Display>> {
     let (folder, paths) = arguments.paths.split_last().expect("clap asks for two");
+    if arguments.change.are_given() {
+        return arguments.insert(paths, folder, matches);
+    }
     let folder = PathBuf::from(folder);
     if !folder.is_dir() {
         return Err(super::boxed(format!("{} is not a folder", folder.display())));
@@ -77,11 +88,36 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
 }
 
 impl Arguments {
+    /// Copies `paths` of the host into the image's folder `folder`.
+    fn insert(
+        &self,
+        paths: &[OsString],
+        folder: &OsStr,
+        matches: &ArgMatches,
+    ) -> Result<ExitCode, Box<dyn Display>> {
+        let changing = self.change.open(&self.files, matches)?;
+        let folder = changing.folder(folder.as_encoded_bytes())?;
+        let progress = Progress::open_ended();
+        let existing = if self.force { insert::Existing::Replace } else { insert::Existing::Keep };
+        let mut advance = |bytes| progress.advance(bytes);
+        let mut complain = |path: &[u8], trouble: &insert::Trouble| progress.tell(path, trouble);
+        let writer = insert::Writer::of(&changing.guest, existing);
+        let mut copy = FromHost::new(writer, &mut advance, &mut complain);
+        let done = paths.iter().try_for_each(|path| copy.copy(Path::new(path), &folder));
+        let sum = copy.sum();
+        drop(progress);
+        let insert::Inserted { files, troubles } = changing.end(done, sum)?;
+        if self.json {
+            println!("{}", json!({ "files": files, "troubles": troubles }));
+        }
+        Ok(if troubles == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
     fn one(
         &self,
         files: &Files,
         path: &[u8],
-        folder: &std::path::Path,
+        folder: &Path,
         progress: &Progress,
     ) -> Result<Walked, Trouble> {
         let found = files.find(path, Follow::NotLast)?;

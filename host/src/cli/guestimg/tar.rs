@@ -1,7 +1,9 @@
-//! `guestimg tar`: files and folders of an image as a stream of tar.
+//! `guestimg tar`: files and folders of an image as a stream of tar; with `--overlay` or `--rw`, a
+//! stream of tar into a folder of an image.
 
 use std::fmt::Display;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,31 +11,41 @@ use clap::{ArgMatches, Args};
 use guestmnt_protocol::path::GuestPath;
 use serde_json::json;
 
+use crate::cli::change::ChangeArguments;
 use crate::cli::look::FilesArguments;
 use crate::cli::progress::Progress;
 use crate::extract::new_file::NewFile;
 use crate::extract::tar::Tar;
 use crate::files::{Files, Follow, Trouble, Walked};
+use crate::insert::{self, from_tar::unpack};
 
-/// Writes files and folders of an image as a tar stream, with everything that is known of them
+/// Writes files and folders of an image as a tar stream, with everything that is known of them;
+/// with --overlay or --rw, unpacks a tar stream into an image
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
     pub(super) files: FilesArguments,
 
+    #[command(flatten)]
+    change: ChangeArguments,
+
     /// File to write; standard output otherwise
-    #[arg(short = 'o', long, value_name = "FILE")]
+    #[arg(short = 'o', long, value_name = "FILE", conflicts_with = "writing")]
     output: Option<PathBuf>,
 
-    /// Replace the file if it is there already
-    #[arg(short = 'f', long, requires = "output")]
+    /// With --overlay or --rw: the tar file to unpack; standard input otherwise
+    #[arg(long, value_name = "FILE", requires = "writing")]
+    input: Option<PathBuf>,
+
+    /// Replace the file, or those in the image, that are there already
+    #[arg(short = 'f', long)]
     force: bool,
 
     /// Print what was done as JSON, on standard output
-    #[arg(long, requires = "output")]
+    #[arg(long)]
     json: bool,
 
-    /// Files and folders in the image
+    /// Files and folders in the image. With --overlay or --rw: the folder that is unpacked into
     #[arg(value_name = "PATH", default_value = "/")]
     paths: Vec<std::ffi::OsString>,
 }
@@ -43,7 +55,14 @@ pub struct Arguments {
 /// # Errors
 /// Where there is no image to be read, or the stream cannot be written.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<dyn Display>> {
+    if arguments.change.are_given() {
+        return arguments.unpack(matches);
+    }
     let written = match &arguments.output {
+        None if arguments.json || arguments.force => {
+            let text = "--force and --json go with a file to write\n  hint: -o FILE";
+            return Err(super::boxed(text));
+        }
         None if io::stdout().is_terminal() => {
             let text = "a tar stream is nothing for a terminal\n  hint: -o FILE, or > FILE";
             return Err(super::boxed(text));
@@ -63,6 +82,40 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
 }
 
 impl Arguments {
+    /// Unpacks a stream into the image.
+    fn unpack(&self, matches: &ArgMatches) -> Result<ExitCode, Box<dyn Display>> {
+        let [folder] = self.paths.as_slice() else {
+            return Err(super::boxed("one folder of the image is unpacked into"));
+        };
+        let stream: Box<dyn Read> = match &self.input {
+            None if io::stdin().is_terminal() => {
+                let text = "no tar stream is typed on a terminal\n  hint: --input FILE, or < FILE";
+                return Err(super::boxed(text));
+            }
+            None => Box::new(io::stdin().lock()),
+            Some(path) => {
+                let failed = |error| format!("cannot read {}: {error}", path.display());
+                Box::new(File::open(path).map_err(|error| super::boxed(failed(error)))?)
+            }
+        };
+        let stream = BufReader::with_capacity(1 << 20, stream);
+        let changing = self.change.open(&self.files, matches)?;
+        let folder = changing.folder(folder.as_encoded_bytes())?;
+        let progress = Progress::open_ended();
+        let existing = if self.force { insert::Existing::Replace } else { insert::Existing::Keep };
+        let mut advance = |bytes| progress.advance(bytes);
+        let mut complain = |path: &[u8], trouble: &insert::Trouble| progress.tell(path, trouble);
+        let mut writer = insert::Writer::of(&changing.guest, existing);
+        let mut sum = insert::Inserted::default();
+        let done = unpack(stream, &folder, &mut writer, &mut sum, &mut advance, &mut complain);
+        drop(progress);
+        let insert::Inserted { files, troubles } = changing.end(done, sum)?;
+        if self.json {
+            println!("{}", json!({ "files": files, "troubles": troubles }));
+        }
+        Ok(if troubles == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
     fn write(&self, matches: &ArgMatches, out: impl Write) -> Result<Walked, Box<dyn Display>> {
         let opened = self.files.open(matches)?;
         let progress = Progress::open_ended();

@@ -1,0 +1,118 @@
+//! A VM for the subcommands that write into disks, without FUSE: the options by which the user says
+//! where what is written goes, and how it ends.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use clap::{ArgMatches, Args};
+use guestmnt_protocol::message::Dirty;
+use guestmnt_protocol::path::{GuestPath, Printable};
+
+use super::images::OverlayArguments;
+use super::look::FilesArguments;
+use crate::files::{Files, Follow};
+use crate::guest::Guest;
+use crate::insert::{Inserted, Trouble};
+use crate::session::boot::Origin;
+use crate::session::launch::{Launched, launch};
+use crate::session::plan::{WritesTo, check_overlays};
+use crate::session::timings::Timings;
+use crate::vm::Vm;
+
+/// Where what is written goes.
+#[derive(Args)]
+pub struct ChangeArguments {
+    #[command(flatten)]
+    overlays: OverlayArguments,
+
+    /// Write into the image itself, which nobody else can use meanwhile; of a chain, into its leaf
+    #[arg(short = 'w', long, group = "writing")]
+    rw: bool,
+
+    /// Write also to an NTFS that was not unmounted, or that Windows is hibernated on
+    #[arg(long, requires = "writing")]
+    force_dirty: bool,
+}
+
+/// A guest whose files can be written.
+pub struct Changing {
+    /// The client.
+    pub guest: Arc<Guest>,
+    vm: Vm,
+    /// Images and overlays, which are locked as long as this is there.
+    _origin: Origin,
+}
+
+impl ChangeArguments {
+    /// Whether something is to be written.
+    #[must_use]
+    pub fn are_given(&self) -> bool {
+        self.rw || !self.overlays.is_empty()
+    }
+
+    /// Launches a guest that can write to the disks that `files` names.
+    ///
+    /// # Errors
+    /// Whatever stopped it, in words for people.
+    pub fn open(
+        &self,
+        files: &FilesArguments,
+        matches: &ArgMatches,
+    ) -> Result<Changing, Box<dyn Display>> {
+        let mut disks = files.look.images.disks(matches);
+        self.overlays.assign(matches, &mut disks).map_err(boxed)?;
+        check_overlays(&disks).map_err(boxed)?;
+        let mut plan = files.plan(disks)?;
+        // A virtual machine's folder may stand for several disks.
+        check_overlays(&plan.disks).map_err(boxed)?;
+        let dirty = if self.force_dirty { Dirty::Force } else { Dirty::ReadOnly };
+        plan.writes = if self.rw { WritesTo::Images(dirty) } else { WritesTo::Overlays(dirty) };
+        let Launched { guest, vm, origin, .. } = launch(&plan, &Timings::start()).map_err(boxed)?;
+        Ok(Changing { guest: Arc::new(guest), vm, _origin: origin })
+    }
+}
+
+impl Changing {
+    /// The folder of the image that the user calls `path`.
+    ///
+    /// # Errors
+    /// Where there is none, in words for people.
+    pub fn folder(&self, path: &[u8]) -> Result<GuestPath, Box<dyn Display>> {
+        let files = Files::of(Arc::clone(&self.guest), Vec::new()).map_err(boxed)?;
+        let failed = |reason: &str| boxed(format!("{}: {reason} in the image", Printable(path)));
+        match files.find(path, Follow::Last) {
+            Ok(found) if found.attr.mode & libc::S_IFMT == libc::S_IFDIR => Ok(found.path),
+            Ok(_) => Err(failed("not a folder")),
+            Err(errno) => Err(failed(errno.desc())),
+        }
+    }
+
+    /// Brings what was written to the disk and ends the VM. `done` is what came of it so far.
+    ///
+    /// # Errors
+    /// Where not all is on the disk, with how far it came.
+    pub fn end(
+        self,
+        done: Result<(), Trouble>,
+        sum: Inserted,
+    ) -> Result<Inserted, Box<dyn Display>> {
+        let flushed = self.guest.unmount();
+        drop(self.guest);
+        self.vm.quit();
+        match (done, flushed) {
+            (Ok(()), Ok(())) => Ok(sum),
+            (Err(trouble), Ok(())) => Err(boxed(format!(
+                "{trouble}; {} files were written before that and are kept",
+                sum.files
+            ))),
+            (done, Err(error)) => {
+                let first = done.err().map_or_else(String::new, |trouble| format!("{trouble}; "));
+                Err(boxed(format!("{first}not everything that was written is kept: {error}")))
+            }
+        }
+    }
+}
+
+fn boxed(error: impl Display + 'static) -> Box<dyn Display> {
+    Box::new(error)
+}
