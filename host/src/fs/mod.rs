@@ -18,6 +18,7 @@ mod open_nodes;
 pub mod operations;
 mod read_ahead;
 mod recent;
+mod runs;
 mod small_files;
 pub mod stats;
 mod symlinks;
