@@ -18,6 +18,7 @@ use crate::lvm::{Logical, Lvm, Physical};
 use crate::modules::Modules;
 use crate::programs::Programs;
 use crate::raid::{self, Array, Member};
+use crate::remarks::Remarks;
 use crate::volumes::{Probed, probe_node};
 
 /// A block device, given or assembled.
@@ -47,6 +48,8 @@ pub struct Assembly<'a> {
     pub programs: &'a Programs,
     /// The encrypted volumes that are open.
     pub opened: Vec<Opened>,
+    /// What is to be said of what was assembled.
+    pub remarks: Remarks,
 }
 
 impl Assembly<'_> {
@@ -73,10 +76,16 @@ impl Assembly<'_> {
             VolumeName::Raid(name) => {
                 let probed = probed(self.given());
                 let array = arrays_of(&probed).into_iter().find(|array| array.is_called(name));
-                array.ok_or_else(no_such_device)?.assemble(self.programs, self.modules)
+                self.assemble(&array.ok_or_else(no_such_device)?)
             }
             VolumeName::Mapper(name) if name.as_str().starts_with(LDM_PREFIX) => {
-                self.dynamic(&self.given()).node(name)
+                let dynamic = self.dynamic(&self.given());
+                let node = dynamic.node(name)?;
+                if let Some((missing, all)) = dynamic.missing_disks(name) {
+                    let name = VolumeName::Mapper(name.clone());
+                    self.remarks.add(format_args!("{name} lacks {missing} of its {all} disks"));
+                }
+                Ok(node)
             }
             VolumeName::Mapper(name) => {
                 let opened = self.opened.iter().find(|opened| opened.name == *name);
@@ -125,7 +134,7 @@ impl Assembly<'_> {
         let mut blocks = probed(given);
         dynamic_parts(&mut blocks, &dynamic.disks);
         let arrays = arrays_of(&blocks).into_iter().filter_map(|array| {
-            let node = array.assemble(self.programs, self.modules);
+            let node = self.assemble(&array);
             assembled(VolumeName::Raid(array.name), node)
         });
         let arrays = probed(arrays.collect());
@@ -143,6 +152,15 @@ impl Assembly<'_> {
         });
         blocks.extend(probed(opened.collect()));
         blocks
+    }
+
+    fn assemble(&self, array: &Array) -> Result<PathBuf, Failure> {
+        let node = array.assemble(self.programs, self.modules)?;
+        if let Some((missing, all)) = raid::missing_members(&node) {
+            let name = VolumeName::Raid(array.name.clone());
+            self.remarks.add(format_args!("{name} lacks {missing} of its {all} members"));
+        }
+        Ok(node)
     }
 
     fn given(&self) -> Vec<Block> {

@@ -55,21 +55,30 @@ impl Superblock {
     }
 }
 
-/// The mount options that name the other devices of the filesystem of which `own` is one, given
-/// all nodes there are. Empty for a filesystem on one device, for which `nodes` is not called.
+/// The devices of a filesystem.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// The mount options that name them.
+    pub options: String,
+    /// How many are not there, of how many.
+    pub missing: Option<(u64, u64)>,
+}
+
+/// The other devices of the filesystem of which `own` is one, given all nodes there are. None for a
+/// filesystem on one device, for which `nodes` is not called.
 ///
 /// # Errors
 /// `EEXIST` where two nodes claim to be the same device of it.
-pub fn device_options(own: &Path, nodes: impl FnOnce() -> Vec<PathBuf>) -> Result<String, Failure> {
+pub fn devices(own: &Path, nodes: impl FnOnce() -> Vec<PathBuf>) -> Result<Devices, Failure> {
     let Some(superblock) = Superblock::of(own).filter(|superblock| superblock.devices > 1) else {
-        return Ok(String::new());
+        return Ok(Devices::default());
     };
     let others = nodes().into_iter().filter(|node| node != own);
     let others = others.filter_map(|node| Some((Superblock::of(&node)?, node)));
-    options_of(superblock, others.collect())
+    among(superblock, others.collect())
 }
 
-fn options_of(own: Superblock, nodes: Vec<(Superblock, PathBuf)>) -> Result<String, Failure> {
+fn among(own: Superblock, nodes: Vec<(Superblock, PathBuf)>) -> Result<Devices, Failure> {
     let mut seen = vec![own.number];
     let mut options = Vec::new();
     for (superblock, node) in nodes {
@@ -85,10 +94,12 @@ fn options_of(own: Superblock, nodes: Vec<(Superblock, PathBuf)>) -> Result<Stri
         seen.push(superblock.number);
         options.push(format!("device={}", node.display()));
     }
-    if (seen.len() as u64) < own.devices {
+    let missing = own.devices.checked_sub(seen.len() as u64).filter(|missing| *missing > 0);
+    if missing.is_some() {
         options.push("degraded".to_owned());
     }
-    Ok(options.join(","))
+    let missing = missing.map(|missing| (missing, own.devices));
+    Ok(Devices { options: options.join(","), missing })
 }
 
 /// The option by which a subvolume is mounted.
@@ -165,11 +176,14 @@ mod tests {
             numbers.iter().map(node).collect::<Vec<_>>()
         };
         let own = superblock(1, 1);
-        let options = |numbers| options_of(own, nodes(numbers)).map_err(|failure| failure.errno);
-        assert_eq!(options(&[(1, 2), (2, 5), (1, 3)]).unwrap(), "device=/dev/vd2,device=/dev/vd3");
-        assert_eq!(options(&[(1, 2)]).unwrap(), "device=/dev/vd2,degraded");
-        assert_eq!(options(&[(1, 2), (1, 2)]).map_err(i32::from), Err(libc::EEXIST));
-        assert_eq!(options(&[(1, 1)]).map_err(i32::from), Err(libc::EEXIST));
+        let found =
+            |numbers| among(own, nodes(numbers)).map_err(|failure| i32::from(failure.errno));
+        let devices = |options: &str, missing| Ok(Devices { options: options.to_owned(), missing });
+        let both = "device=/dev/vd2,device=/dev/vd3";
+        assert_eq!(found(&[(1, 2), (2, 5), (1, 3)]), devices(both, None));
+        assert_eq!(found(&[(1, 2)]), devices("device=/dev/vd2,degraded", Some((1, 3))));
+        assert_eq!(found(&[(1, 2), (1, 2)]), Err(libc::EEXIST));
+        assert_eq!(found(&[(1, 1)]), Err(libc::EEXIST));
     }
 
     #[test]

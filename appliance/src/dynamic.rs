@@ -79,6 +79,13 @@ impl Dynamic<'_> {
         })
     }
 
+    /// How many disks a mirror or a RAID-5 lacks, of how many.
+    #[must_use]
+    pub fn missing_disks(&self, name: &PlainName) -> Option<(usize, usize)> {
+        let printed = self.programs.run(self.modules, "dmsetup", &["status", name.as_str()], &[]);
+        missing_in(&printed.ok()?.ok()?)
+    }
+
     /// All volumes that can be assembled, with their nodes.
     ///
     /// # Errors
@@ -114,6 +121,15 @@ impl Dynamic<'_> {
         let message = ["message", name.as_str(), "0", "frozen"];
         self.programs.run(self.modules, "dmsetup", &message, &[]).map(drop)
     }
+}
+
+/// How many devices are missing, of how many, by what `dmsetup status` prints of a target: a letter for
+/// each of them, after begin, length, `raid`, level and their number.
+fn missing_in(status: &str) -> Option<(usize, usize)> {
+    let words: Vec<&str> = status.split_whitespace().collect();
+    let [_, _, "raid", _, _, health, ..] = words[..] else { return None };
+    let missing = health.bytes().filter(|letter| b"D-".contains(letter)).count();
+    (missing > 0).then_some((missing, health.len()))
 }
 
 /// The volumes that have nodes; those whose names device-mapper had to write otherwise are not among
@@ -173,6 +189,19 @@ mod tests {
         assert!(!is_dynamic(disk(0).path(), &of(&partition, 1 << 15)));
         assert!(!is_dynamic(disk(0).path(), &of(&partition, 5)));
         assert!(!is_dynamic(Path::new("/nowhere"), &[]));
+    }
+
+    #[test]
+    fn missing_disks_are_told_by_their_letters() {
+        let table = [
+            ("0 65536 raid raid1 2 -A 65536/65536 frozen 0 0 -\n", Some((1, 2))),
+            ("0 65536 raid raid5_ls 3 aaa 0/65536 frozen 0 0 -", None),
+            ("0 65536 linear", None),
+            ("", None),
+        ];
+        for (status, expected) in table {
+            assert_eq!(missing_in(status), expected, "{status}");
+        }
     }
 
     #[test]

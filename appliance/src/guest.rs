@@ -79,9 +79,18 @@ impl Guest {
                 self.devices()?.await_disks(*count).map(|()| Answer::Done)
             }
             Request::Volumes => Ok(Answer::Volumes(self.devices()?.volumes())),
-            Request::Mount(request) => self.mount(request, Writing::Never).map(|_| Answer::Done),
+            Request::Mount(request) => {
+                self.mount(request, Writing::Never).map(|(_, remarks)| match remarks.is_empty() {
+                    true => Answer::Done,
+                    false => Answer::Remarked(None, remarks),
+                })
+            }
             Request::MountWritable { mount, dirty } => {
-                self.mount(mount, Writing::Unless(*dirty)).map(Answer::Mounted)
+                let mounted = self.mount(mount, Writing::Unless(*dirty));
+                mounted.map(|(how, remarks)| match remarks.is_empty() {
+                    true => Answer::Mounted(how),
+                    false => Answer::Remarked(Some(how), remarks),
+                })
             }
             Request::Change(change) => self.change(change, given),
             Request::Held(file, request) => self.held(*file, request, payload),
@@ -149,10 +158,14 @@ impl Guest {
         Ok(Answer::Awake { unix_time_ns, random })
     }
 
-    fn mount(&self, request: &MountRequest, writing: Writing) -> Result<MountedAs, Failure> {
+    fn mount(
+        &self,
+        request: &MountRequest,
+        writing: Writing,
+    ) -> Result<(MountedAs, Vec<String>), Failure> {
         let machine = self.devices()?;
         let mut mounted = self.change_tree();
-        let (how, graft) = machine.mount(request, writing, mounted.as_ref())?;
+        let (how, graft, remarks) = machine.mount(request, writing, mounted.as_ref())?;
         match &mut *mounted {
             Some(tree) => {
                 tree.forget_open();
@@ -160,7 +173,7 @@ impl Guest {
             }
             None => *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
         }
-        Ok(how)
+        Ok((how, remarks))
     }
 
     fn show_blocks(&self) -> Outcome {

@@ -50,6 +50,7 @@ mod place;
 mod ports;
 mod programs;
 mod raid;
+mod remarks;
 mod resolve;
 pub mod serve;
 mod signatures;

@@ -35,6 +35,7 @@ use crate::listing;
 use crate::modules::Modules;
 use crate::mounts::{Mounts, Writing};
 use crate::programs::Programs;
+use crate::remarks::Remarks;
 use crate::sys;
 use crate::tree::Tree;
 use crate::volumes::{self, Probed};
@@ -194,7 +195,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Mounts a filesystem; `tree` is what is mounted on `/`. Returns what is to be put into it.
+    /// Mounts a filesystem; `tree` is what is mounted on `/`. Returns what is to be put into it, and
+    /// what is to be said of it.
     ///
     /// # Errors
     /// As [`Mounts::mount`].
@@ -203,8 +205,10 @@ impl Machine {
         request: &MountRequest,
         writing: Writing,
         tree: Option<&Tree>,
-    ) -> Result<(MountedAs, Option<Graft>), Failure> {
-        self.mounts().mount(request, writing, tree, &self.assembly())
+    ) -> Result<(MountedAs, Option<Graft>, Vec<String>), Failure> {
+        let assembly = self.assembly();
+        let (how, graft) = self.mounts().mount(request, writing, tree, &assembly)?;
+        Ok((how, graft, assembly.remarks.into_lines()))
     }
 
     /// Assembles what can be assembled from the disks, and makes a node for each device in
@@ -253,6 +257,7 @@ impl Machine {
             modules: &self.modules,
             programs: &self.programs,
             opened: self.opened().clone(),
+            remarks: Remarks::default(),
         }
     }
 

@@ -231,24 +231,51 @@ impl Source {
             Mountable::Volume(_) => String::new(),
             Mountable::Subvolume { path, .. } => btrfs::subvolume_option(path)?,
         };
-        let mount_as = |kind: &str| {
+        let by_kernel = |kind: &str| -> Result<MountedAs, Failure> {
             let filesystem = Filesystem::named(kind);
             let own = match filesystem.kernel_name {
-                "btrfs" => btrfs::device_options(node, || assembly.nodes())?,
-                _ => String::new(),
+                "btrfs" => btrfs::devices(node, || assembly.nodes())?,
+                _ => btrfs::Devices::default(),
             };
-            let options = join_options(&[&own, &subvolume, &options]);
+            let options = join_options(&[&own.options, &subvolume, &options]);
             let tried = Attempt { node, target, filesystem, options: &options };
             load_modules(&tried, assembly.modules);
-            tried.run_for(writing)
+            let (how, journal) = tried.run_for(writing)?;
+            if let Some((missing, all)) = own.missing {
+                let name = request.device.volume();
+                assembly.remarks.add(format_args!("{name} lacks {missing} of its {all} devices"));
+            }
+            if journal == Journal::Left {
+                let name = &request.device;
+                let remark = "journal cannot be replayed; it is shown as it was left";
+                assembly.remarks.add(format_args!("{name}: its {remark}"));
+            }
+            Ok(how)
+        };
+        let by_ntfs_3g = || -> Result<MountedAs, Failure> {
+            ntfs_3g::mount(node, target, &options, assembly)?;
+            let refused = "ntfs-3g only reads here".to_owned();
+            let read_only = (writing != Writing::Never).then_some(refused);
+            Ok(MountedAs { read_only, names: NameMatching::Exact })
+        };
+        let mount_as = |kind: &str| {
+            let failure = match by_kernel(kind) {
+                Err(failure) if kind == "ntfs" => failure,
+                outcome => return outcome,
+            };
+            let how = by_ntfs_3g().map_err(|_| failure.clone())?;
+            let name = &request.device;
+            // The kernel's own words, if it had any, without the name that the device has here.
+            let reason = failure.detail.lines().nth(1).unwrap_or(&failure.detail);
+            let reason = reason.split_once("): ").map_or(reason, |(_, reason)| reason);
+            let reason = reason.trim().trim_end_matches('.');
+            assembly.remarks.add(format_args!(
+                "{name}: ntfs3 refuses it ({reason}); ntfs-3g shows it, which is slower"
+            ));
+            Ok(how)
         };
         match (&request.fstype, signatures::usual_filesystem(node)) {
-            (Some(kind), _) if kind == ntfs_3g::NAME => {
-                ntfs_3g::mount(node, target, &options, assembly)?;
-                let refused = "ntfs-3g only reads here".to_owned();
-                let read_only = (writing != Writing::Never).then_some(refused);
-                Ok(MountedAs { read_only, names: NameMatching::Exact })
-            }
+            (Some(kind), _) if kind == ntfs_3g::NAME => by_ntfs_3g(),
             (Some(kind), _) => mount_as(kind),
             (None, _) if !subvolume.is_empty() => mount_as("btrfs"),
             (None, guess) => match guess.map(mount_as) {
@@ -326,6 +353,15 @@ fn load_modules(tried: &Attempt, modules: &Modules) {
     }
 }
 
+/// What became of a filesystem's journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Journal {
+    /// There is none, or it was replayed into the overlay if need be.
+    Replayed,
+    /// It could not be replayed.
+    Left,
+}
+
 /// One filesystem, about to be mounted.
 struct Attempt<'a> {
     node: &'a Path,
@@ -337,7 +373,7 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Mounts, for writing where that may be.
-    fn run_for(&self, writing: Writing) -> Result<MountedAs, Failure> {
+    fn run_for(&self, writing: Writing) -> Result<(MountedAs, Journal), Failure> {
         let refused = match (writing, self.filesystem.writing) {
             (Writing::Never, _) => None,
             (Writing::Unless(_), None) => {
@@ -345,12 +381,15 @@ impl Attempt<'_> {
                 Some(format!("{kind} is never written to"))
             }
             (Writing::Unless(dirty), Some(how)) => match self.write(dirty, how) {
-                Ok(()) => return Ok(MountedAs { read_only: None, names: how.names }),
+                Ok(()) => {
+                    let how = MountedAs { read_only: None, names: how.names };
+                    return Ok((how, Journal::Replayed));
+                }
                 Err(reason) => Some(reason),
             },
         };
-        self.run()?;
-        Ok(MountedAs { read_only: refused, names: NameMatching::Exact })
+        let journal = self.run()?;
+        Ok((MountedAs { read_only: refused, names: NameMatching::Exact }, journal))
     }
 
     /// Mounts for writing, or says why not.
@@ -377,20 +416,16 @@ impl Attempt<'_> {
 
     /// Mounts read-only; where that fails and the filesystem has a journal, once more without replaying it:
     /// a damaged journal must not hide the files.
-    fn run(&self) -> Result<(), Failure> {
+    fn run(&self) -> Result<Journal, Failure> {
         let log = kmsg::Tail::from_now();
         let Err(errno) = self.call(FLAGS, &[self.filesystem.options, self.options]) else {
-            return Ok(());
+            return Ok(Journal::Replayed);
         };
         let log = log.read(MAX_DETAIL);
         if let Some(without) = self.filesystem.without_journal
             && self.call(FLAGS, &[self.filesystem.options, without, self.options]).is_ok()
         {
-            kmsg::warn(format_args!(
-                "{}: the journal could not be replayed, mounted with {without}",
-                self.node.display()
-            ));
-            return Ok(());
+            return Ok(Journal::Left);
         }
         Err(explained(errno, self.why(errno, &log)))
     }

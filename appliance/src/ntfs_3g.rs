@@ -1,8 +1,8 @@
 //! NTFS by ntfs-3g, a program of the distribution, for what the kernel's ntfs3 does not show: alternate
-//! data streams and the data of reparse points.
+//! data streams and the data of reparse points; and for what it refuses.
 //!
 //! It serves the filesystem through the guest's own FUSE, several times slower than ntfs3, so it does
-//! so only where it is named.
+//! so only where it is named or ntfs3 fails.
 
 use std::path::{Path, PathBuf};
 

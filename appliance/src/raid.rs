@@ -5,7 +5,8 @@
 //! from. One whose name cannot stand in a path, or that has none, gets a number from 127 downwards,
 //! as mdadm does it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -79,11 +80,20 @@ impl Array {
     }
 }
 
+/// How many members the array with the node `node` lacks, of how many; `None` where it has all.
+#[must_use]
+pub fn missing_members(node: &Path) -> Option<(u32, u32)> {
+    let folder = Path::new("/sys/block").join(node.file_name()?).join("md");
+    let number = |name| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u32>().ok();
+    let missing = number("degraded").filter(|missing| *missing > 0)?;
+    Some((missing, number("raid_disks")?))
+}
+
 /// Has the kernel leave arrays alone until something is written to them, see `start_ro` in
 /// Documentation/admin-guide/md.rst: neither marks them as used nor brings members in step.
 fn start_read_only() {
     // Without it an array is marked in the overlay, which harms nothing.
-    let _ = std::fs::write("/sys/module/md_mod/parameters/start_ro", "1");
+    let _ = fs::write("/sys/module/md_mod/parameters/start_ro", "1");
 }
 
 /// The arrays that `members` belong to, in the order of their first members.

@@ -105,8 +105,8 @@ pub fn subvolumes(
         }
         seen.push(&probed.uuid);
         let nodes = || blocks.iter().map(|(block, _)| block.node.clone()).collect();
-        let listed = btrfs::device_options(node, nodes).and_then(|options| {
-            btrfs::subvolumes(node, &options, assembly.programs, assembly.modules)
+        let listed = btrfs::devices(node, nodes).and_then(|devices| {
+            btrfs::subvolumes(node, &devices.options, assembly.programs, assembly.modules)
         });
         match listed {
             Ok(paths) => found.push((name.clone(), paths)),

@@ -42,6 +42,9 @@ pub const MAX_SMALL_FILE: usize = 64 * 1024;
 /// Bytes of the text that explains a failure.
 pub const MAX_DETAIL: usize = 4096;
 
+/// Remarks on one mount.
+pub const MAX_REMARKS: usize = 16;
+
 /// Lanes, that is requests in flight, between one host process and its guest.
 pub const MAX_LANES: usize = 16;
 

@@ -40,7 +40,8 @@ pub enum Request {
     },
     /// Assembles what can be assembled from the disks, and probes all. Answer: [`Answer::Volumes`].
     Volumes,
-    /// Mounts a filesystem. Answer: [`Answer::Done`], or the kernel's error with what it logged.
+    /// Mounts a filesystem. Answer: [`Answer::Done`] or [`Answer::Remarked`], or the kernel's error
+    /// with what it logged.
     Mount(MountRequest),
     /// Writes everything back and unmounts all. Answer: [`Answer::Done`].
     Unmount,
@@ -138,7 +139,7 @@ pub enum Request {
     /// others to be mounted in. Answer: [`Answer::Done`].
     Folders(Vec<EntryName>),
     /// Mounts a filesystem for writing too, unless it had better not be written. Answer:
-    /// [`Answer::Mounted`], or as [`Request::Mount`].
+    /// [`Answer::Mounted`] or [`Answer::Remarked`], or as [`Request::Mount`].
     MountWritable {
         /// What is mounted where.
         mount: MountRequest,
@@ -243,6 +244,9 @@ pub enum Answer {
     Held(HeldFile),
     /// A file was made, or found, and is held.
     Created(HeldFile, Attr),
+    /// In the place of [`Answer::Done`] and [`Answer::Mounted`] where a filesystem was mounted, but
+    /// not as it should be; with what is to be said of it, one sentence each.
+    Remarked(Option<MountedAs>, Vec<String>),
 }
 
 /// What is on the disks, and what it is made of.

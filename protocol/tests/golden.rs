@@ -335,6 +335,14 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
             Ok(Answer::Created(HeldFile(1), Attr::default())),
             [vec![0, MOUNTED + 2, 1], vec![0; 16]].concat(),
         ),
+        (Ok(Answer::Remarked(None, vec!["r".to_owned()])), vec![0, MOUNTED + 3, 0, 1, 1, b'r']),
+        (
+            Ok(Answer::Remarked(
+                Some(MountedAs { read_only: None, names: NameMatching::Exact }),
+                vec!["r".to_owned(), String::new()],
+            )),
+            vec![0, MOUNTED + 3, 1, 0, 0, 2, 1, b'r', 0],
+        ),
         (Err(Failure::new(2)), vec![1, 2, 0]),
         (Err(Failure::with_detail(5, "no".to_owned())), b"\x01\x05\x02no".to_vec()),
     ]

@@ -8,6 +8,7 @@ use xtask::disks::assembled;
 use xtask::disks::bitlocker;
 use xtask::disks::dynamic;
 use xtask::disks::filesystems::Kind;
+use xtask::disks::linux;
 use xtask::disks::manifest::Entry;
 use xtask::disks::specimens::{Specimen, Specimens};
 use xtask::disks::windows;
@@ -86,6 +87,16 @@ pub fn bitlocker_disks() -> Option<[PathBuf; 2]> {
 #[must_use]
 pub fn dynamic_disks() -> Option<[PathBuf; 2]> {
     dynamic::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+}
+
+/// Disks with a Linux: on subvolumes of Btrfs, and on LVM in LUKS. `None`, and a skip, where they could
+/// not be made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn linux_disks() -> Option<[PathBuf; 2]> {
+    linux::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// The hash of a file.

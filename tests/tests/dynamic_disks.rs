@@ -71,6 +71,8 @@ fn without_one_disk_a_mirror_is_mounted_and_what_needs_both_says_so() {
     };
     let finished = mount("Mirror1");
     assert_eq!(finished.status, Some(0), "{finished:?}");
+    let remark = "/dev/mapper/ldm_vol_WORK-PC-Dg0_Mirror1 lacks 1 of its 2 disks\n";
+    assert!(finished.stderr.ends_with(remark), "{finished:?}");
     assert_same(&mnt, &entries);
     place.unmount(&mnt);
 

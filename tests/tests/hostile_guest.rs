@@ -467,7 +467,7 @@ fn launches_fail_whatever_the_guest_does_to_their_answers() {
         ("mount", |guest| {
             let device: Mountable = "/dev/sda".parse().unwrap();
             let (fstype, options) = (None, String::new());
-            guest.mount(MountRequest { device, at: GuestPath::root(), fstype, options })
+            guest.mount(MountRequest { device, at: GuestPath::root(), fstype, options }).map(drop)
         }),
         ("unmount", Guest::unmount),
     ];

@@ -54,12 +54,17 @@ impl Guest {
         self.launch_step(&Request::AwaitDisks { count })
     }
 
-    /// Mounts a filesystem.
+    /// Mounts a filesystem. Returns what is to be said of it, in the guest's words.
     ///
     /// # Errors
     /// [`GuestError::Failed`] with the reason.
-    pub fn mount(&self, request: MountRequest) -> Result<(), GuestError> {
-        self.launch_step(&Request::Mount(request))
+    pub fn mount(&self, request: MountRequest) -> Result<Vec<String>, GuestError> {
+        match self.link().lane.call(&Request::Mount(request), 0, LAUNCH_TIMEOUT)?.0 {
+            Ok(Answer::Done) => Ok(Vec::new()),
+            Ok(Answer::Remarked(None, remarks)) => Ok(remarks),
+            Ok(_) => Err(GuestError::Unexpected),
+            Err(failure) => Err(GuestError::Failed(failure)),
+        }
     }
 
     /// Shows disks, partitions and what is assembled from them as files of the root directory,
@@ -71,7 +76,8 @@ impl Guest {
         self.launch_step(&Request::Blocks)
     }
 
-    /// Mounts a filesystem for writing, where it can and may be written.
+    /// Mounts a filesystem for writing, where it can and may be written. Returns how, and as
+    /// [`Guest::mount`].
     ///
     /// # Errors
     /// [`GuestError::Failed`] with the reason.
@@ -79,10 +85,11 @@ impl Guest {
         &self,
         mount: MountRequest,
         dirty: Dirty,
-    ) -> Result<MountedAs, GuestError> {
+    ) -> Result<(MountedAs, Vec<String>), GuestError> {
         let request = Request::MountWritable { mount, dirty };
         match self.link().lane.call(&request, 0, LAUNCH_TIMEOUT)?.0 {
-            Ok(Answer::Mounted(how)) => Ok(how),
+            Ok(Answer::Mounted(how)) => Ok((how, Vec::new())),
+            Ok(Answer::Remarked(Some(how), remarks)) => Ok((how, remarks)),
             Ok(_) => Err(GuestError::Unexpected),
             Err(failure) => Err(GuestError::Failed(failure)),
         }

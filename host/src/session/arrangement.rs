@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use guestmnt_protocol::limits::MAX_REMARKS;
 use guestmnt_protocol::message::{Content, Dirty, MountRequest, NameMatching, Volume};
 use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
 use guestmnt_protocol::system::System;
@@ -306,6 +307,13 @@ impl Arrangement {
     }
 }
 
+/// Tells what the guest says of a filesystem that is mounted.
+fn pass_on(remarks: Vec<String>) {
+    for remark in remarks.iter().take(MAX_REMARKS) {
+        warn!("{}", Printable(remark.as_bytes()));
+    }
+}
+
 fn mount(
     guest: &Guest,
     spec: &MountSpec,
@@ -314,9 +322,11 @@ fn mount(
     info!("mounting {} on {}", spec.device, spec.at);
     let request = MountRequest::from(spec);
     let Some(dirty) = writing else {
-        return guest.mount(request).map(|()| NameMatching::Exact);
+        pass_on(guest.mount(request)?);
+        return Ok(NameMatching::Exact);
     };
-    let how = guest.mount_writable(request, dirty)?;
+    let (how, remarks) = guest.mount_writable(request, dirty)?;
+    pass_on(remarks);
     if let Some(reason) = how.read_only {
         let mut lines = reason.lines().map(|line| Printable(line.as_bytes()).to_string());
         warn!("{} is mounted read-only: {}", spec.device, lines.next().unwrap_or_default());

@@ -4,12 +4,11 @@
 //! In each is the content of the ext4 specimen: block by block, or file by file in Btrfs.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::filesystems::Kind;
 use super::partitions::gpt;
-use super::specimens::{Specimen, Specimens};
+use super::specimens::{Specimen, Specimens, keep_file};
 use super::{sparse, workshop};
 use crate::Error;
 use crate::places::Places;
@@ -29,7 +28,17 @@ const fn disk(name: &'static str, mebibytes: u64) -> Recipe {
     Recipe { name, mebibytes, partitioned: false }
 }
 
-/// The disks, in the order in which the script sees them from `/dev/vdb` on.
+/// Disks that one boot makes.
+struct Set {
+    /// In the order in which the script sees them from `/dev/vdb` on; `vda` is the ext4 specimen.
+    disks: &'static [Recipe],
+    script: &'static str,
+}
+
+/// All of them.
+const SETS: [Set; 2] =
+    [Set { disks: &DISKS, script: SCRIPT }, Set { disks: &REDUNDANT, script: REDUNDANT_SCRIPT }];
+
 const DISKS: [Recipe; 9] = [
     Recipe { name: "lvm-a.img", mebibytes: 128, partitioned: true },
     disk("lvm-b.img", 128),
@@ -42,7 +51,15 @@ const DISKS: [Recipe; 9] = [
     disk("raid-lvm.img", 64),
 ];
 
-/// Makes all of them. `vda` is the ext4 specimen.
+/// Disks of which each can be missing.
+const REDUNDANT: [Recipe; 5] = [
+    disk("raid5-a.img", 24),
+    disk("raid5-b.img", 24),
+    disk("raid5-c.img", 24),
+    disk("btrfs-mirror-a.img", 160),
+    disk("btrfs-mirror-b.img", 160),
+];
+
 const SCRIPT: &str = r#"
 copy() { dd if=/dev/vda of=$1 bs=1M 2>/dev/null || fail "copy $1"; }
 mount -t ext4 -o ro /dev/vda /source || fail source
@@ -104,6 +121,21 @@ cryptsetup close two
 sync
 "#;
 
+const REDUNDANT_SCRIPT: &str = r#"
+mount -t ext4 -o ro /dev/vda /source || fail source
+mdadm --create /dev/md3 --run --homehost=elsewhere --name=3 --metadata=1.2 --level=5 --chunk=64 \
+    --raid-devices=3 --force /dev/vdb /dev/vdc /dev/vdd || fail raid5
+mdadm --wait /dev/md3
+dd if=/dev/vda of=/dev/md3 bs=1M 2>/dev/null || fail copy
+mdadm --stop /dev/md3 || fail stop
+
+mkfs_btrfs -q -d raid1 -m raid1 /dev/vde /dev/vdf || fail mkfs.btrfs
+mount -t btrfs -o device=/dev/vde,device=/dev/vdf /dev/vde /mnt || fail mount-btrfs
+(cd /source && tar cf - .) | (cd /mnt && tar xf -) || fail fill
+umount /mnt || fail umount-btrfs
+sync
+"#;
+
 /// Makes what is missing of the disks in the folder of `specimens`, or notes why it cannot.
 ///
 /// # Errors
@@ -120,7 +152,7 @@ pub fn ensure(specimens: &Specimens, places: &Places) -> Result<(), Error> {
 /// Whether all are there.
 #[must_use]
 pub fn are_there(specimens: &Specimens) -> bool {
-    DISKS.iter().all(|recipe| specimens.folder().join(recipe.name).exists())
+    SETS.iter().all(|set| set.is_there(specimens))
 }
 
 /// The image `name`, or why there is none.
@@ -141,26 +173,34 @@ fn missing_in(specimens: &Specimens) -> PathBuf {
 }
 
 fn make(specimens: &Specimens, places: &Places) -> Result<(), Error> {
-    let Specimen::Image { path: source, .. } = specimens.of(Kind::Ext4)? else {
-        return Err(Error::unfit("there is no ext4 image", "cargo xtask setup"));
-    };
-    let staging = tempfile::tempdir_in(specimens.folder())
-        .map_err(Error::file("write in", specimens.folder()))?;
-    // The script mounts it, so it is a copy.
-    let copy = staging.path().join("source");
-    fs::copy(&source, &copy).map_err(Error::file("copy", &source))?;
-    let mut disks = vec![copy];
-    for recipe in &DISKS {
-        disks.push(recipe.blank(staging.path())?);
+    let missing = SETS.iter().filter(|set| !set.is_there(specimens));
+    missing.into_iter().try_for_each(|set| set.make(specimens, places))
+}
+
+impl Set {
+    fn is_there(&self, specimens: &Specimens) -> bool {
+        self.disks.iter().all(|recipe| specimens.folder().join(recipe.name).exists())
     }
-    workshop::run(&SCRIPT.replace("PASSPHRASE", PASSPHRASE), &disks, places)?;
-    for disk in &disks[1..] {
-        let kept = specimens.folder().join(disk.file_name().expect("recipes have names"));
-        fs::set_permissions(disk, fs::Permissions::from_mode(0o644))
-            .and_then(|()| fs::rename(disk, &kept))
-            .map_err(Error::file("write", &kept))?;
+
+    fn make(&self, specimens: &Specimens, places: &Places) -> Result<(), Error> {
+        let Specimen::Image { path: source, .. } = specimens.of(Kind::Ext4)? else {
+            return Err(Error::unfit("there is no ext4 image", "cargo xtask setup"));
+        };
+        let staging = tempfile::tempdir_in(specimens.folder())
+            .map_err(Error::file("write in", specimens.folder()))?;
+        // The script mounts it, so it is a copy.
+        let copy = staging.path().join("source");
+        fs::copy(&source, &copy).map_err(Error::file("copy", &source))?;
+        let mut disks = vec![copy];
+        for recipe in self.disks {
+            disks.push(recipe.blank(staging.path())?);
+        }
+        workshop::run(&self.script.replace("PASSPHRASE", PASSPHRASE), &disks, places)?;
+        for (recipe, disk) in self.disks.iter().zip(&disks[1..]) {
+            keep_file(disk, &specimens.folder().join(recipe.name))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 impl Recipe {

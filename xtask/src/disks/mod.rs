@@ -23,6 +23,7 @@ pub mod dynamic;
 mod exfat;
 pub mod filesystems;
 pub mod hive;
+pub mod linux;
 pub mod manifest;
 pub mod mkfs;
 pub mod noise;

@@ -20,7 +20,7 @@ use super::content::{Tree, set_moment};
 use super::filesystems::{Keeps, Kind, Names, Times};
 use super::manifest::{Entry, scan};
 use super::ntfs::{Edit, Volume};
-use super::{assembled, bitlocker, dynamic, locked, mkfs, sparse, windows};
+use super::{assembled, bitlocker, dynamic, linux, locked, mkfs, sparse, windows};
 use crate::Error;
 use crate::places::Places;
 use crate::process::Tool;
@@ -72,7 +72,8 @@ impl Specimens {
         let whole = assembled::are_there(&specimens)
             && windows::are_there(&specimens)
             && bitlocker::are_there(&specimens)
-            && dynamic::are_there(&specimens);
+            && dynamic::are_there(&specimens)
+            && linux::are_there(&specimens);
         if lacking().is_empty() && specimens.crowd().exists() && whole {
             // Perhaps root made them, and this user may not lock anything there.
             return Ok(specimens);
@@ -98,6 +99,12 @@ impl Specimens {
         if !assembled::are_there(&specimens) {
             step("disks to be assembled", || {
                 assembled::ensure(&specimens, places)?;
+                Ok(((), size(sparse::size_on_disk(folder)?)))
+            })?;
+        }
+        if !linux::are_there(&specimens) {
+            step("disks of a Linux", || {
+                linux::ensure(&specimens, places)?;
                 Ok(((), size(sparse::size_on_disk(folder)?)))
             })?;
         }
