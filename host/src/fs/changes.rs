@@ -5,12 +5,14 @@
 //! **Invariant:** while a request names a file by its path, no name on that path moves: requests
 //! that move names wait for all others and run alone.
 
+mod contents;
+
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use fuser::FileAttr;
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{
-    Access, EntryPath, Existing, FileAt, NewAttributes, NewNode, Owner, Removed, Renaming, Synced,
+    Access, EntryPath, Existing, FileAt, NewAttributes, NewNode, Owner, Removed, Renaming,
     XattrMode,
 };
 use guestmnt_protocol::message::StatFs;
@@ -21,14 +23,11 @@ use nix::errno::Errno;
 
 use super::nodes::{NodeId, Nodes, ROOT};
 use super::open_nodes::{Lease, LetGo, OpenFile, OpenNodes};
-use super::operations::{Operations, entry_name, sought};
-use crate::guest::{CopiedRange, Guest};
+use super::operations::{Operations, entry_name};
+use crate::guest::Guest;
 
 /// For which the kernel asks at each write, to take it away.
 const CAPABILITIES: &[u8] = b"security.capability";
-
-/// Bytes that one request copies within the guest: as many as it manages in its time.
-const MAX_COPIED: u64 = 256 << 20;
 
 /// A mount that can be written, without its FUSE clothes.
 pub struct Changes {
@@ -156,36 +155,6 @@ impl Changes {
         }
     }
 
-    /// As [`Operations::read`].
-    ///
-    /// # Errors
-    /// As [`Operations::read`].
-    pub fn read(
-        &self,
-        node: NodeId,
-        offset: u64,
-        size: u32,
-        take: impl FnOnce(&[u8]),
-    ) -> Result<(), Errno> {
-        if let Some(held) = self.open.held(node) {
-            return self.guest.read_held(held.file(), offset, size, take);
-        }
-        let _settled = self.settled();
-        self.operations.read(node, offset, size, take)
-    }
-
-    /// Writes all of `bytes` to a file that is open for writing.
-    ///
-    /// # Errors
-    /// `EBADF` where it is not, the guest's error, or `EIO`.
-    pub fn write(&self, node: NodeId, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let file = self.open.get(node).ok_or(Errno::EBADF)?;
-        let held = file.held().ok_or(Errno::EBADF)?;
-        let written = self.guest.write(held.file(), offset, bytes);
-        self.operations.changed();
-        written.inspect_err(|errno| file.note_failure(*errno))
-    }
-
     /// As [`Operations::get_attr`].
     ///
     /// # Errors
@@ -287,71 +256,6 @@ impl Changes {
             Renaming::Replace | Renaming::NoReplace => self.nodes().renamed(from, to),
             Renaming::Exchange => self.nodes().exchanged(from, to),
         }
-        Ok(())
-    }
-
-    /// Allocates or frees space of a file that is open for writing.
-    ///
-    /// # Errors
-    /// `EBADF` where it is not, the guest's error, or `EIO`.
-    pub fn allocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
-        let held = self.open.held(node).ok_or(Errno::EBADF)?;
-        let allocated = self.guest.allocate(held.file(), offset, length, mode);
-        self.operations.changed();
-        allocated
-    }
-
-    /// Copies bytes between files that are open, within the guest; tells how many.
-    ///
-    /// # Errors
-    /// `EBADF` where they are not open, the guest's error, or `EIO`.
-    pub fn copy(
-        &self,
-        (from, from_offset): (NodeId, u64),
-        (to, to_offset): (NodeId, u64),
-        length: u64,
-    ) -> Result<u32, Errno> {
-        let file = self.open.get(from).ok_or(Errno::EBADF)?;
-        let source = {
-            let _settled = self.settled();
-            self.hold(from, &file, Access::Read)?
-        };
-        let target = self.open.held(to).ok_or(Errno::EBADF)?;
-        let length = length.min(MAX_COPIED);
-        let (from, to) = ((source.file(), from_offset), (target.file(), to_offset));
-        let piece = CopiedRange { from, to, length };
-        let copied = self.guest.copy_range(piece);
-        self.operations.changed();
-        copied.map(|bytes| u32::try_from(bytes).expect("no more than was asked for"))
-    }
-
-    /// As [`Operations::seek`].
-    ///
-    /// # Errors
-    /// As [`Operations::seek`].
-    pub fn seek(&self, node: NodeId, offset: i64, whence: i32) -> Result<i64, Errno> {
-        let _settled = self.settled();
-        let Some(held) = self.open.held(node) else {
-            return self.operations.seek(node, offset, whence);
-        };
-        let (offset, what) = sought(offset, whence)?;
-        i64::try_from(self.guest.seek_held(held.file(), offset, what)?).map_err(|_| Errno::EIO)
-    }
-
-    /// Returns when a file or directory is on the disk.
-    ///
-    /// # Errors
-    /// The guest's error, that of an earlier write too; or `EIO`.
-    pub fn sync(&self, node: NodeId, what: Synced) -> Result<(), Errno> {
-        let file = self.open.get(node);
-        match file.as_ref().and_then(|file| file.held()) {
-            Some(held) => self.guest.sync(FileAt::Held(held.file()), what),
-            None => {
-                let _settled = self.settled();
-                self.guest.sync(FileAt::Path(self.nodes().path(node)?), what)
-            }
-        }?;
-        file.inspect(|file| file.failure_is_told());
         Ok(())
     }
 
