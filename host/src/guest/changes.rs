@@ -19,10 +19,14 @@ use super::bulk::Bulk;
 use super::checks::sane;
 use super::error::errno_of;
 use super::lane::{Given, LaneError};
+use super::room::Space;
 
 /// How long the guest may take to bring to the disk what it has in memory. A disk that is slow
 /// is no reason to say that data are lost.
 pub const SYNC_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Bytes that a name and what it stands for take of a disk, at most.
+const MAX_METADATA: u64 = 256 << 10;
 
 /// Bytes of two paths that are sent in one request.
 const MAX_PATHS: usize = MAX_BODY - 4096;
@@ -50,6 +54,7 @@ impl Guest {
         owner: Owner,
         existing: Existing,
     ) -> Result<(HeldFile, Attr), Errno> {
+        self.room.take(MAX_METADATA)?;
         let path = entry.folder.join(&entry.name).ok();
         let request = Request::Change(Change::Create { entry, mode, owner, existing });
         self.call_vm(&request, 0, |vm, answer, _| match answer {
@@ -116,10 +121,16 @@ impl Guest {
     /// Writes all of `bytes` at byte `offset` of a file that is held for writing.
     ///
     /// # Errors
-    /// The guest's error, or `EIO`; some of them may have been written then.
+    /// `ENOSPC` where the host has no room for them; the guest's error, or `EIO`. Some of them may
+    /// have been written then.
     pub fn write(&self, file: HeldFile, mut offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         for piece in bytes.chunks(MAX_PAYLOAD) {
-            self.change_with(&Change::Write { file, offset }, piece)?;
+            let space = self.room.take(piece.len() as u64)?;
+            let written = self.change_with(&Change::Write { file, offset }, piece);
+            written.map_err(|errno| self.room.meaning(errno))?;
+            if space == Space::Little {
+                self.sync(FileAt::Held(file), Synced::Data)?;
+            }
             offset += piece.len() as u64;
         }
         Ok(())
@@ -157,11 +168,19 @@ impl Guest {
     /// The guest's error, or `EIO`.
     pub fn copy_range(&self, piece: CopiedRange) -> Result<u64, Errno> {
         let CopiedRange { from: (from, from_offset), to: (to, to_offset), length } = piece;
+        // Less is asked for where there is little room, and the caller goes on with the rest.
+        let fits = self.room.take(length) == Ok(Space::Plenty);
+        let length = if fits { length } else { length.min(MAX_PAYLOAD as u64) };
+        let space = self.room.take(length)?;
         let change = Change::CopyRange { from, from_offset, to, to_offset, length };
-        self.change(change, |answer| match answer {
+        let copied = self.change(change, |answer| match answer {
             Answer::Offset(copied) if copied <= length => Some(copied),
             _ => None,
-        })
+        })?;
+        if space == Space::Little {
+            self.sync(FileAt::Held(to), Synced::Data)?;
+        }
+        Ok(copied)
     }
 
     /// Makes a directory, link or special file.
@@ -169,6 +188,7 @@ impl Guest {
     /// # Errors
     /// The guest's error, or `EIO`.
     pub fn make(&self, entry: EntryPath, node: NewNode, owner: Owner) -> Result<Attr, Errno> {
+        self.room.take(MAX_METADATA)?;
         let path = entry.folder.join(&entry.name).ok();
         self.attr(&Request::Change(Change::Make { entry, node, owner }), path)
     }
@@ -230,7 +250,8 @@ impl Guest {
     /// # Errors
     /// The guest's error, that of an earlier write too; or `EIO`.
     pub fn sync(&self, file: FileAt, what: Synced) -> Result<(), Errno> {
-        self.call_within(SYNC_TIMEOUT, Change::Sync { file, what })
+        let synced = self.call_within(SYNC_TIMEOUT, Change::Sync { file, what });
+        synced.map_err(|errno| self.room.meaning(errno))
     }
 
     fn change<T>(

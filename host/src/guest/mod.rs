@@ -14,6 +14,7 @@ pub mod lane;
 mod launching;
 mod pulse;
 mod requests;
+pub mod room;
 mod succession;
 mod volumes;
 
@@ -39,6 +40,7 @@ pub use self::error::GuestError;
 use self::lane::{Lane, LaneError};
 use self::pulse::Pulse;
 use self::requests::Link;
+use self::room::Room;
 use self::succession::Succession;
 pub use self::volumes::Unlike;
 use self::volumes::Volumes;
@@ -54,6 +56,8 @@ pub struct Guest {
     pulse: Option<Mutex<Pulse>>,
     succession: Succession,
     volumes: Volumes,
+    /// For what it writes.
+    room: Room,
     timeout: Duration,
     counts: Counts<Asked>,
     refused_answers: AtomicU64,
@@ -88,6 +92,7 @@ impl Guest {
             succession: Succession::new()
                 .map_err(|error| GuestError::Lane(LaneError::Io(error)))?,
             volumes: Volumes::default(),
+            room: Room::default(),
             timeout,
             counts: Counts::default(),
             refused_answers: AtomicU64::new(0),
@@ -98,6 +103,12 @@ impl Guest {
     #[must_use]
     pub fn with_pulse(self, socket: UnixStream) -> Self {
         Self { pulse: Some(Mutex::new(Pulse::on(Lane::over(socket)))), ..self }
+    }
+
+    /// The same, which is given no more to write than there is room for.
+    #[must_use]
+    pub fn with_room(self, room: Room) -> Self {
+        Self { room, ..self }
     }
 
     /// The number of lanes.
@@ -217,7 +228,7 @@ impl Guest {
     /// The guest's error, or `EIO`.
     pub fn stat_fs(&self, path: GuestPath) -> Result<StatFs, Errno> {
         self.call(&Request::StatFs(path), 0, |answer, _| match answer {
-            Answer::StatFs(stat) => Some(stat),
+            Answer::StatFs(stat) => Some(self.room.limit(stat)),
             _ => None,
         })
     }

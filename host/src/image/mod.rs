@@ -240,6 +240,14 @@ impl Disk {
         Ok(())
     }
 
+    /// The files that grow when the leaf is written, where it was opened for that.
+    ///
+    /// # Errors
+    /// Those of fstat(2) and fcntl(2).
+    pub fn growing_files(&self) -> io::Result<Vec<File>> {
+        self.writing.as_ref().map_or(Ok(Vec::new()), |_| writing::growing(&self.chain[0]))
+    }
+
     /// To be called before the first byte is written: gives the leaf another content id, so that
     /// whatever was made over what it held is not used over what it will hold. Once that was done,
     /// and where there is no such id, it does nothing.

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -20,7 +21,7 @@ use super::history::history;
 use super::name::FileName;
 use super::sparse::{self, SparseHeader};
 use super::unwritable::Unwritable;
-use super::{Disk, Format, Link, OpenOptions, Source, chain, lock, qemu_lock, vmdk};
+use super::{Disk, Format, Link, OpenOptions, SECTOR_SIZE, Source, chain, lock, qemu_lock, vmdk};
 
 /// What writing to a disk takes beside its open files.
 #[derive(Debug)]
@@ -246,6 +247,25 @@ fn check_name(home: &Path, extent: &Path, allowed: &[PathBuf]) -> Result<(), Pro
         return Ok(());
     }
     Err(Unwritable::ForeignName.into())
+}
+
+/// The files of a leaf that take more room when they are written: all but those that hold plain
+/// sectors and have no holes.
+pub fn growing(leaf: &Link) -> io::Result<Vec<File>> {
+    let is_plain = |number: usize| match &leaf.source {
+        Source::Described { descriptor, .. } => {
+            matches!(descriptor.extents[number].storage, Storage::Flat { .. })
+        }
+        _ => leaf.format == Format::Raw,
+    };
+    let mut growing = Vec::new();
+    for (number, file) in leaf.files().iter().enumerate() {
+        let stat = file.metadata()?;
+        if !is_plain(number) || stat.blocks() * SECTOR_SIZE < stat.len() {
+            growing.push(file.try_clone()?);
+        }
+    }
+    Ok(growing)
 }
 
 /// Refuses the parent of a snapshot, as far as those around it are found.

@@ -20,6 +20,7 @@ use super::plan::{MountSpec, Plan, WritesTo};
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
 use crate::disk::DiskReader;
+use crate::guest::room::{self, Room};
 use crate::guest::{Guest, GuestError};
 use crate::image::{Disk, ImageError, OpenOptions};
 use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
@@ -55,6 +56,8 @@ pub enum LaunchError {
     Image(ImageError),
     /// A file cannot take a disk's changes.
     Overlay(OverlayError),
+    /// It cannot be told what room there is.
+    Room(io::Error),
     /// An image cannot be marked as changed.
     Begin(PathBuf, io::Error),
     /// There is no appliance.
@@ -91,6 +94,7 @@ impl fmt::Display for LaunchError {
         match self {
             Self::Image(error) => error.fmt(f),
             Self::Overlay(error) => error.fmt(f),
+            Self::Room(error) => write!(f, "cannot look at what takes the changes: {error}"),
             Self::Begin(image, error) => {
                 write!(f, "cannot write to {}: {error}", Printable(image.as_os_str().as_bytes()))
             }
@@ -186,6 +190,7 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
         match started {
             Ok((Awake { guest, vm, confinement }, template)) => {
                 let readers = readers(plan, &disks.opened);
+                let guest = guest.with_room(room(plan, &disks).map_err(LaunchError::Room)?);
                 let Disks { opened: disks, kept } = disks;
                 let mounted = Arrangement::default();
                 let origin =
@@ -366,6 +371,25 @@ fn open_disks(plan: &Plan) -> Result<Disks, LaunchError> {
         disks.push(disk);
     }
     Ok(Disks { opened: disks, kept })
+}
+
+/// Room for what is written: below the overlays, or below the images that grow.
+fn room(plan: &Plan, disks: &Disks) -> io::Result<Room> {
+    let mut files = Vec::new();
+    match plan.writes {
+        WritesTo::Nothing => return Ok(Room::default()),
+        WritesTo::Overlays(_) => {
+            for overlay in &disks.kept {
+                files.push(overlay.file().try_clone()?);
+            }
+        }
+        WritesTo::Images(_) => {
+            for disk in &disks.opened {
+                files.extend(disk.growing_files()?);
+            }
+        }
+    }
+    Ok(Room::below(files, room::RESERVE, u64::from(plan.memory_mib) << 20))
 }
 
 /// Readers of those disks that this process can read as well, where the user does not want all to
