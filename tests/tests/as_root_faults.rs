@@ -1,11 +1,13 @@
-//! A full disk under the overlay, which only root can bring about.
+//! A full disk under an overlay, which only root can bring about.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 
 use guestmnt_tests::program::{Finished, Workplace, is_root, text};
 use guestmnt_tests::specimens::specimen;
 use guestmnt_tests::tree::assert_same;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 use xtask::disks::filesystems::Kind;
@@ -103,4 +105,42 @@ fn a_journal_for_which_the_overlay_has_no_room_is_left_alone_and_the_files_are_s
     place.unmount(&mnt);
     drop(small);
     place.assert_clean(&["mnt", "overlays", "image", "block", "script"]);
+}
+
+#[test]
+fn a_full_disk_of_the_host_is_the_writers_error_and_costs_nothing_that_was_written() {
+    if !is_root() {
+        skip("the tests were not started by root");
+        return;
+    }
+    let Some((image, _)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let (folder, mnt) = (place.folder("overlays"), place.folder("mnt"));
+    let overlay = folder.join("o.qcow2");
+    let small = Small::of(&folder, 24 << 10);
+    let options = ["--no-template", "--accel", "tcg", "--format", "raw", "-a", text(&image)];
+    let more = ["--overlay", text(&overlay), "-m", "/dev/sda", text(&mnt)];
+    place.mount(&[&options[..], &more].concat());
+    let write = |name: &str, mib: usize| -> std::io::Result<()> {
+        let mut file = File::create(mnt.join(name))?;
+        file.write_all(&vec![7; mib << 20])?;
+        file.sync_all()
+    };
+    write("kept", 1).unwrap();
+    let failed = write("big", 12).unwrap_err();
+    assert_eq!(failed.raw_os_error(), Some(Errno::ENOSPC as i32));
+    // It still reads, and what needs no room can be done.
+    assert!(fs::read(mnt.join("kept")).unwrap() == vec![7; 1 << 20]);
+    fs::remove_file(mnt.join("big")).unwrap();
+    // With more room it goes on.
+    let size = Some("size=64m");
+    mount(Some("tmpfs"), folder.as_path(), Some("tmpfs"), MsFlags::MS_REMOUNT, size).unwrap();
+    write("big", 12).unwrap();
+    place.unmount(&mnt);
+    place.mount(&[&options[..], &more].concat());
+    assert!(fs::read(mnt.join("kept")).unwrap() == vec![7; 1 << 20]);
+    assert!(fs::read(mnt.join("big")).unwrap() == vec![7; 12 << 20]);
+    place.unmount(&mnt);
+    drop(small);
+    place.assert_clean(&["mnt", "overlays"]);
 }

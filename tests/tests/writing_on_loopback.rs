@@ -1,7 +1,16 @@
 //! What can be written, on the loopback guest.
 
+use std::fs;
+
+use guestmnt::guest::room::Room;
+use guestmnt_protocol::change::{
+    Access, EntryPath, Existing, FileAt, NewAttributes, Owner, Removed, Synced,
+};
+use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_tests::model::{ALL, same_as_a_plain_folder};
+use guestmnt_tests::worlds::loopback::guest_over;
 use guestmnt_tests::worlds::writable::OverFolder;
+use nix::errno::Errno;
 
 guestmnt_tests::writing_in!(OverFolder::new());
 
@@ -10,4 +19,27 @@ fn random_changes_end_as_in_a_plain_folder() {
     for seed in 1..=4 {
         same_as_a_plain_folder(&mut OverFolder::new(), &ALL, seed, 400);
     }
+}
+
+#[test]
+fn without_room_on_the_host_nothing_is_handed_to_the_guest_and_all_else_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "before").unwrap();
+    // All that there is, is kept back.
+    let room = Room::below(vec![tempfile::tempfile().unwrap()], u64::MAX, 0);
+    let guest = guest_over(folder.path()).with_room(room);
+    let entry =
+        |name: &[u8]| EntryPath { folder: GuestPath::root(), name: EntryName::new(name).unwrap() };
+    let created = guest.create(entry(b"new"), 0o600, Owner::default(), Existing::Refuse);
+    assert_eq!(created.map(drop), Err(Errno::ENOSPC));
+    let path = GuestPath::parse(b"file").unwrap();
+    let held = guest.hold(FileAt::Path(path), Access::Write).unwrap();
+    assert_eq!(guest.write(held, 0, b"after"), Err(Errno::ENOSPC));
+    assert_eq!(guest.read_held(held, 0, 10, <[u8]>::to_vec), Ok(b"before".to_vec()));
+    let shorter = NewAttributes { size: Some(2), ..NewAttributes::default() };
+    assert_eq!(guest.set_attr(FileAt::Held(held), shorter).unwrap().size, 2);
+    guest.sync(FileAt::Held(held), Synced::All).unwrap();
+    assert_eq!(guest.stat_fs(GuestPath::root()).unwrap().available, 0);
+    guest.remove(entry(b"file"), Removed::File).unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
