@@ -156,7 +156,7 @@ impl Kernel {
             &|| guest.prepare(),
             &|| guest.show_blocks(),
             &|| guest.mount_folders(Vec::new()),
-            &|| guest.mount(mount.clone()),
+            &|| guest.mount(mount.clone()).map(drop),
             &|| guest.mount_writable(mount.clone(), Dirty::ReadOnly).map(drop),
             &|| guest.unmount(),
         ];
