@@ -6,6 +6,7 @@ pub mod chance;
 pub mod differencing;
 pub mod fsck;
 pub mod images;
+pub mod lacking;
 pub mod live;
 pub mod load;
 pub mod model;

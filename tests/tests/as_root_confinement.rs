@@ -2,7 +2,9 @@
 
 use guestmnt::vm::confinement::{Confinement, Policy};
 use guestmnt_tests::canary::{Aims, duties};
-use guestmnt_tests::program::is_root;
+use guestmnt_tests::lacking::Lacking;
+use guestmnt_tests::program::{Workplace, disks, is_root, text};
+use xtask::disks::SYSTEM;
 use xtask::skips::skip;
 
 #[test]
@@ -26,4 +28,28 @@ fn roots_canary_gets_nowhere_and_each_layer_does_something() {
             assert_eq!(outcomes[*name], None, "without {part:?}: {name}");
         }
     }
+}
+
+#[test]
+fn what_a_host_lacks_is_said_when_it_mounts_and_in_status() {
+    if !is_root() {
+        skip("the tests were not started by root");
+        return;
+    }
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let disk = disks().path(SYSTEM);
+    // Without a template, which root's first mount would make, and without trying KVM for that.
+    let arguments = ["--no-template", "--accel", "tcg", "-a", text(&disk), "-m", "/dev/sda1"];
+    let mount = place.command("guestmnt", &[&arguments[..], &[text(&mnt)]].concat());
+    let output = Lacking::Landlock.run(mount);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("less confined") && said.contains("Landlock"), "{said}");
+    assert!(mnt.join("Windows").is_dir());
+    let status = place.run("guestimg", &["status", text(&mnt)]);
+    assert_eq!(status.status, Some(2), "{status:?}");
+    assert!(status.stdout.contains("Landlock"), "{status:?}");
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt"]);
 }

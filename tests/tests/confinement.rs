@@ -3,6 +3,7 @@
 
 use guestmnt::vm::confinement::{ConfineError, Confinement, Layer, Part, Policy};
 use guestmnt_tests::canary::{Aims, duties};
+use guestmnt_tests::lacking::Lacking;
 use guestmnt_tests::program::{Workplace, disks, text};
 use serde_json::Value;
 use xtask::disks::SYSTEM;
@@ -153,4 +154,33 @@ fn a_mount_can_require_the_whole_confinement() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("Landlock (QEMU is a script") && said.contains("hint:"), "{said}");
     place.assert_clean(&["mnt", "qemu"]);
+}
+
+#[test]
+fn on_a_host_without_a_layer_disks_are_read_with_a_warning_and_refused_where_all_is_required() {
+    need_all_layers!(Aims::new());
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let disk = disks().path(SYSTEM);
+    for (lacking, layer) in [(Lacking::Namespaces, "namespaces"), (Lacking::Landlock, "Landlock")] {
+        let run = |program, arguments: &[&str]| {
+            let output = lacking.run(place.command(program, arguments));
+            let said = |bytes| String::from_utf8(bytes).unwrap();
+            (output.status.code(), said(output.stdout), said(output.stderr))
+        };
+        let (status, _, said) = run("guestimg", &["ls", "-a", text(&disk), "-m", "/dev/sda1"]);
+        assert_eq!(status, Some(0), "{lacking:?}: {said}");
+        assert!(said.contains("less confined") && said.contains(layer), "{lacking:?}: {said}");
+
+        let (status, findings, _) = run("guestimg", &["doctor"]);
+        assert_eq!(status, Some(2), "{lacking:?}: {findings}");
+        let (_, about) = findings.split_once("less  confinement").unwrap();
+        assert!(about.contains(layer), "{lacking:?}: {findings}");
+
+        let arguments = ["--require-confinement", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)];
+        let (status, _, said) = run("guestmnt", &arguments);
+        assert_eq!(status, Some(1), "{lacking:?}: {said}");
+        assert!(said.contains(layer) && said.contains("hint:"), "{lacking:?}: {said}");
+    }
+    place.assert_clean(&["mnt"]);
 }

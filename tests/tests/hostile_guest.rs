@@ -17,14 +17,15 @@ use guestmnt::session::serving::{Files, Serving};
 use guestmnt_protocol::attr::{Attr, DirEntry, Following, Time, push_entry};
 use guestmnt_protocol::batch::{self, Outcome as File, Plain, Stored, Wanted};
 use guestmnt_protocol::change::{
-    Access, EntryPath, Existing, FileAt, HeldFile, NewAttributes, NewNode, Owner,
+    Access, EntryPath, Existing, FileAt, HeldFile, NewAttributes, NewNode, Owner, Synced,
 };
 use guestmnt_protocol::frame::{self, HEADER_LEN, Place};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_NAME, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
 use guestmnt_protocol::message::{
-    Answer, Extent, Failure, Layout, MountRequest, Outcome, Request, Run, StatFs,
+    Answer, Dirty, Extent, Failure, Layout, MountRequest, Outcome, Request, Run, StatFs,
 };
 use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::volume::Mountable;
 use guestmnt_protocol::xattr::{Xattr, XattrName, push_file};
 use guestmnt_tests::worlds::scripted::{Said, answer, at_once, guest};
@@ -452,24 +453,60 @@ fn a_directory_without_end_ends_for_those_who_list_it() {
     assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
 }
 
+/// Asks what is answered by nothing but how it ended.
+fn ask_silent(kind: Asked, guest: &Guest) -> Option<Result<(), Errno>> {
+    let file = HeldFile(1);
+    match kind {
+        Asked::Write => Some(guest.write(file, 0, b"bytes")),
+        Asked::Sync => Some(guest.sync(FileAt::Held(file), Synced::All)),
+        Asked::Release => Some(guest.release(file)),
+        _ => None,
+    }
+}
+
+#[test]
+fn what_is_written_is_there_or_eio_whatever_the_guest_does_to_its_answer() {
+    for misdeed in MISDEEDS {
+        for &kind in Asked::ALL {
+            // Bringing bytes to a disk has minutes.
+            if kind == Asked::Sync && misdeed.is_slow() {
+                continue;
+            }
+            let timeout = if misdeed.is_slow() { SHORT } else { LONG };
+            let done = Ok(Answer::Done);
+            let guest = guest(timeout, move |_, seq| misdeed.commit(seq, &done, b""));
+            let Some(found) = ask_silent(kind, &guest) else { continue };
+            let expected = if misdeed.is_harmless() { Ok(()) } else { Err(Errno::EIO) };
+            assert_eq!(found, expected, "{kind:?} {misdeed:?}");
+        }
+    }
+}
+
 /// What a step of a launch makes of its answer.
-type Step = fn(&Guest) -> Result<(), GuestError>;
+type Step<'a> = &'a dyn Fn(&Guest) -> Result<(), GuestError>;
 
 #[test]
 fn launches_fail_whatever_the_guest_does_to_their_answers() {
-    let steps: [(&str, Step); 8] = [
-        ("wake", |guest| guest.wake([1; 32])),
-        ("prepare", Guest::prepare),
-        ("await disks", |guest| guest.await_disks(1)),
-        ("volumes", |guest| guest.volumes().map(drop)),
-        ("listing", |guest| guest.listing().map(drop)),
-        ("systems", |guest| guest.systems().map(drop)),
-        ("mount", |guest| {
-            let device: Mountable = "/dev/sda".parse().unwrap();
-            let (fstype, options) = (None, String::new());
-            guest.mount(MountRequest { device, at: GuestPath::root(), fstype, options }).map(drop)
+    let mount = || {
+        let device: Mountable = "/dev/sda".parse().unwrap();
+        MountRequest { device, at: GuestPath::root(), fstype: None, options: String::new() }
+    };
+    let steps: [(&str, Step); 12] = [
+        ("wake", &|guest| guest.wake([1; 32])),
+        ("prepare", &Guest::prepare),
+        ("await disks", &|guest| guest.await_disks(1)),
+        ("volumes", &|guest| guest.volumes().map(drop)),
+        ("listing", &|guest| guest.listing().map(drop)),
+        ("systems", &|guest| guest.systems().map(drop)),
+        ("mount", &|guest| guest.mount(mount()).map(drop)),
+        ("mount for writing", &|guest| guest.mount_writable(mount(), Dirty::ReadOnly).map(drop)),
+        ("show blocks", &Guest::show_blocks),
+        ("mount folders", &|guest| guest.mount_folders(vec![name("sda1")])),
+        ("unlock", &|guest| {
+            let key = Secret::try_from(b"key".to_vec()).unwrap();
+            guest.unlock("/dev/sda".parse().unwrap(), key)
         }),
-        ("unmount", Guest::unmount),
+        ("unmount", &Guest::unmount),
     ];
     for (what, step) in steps {
         for misdeed in MISDEEDS.into_iter().filter(|misdeed| !misdeed.is_slow()) {
