@@ -208,6 +208,7 @@ fn answers() -> Vec<(&'static str, u8, Outcome, Vec<u8>)> {
     let run = Run { at: 0, length: 3, stored: 4096 };
     let layout = Layout { disk: 0, size: 3, end: 3, runs: vec![run] };
     let read_only = Some("bad \x1b[31m journal".to_owned());
+    let remark = "no \x1b[31m journal".to_owned();
     let mounted = MountedAs { read_only, names: NameMatching::Loose };
     let failure = Failure::with_detail(5, "bad \x1b[31m device".to_owned());
     vec![
@@ -234,6 +235,7 @@ fn answers() -> Vec<(&'static str, u8, Outcome, Vec<u8>)> {
         ("awake", 0, Ok(Answer::Awake { unix_time_ns: 1 << 60, random: [7; 16] }), vec![]),
         ("hello-again", 0, Ok(Answer::Hello { version: VERSION, slots: vec![0] }), vec![]),
         ("listing", 12, Ok(Answer::Listing(Listing::default())), vec![]),
+        ("remarked", 15, Ok(Answer::Remarked(Some(mounted.clone()), vec![remark])), vec![]),
         ("mounted", 15, Ok(Answer::Mounted(mounted)), vec![]),
     ]
 }
