@@ -9,6 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::Source;
 use super::error::Problem;
 use super::unwritable::Unwritable;
@@ -199,6 +201,17 @@ impl ImageFile {
         let mut bytes = vec![0; len];
         self.read(&mut bytes, offset, what)?;
         Ok(bytes)
+    }
+
+    /// Has the kernel fetch `len` bytes at `offset`, which will be read soon. Where it does not, they
+    /// are read later all the same.
+    pub fn will_read(&self, offset: u64, len: u64) {
+        let offset = self.part_at.unwrap_or(0).checked_add(offset);
+        let offset = offset.and_then(|offset| i64::try_from(offset).ok());
+        if let (Some(offset), Ok(len)) = (offset, i64::try_from(len)) {
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            let _ = posix_fadvise(&self.file, offset, len, advice);
+        }
     }
 
     /// Checks that the file holds `len` bytes at `offset`.

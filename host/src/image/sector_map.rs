@@ -11,8 +11,8 @@
 //!
 //! Source: docs/interop/qcow2 of QEMU, "Extended L2 Entries".
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Place;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
@@ -129,24 +129,29 @@ impl SectorMap {
         let Granule(granule) = self.granule;
         let cluster_sectors = self.granule.cluster_sectors();
         let entries = self.granule.entries();
+        let table_sectors = cluster_sectors * entries;
         let end = sector + count;
         let mut at = sector;
         while at < end {
-            let first = at - at % cluster_sectors;
-            let next = end.min(first + cluster_sectors);
-            // Behind the end of a disk there is nothing to be wrong.
-            let (from, to) = ((at - first) / granule, (next - first).div_ceil(granule));
-            let bits = ((1u64 << to) - 1) & !((1u64 << from) - 1);
-            let bits = u32::try_from(bits).expect("at most 32 bits");
-            let cluster = first / cluster_sectors;
+            let number = at / table_sectors;
+            let table_end = end.min((number + 1) * table_sectors);
             let len = (self.tables.len() as u64 + 1) * self.granule.cluster();
-            let table = match self.tables.entry(cluster / entries) {
+            // Once for all of its clusters: an image can have millions.
+            let table = match self.tables.entry(number) {
                 Place::Occupied(table) => table.into_mut(),
                 Place::Vacant(_) if len > MAX_TABLES_LEN => return Err(too_many_changes()),
                 Place::Vacant(free) => free.insert(vec![Entry::default(); index(entries)]),
             };
-            change(&mut table[index(cluster % entries)], first, bits);
-            at = next;
+            while at < table_end {
+                let first = at - at % cluster_sectors;
+                let next = end.min(first + cluster_sectors);
+                // Behind the end of a disk there is nothing to be wrong.
+                let (from, to) = ((at - first) / granule, (next - first).div_ceil(granule));
+                let bits = ((1u64 << to) - 1) & !((1u64 << from) - 1);
+                let bits = u32::try_from(bits).expect("at most 32 bits");
+                change(&mut table[index(first / cluster_sectors % entries)], first, bits);
+                at = next;
+            }
         }
         Ok(())
     }
@@ -158,9 +163,7 @@ impl SectorMap {
     /// Where there is no memory for the tables.
     pub fn joined(&self, size: u64, file: &ImageFile) -> io::Result<(Descriptor, Vec<File>)> {
         let file_sectors = file.len.div_ceil(SECTOR_SIZE);
-        let entries = self.tables.values().flatten().filter(|entry| entry.stored != 0);
-        let cluster_sectors = self.granule.cluster_sectors();
-        let shifts: BTreeSet<u64> = entries.map(|e| e.file_sector % cluster_sectors).collect();
+        let shifts = self.shifts();
         let layout = Layout::of(size, self.granule, self.tables.len() as u64);
         let tables =
             memory::holding(|tables| self.write(&layout, size, &shifts, file_sectors, tables))?;
@@ -173,19 +176,31 @@ impl SectorMap {
         Ok((Descriptor::of_flat_files(&extents), files))
     }
 
+    /// By how many sectors the clusters that are stored are out of line in the file, in ascending
+    /// order.
+    fn shifts(&self) -> Vec<u64> {
+        let cluster_sectors = self.granule.cluster_sectors();
+        let mut seen = vec![false; index(cluster_sectors)];
+        for entry in self.tables.values().flatten().filter(|entry| entry.stored != 0) {
+            seen[index(entry.file_sector % cluster_sectors)] = true;
+        }
+        (0..cluster_sectors).filter(|shift| seen[index(*shift)]).collect()
+    }
+
     fn write(
         &self,
         layout: &Layout,
         size: u64,
-        shifts: &BTreeSet<u64>,
+        shifts: &[u64],
         file_sectors: u64,
         file: &mut File,
     ) -> io::Result<()> {
         let mut out = BufWriter::with_capacity(1 << 20, file);
-        let mut starts = BTreeMap::new();
+        let cluster_sectors = self.granule.cluster_sectors();
+        let mut starts = vec![0; index(cluster_sectors)];
         let mut at = layout.end();
         for &shift in shifts {
-            starts.insert(shift, at);
+            starts[index(shift)] = at;
             at += layout.shifted_len(file_sectors, shift) * SECTOR_SIZE;
         }
         out.write_all(&layout.header(size))?;
@@ -199,16 +214,21 @@ impl SectorMap {
             table_at += layout.cluster;
         }
         out.write_all(&directory)?;
-        for entry in self.tables.values().flatten() {
-            let shift = entry.file_sector % self.granule.cluster_sectors();
-            let host = match entry.stored {
-                0 => 0,
-                _ => starts[&shift] + (entry.file_sector - shift) * SECTOR_SIZE,
-            };
-            out.write_all(&host.to_be_bytes())?;
-            // What is stored is not zero as well.
-            out.write_all(&(entry.zero & !entry.stored).to_be_bytes())?;
-            out.write_all(&entry.stored.to_be_bytes())?;
+        let mut bytes = Vec::with_capacity(index(layout.cluster));
+        for table in self.tables.values() {
+            bytes.clear();
+            for entry in table {
+                let shift = entry.file_sector % cluster_sectors;
+                let host = match entry.stored {
+                    0 => 0,
+                    _ => starts[index(shift)] + (entry.file_sector - shift) * SECTOR_SIZE,
+                };
+                bytes.extend_from_slice(&host.to_be_bytes());
+                // What is stored is not zero as well.
+                bytes.extend_from_slice(&(entry.zero & !entry.stored).to_be_bytes());
+                bytes.extend_from_slice(&entry.stored.to_be_bytes());
+            }
+            out.write_all(&bytes)?;
         }
         out.flush()
     }

@@ -83,6 +83,9 @@ impl VhdHeader {
     /// What is wrong with its table of blocks.
     pub fn map(&self, file: &ImageFile) -> Result<SectorMap, Problem> {
         const UNUSED: u32 = u32::MAX;
+        /// Blocks whose bitmaps are fetched while one is looked at. They lie far apart: those of
+        /// 100 GiB on a disk took 2.8 s one by one, and 0.8 s so.
+        const AHEAD: usize = 256;
         let header = self.header.as_ref().expect("only disks that grow have parents");
         let block_size = u64::from(be32(header, 32));
         let granule = Granule::SECTOR;
@@ -101,7 +104,14 @@ impl VhdHeader {
         let stored = table.chunks_exact(4).filter(|entry| be32(entry, 0) != UNUSED).count();
         check_bitmaps(stored as u64, bitmap_len)?;
         let mut map = SectorMap::new(granule);
+        let fetch = |entry: &[u8]| match be32(entry, 0) {
+            UNUSED => {}
+            sector => file.will_read(u64::from(sector) * SECTOR_SIZE, bitmap_len),
+        };
+        let mut ahead = table.chunks_exact(4);
+        ahead.by_ref().take(AHEAD).for_each(fetch);
         for (number, entry) in (0..).zip(table.chunks_exact(4)) {
+            ahead.next().into_iter().for_each(fetch);
             let entry = be32(entry, 0);
             if entry == UNUSED {
                 continue;
