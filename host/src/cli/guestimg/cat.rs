@@ -8,6 +8,7 @@ use clap::{ArgMatches, Args};
 use guestmnt_protocol::path::Printable;
 use nix::errno::Errno;
 
+use super::output::Output;
 use crate::cli::look::FilesArguments;
 use crate::files::{Files, Follow, Stretch, Trouble};
 
@@ -28,9 +29,10 @@ pub struct Arguments {
 /// Where there is no image to be read, or no output to be written to.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<dyn Display>> {
     let opened = arguments.files.open(matches)?;
-    let stdout = io::stdout().lock();
+    let stdout = Output::lock();
+    let to_terminal = io::stdout().is_terminal();
     let mut out: Box<dyn Write> =
-        if stdout.is_terminal() { Box::new(Escaping(stdout)) } else { Box::new(stdout) };
+        if to_terminal { Box::new(Escaping(stdout)) } else { Box::new(stdout) };
     let mut status = ExitCode::SUCCESS;
     let mut fatal = None;
     for path in &arguments.paths {

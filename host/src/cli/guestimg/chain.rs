@@ -10,6 +10,8 @@ use clap::Args;
 use guestmnt_protocol::path::Printable;
 use serde_json::{Value, json};
 
+use super::output;
+use super::output::say;
 use super::table::{self, Row};
 use crate::cli::utc;
 use crate::image::history::{History, Identity, Member, StoredFile, history};
@@ -51,9 +53,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Display>> {
     };
     let found = history(&arguments.paths, &options).map_err(super::boxed)?;
     if arguments.json {
-        println!("{:#}", as_json(&found));
+        say!("{:#}", as_json(&found));
     } else {
-        print!("{}", as_text(&found, arguments.long));
+        output::print(format_args!("{}", as_text(&found, arguments.long)));
     }
     if found.cut_short {
         eprintln!("guestimg: there is more around than is looked at; name a folder for the rest");

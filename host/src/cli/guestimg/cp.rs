@@ -10,6 +10,7 @@ use clap::{ArgMatches, Args};
 use guestmnt_protocol::path::GuestPath;
 use serde_json::json;
 
+use super::output::say;
 use crate::cli::change::ChangeArguments;
 use crate::cli::look::FilesArguments;
 use crate::cli::progress::Progress;
@@ -78,7 +79,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
     drop(progress);
     opened.close();
     if arguments.json {
-        println!("{}", json!({ "files": sum.files, "troubles": sum.troubles }));
+        say!("{}", json!({ "files": sum.files, "troubles": sum.troubles }));
     }
     match fatal {
         Some(trouble) => Err(super::boxed(format!("{}: {trouble}", folder.display()))),
@@ -108,7 +109,7 @@ impl Arguments {
         drop(progress);
         let insert::Inserted { files, troubles } = changing.end(done, sum)?;
         if self.json {
-            println!("{}", json!({ "files": files, "troubles": troubles }));
+            say!("{}", json!({ "files": files, "troubles": troubles }));
         }
         Ok(if troubles == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use super::boxed;
+use super::output::Output;
 use super::utc::Utc;
 use crate::cli::images::{ImageArguments, KeyArguments, OverlayArguments};
 use crate::cli::selection::SelectionArguments;
@@ -102,7 +103,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
     let before = launch(&plan, &Timings::start()).map_err(boxed)?;
     plan.disks = disks;
     let after = launch(&plan, &Timings::start()).map_err(boxed)?;
-    let mut out = io::stdout().lock();
+    let mut out = Output::lock();
     let mut all = Vec::new();
     let printed = compare(&before.guest, &after.guest, |difference| {
         if arguments.json {

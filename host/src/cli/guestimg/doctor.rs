@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode};
 use clap::Args;
 use serde::Serialize;
 
+use super::output::say;
 use crate::session::launch::cache_folder;
 use crate::session::templates;
 use crate::sys;
@@ -73,7 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Display>> {
     findings.extend(confinement());
     findings.extend(appliance(qemu.ok().as_deref(), accelerator));
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&findings).map_err(super::boxed)?);
+        say!("{}", serde_json::to_string_pretty(&findings).map_err(super::boxed)?);
     } else {
         findings.iter().for_each(print);
     }
@@ -91,9 +92,9 @@ fn print(finding: &Finding) {
         State::Less => "less",
         State::Bad => "BAD",
     };
-    println!("{mark:<5} {:<18} {}", finding.subject, finding.found);
+    say!("{mark:<5} {:<18} {}", finding.subject, finding.found);
     if let Some(hint) = finding.hint {
-        println!("      {:<18} hint: {hint}", "");
+        say!("      {:<18} hint: {hint}", "");
     }
 }
 

@@ -10,6 +10,7 @@ use guestmnt_protocol::volume::VolumeName;
 use log::info;
 use serde_json::json;
 
+use super::output::say;
 use crate::cli::look::{LookArguments, Opened};
 use crate::cli::progress::Progress;
 use crate::disk::DiskReader;
@@ -81,9 +82,9 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
     };
     file.finish().map_err(super::boxed)?;
     if arguments.json {
-        println!("{}", json!({ "size": exported.size, "sha256": exported.sha256 }));
+        say!("{}", json!({ "size": exported.size, "sha256": exported.sha256 }));
     } else if let Some(sha256) = exported.sha256 {
-        println!("sha256 {sha256}");
+        say!("sha256 {sha256}");
     }
     Ok(ExitCode::SUCCESS)
 }

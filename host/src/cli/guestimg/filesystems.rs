@@ -8,6 +8,7 @@ use guestmnt_protocol::message::{Content, Listing, Volume};
 use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 
+use super::output;
 use super::table::{self, Row};
 use crate::cli::look::LookArguments;
 
@@ -126,7 +127,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn fm
     drop(launched.guest);
     launched.vm.quit();
     let items = arguments.items(&listing.map_err(boxed)?);
-    print!("{}", arguments.shown(&items));
+    output::print(format_args!("{}", arguments.shown(&items)));
     Ok(())
 }
 

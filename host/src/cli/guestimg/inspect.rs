@@ -7,6 +7,8 @@ use guestmnt_protocol::path::{GuestPath, Printable};
 use guestmnt_protocol::system::{Family, System};
 use serde_json::{Value, json};
 
+use super::output;
+use super::output::say;
 use crate::cli::look::LookArguments;
 
 /// Shows the operating systems on the disks: version, host name, users, what is mounted where
@@ -32,12 +34,12 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
     let systems = systems.map_err(super::boxed)?;
     if arguments.json {
         let array: Vec<Value> = systems.iter().map(as_json).collect();
-        println!("{:#}", Value::from(array));
+        say!("{:#}", Value::from(array));
     } else if systems.is_empty() {
-        println!("no operating system found");
+        say!("no operating system found");
     } else {
         let texts: Vec<String> = systems.iter().map(|system| Shown(system).to_string()).collect();
-        print!("{}", texts.join("\n"));
+        output::print(format_args!("{}", texts.join("\n")));
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use guestmnt_protocol::path::{GuestPath, LinkTarget, Printable};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
+use super::output::Output;
 use super::table;
 use crate::cli::look::FilesArguments;
 use crate::cli::utc;
@@ -61,7 +62,7 @@ struct Line {
 /// Where there is no image to be read, or no output to be written to.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<dyn Display>> {
     let opened = arguments.files.open(matches)?;
-    let mut list = Listing { arguments, out: io::stdout().lock(), begun: false, well: true };
+    let mut list = Listing { arguments, out: Output::lock(), begun: false, well: true };
     let done = list.all(&opened.files);
     let well = list.well;
     drop(list);
@@ -72,7 +73,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
 
 struct Listing<'a> {
     arguments: &'a Arguments,
-    out: io::StdoutLock<'static>,
+    out: Output,
     /// Whether something was printed.
     begun: bool,
     /// Whether all could be listed.

@@ -12,6 +12,7 @@ mod export;
 mod filesystems;
 mod inspect;
 mod ls;
+mod output;
 mod status;
 mod table;
 mod tar;
@@ -27,7 +28,7 @@ use super::{harmless, raise_file_limit, start_logging};
 const AFTER_HELP: &str = "\
 Exit status: 0 all is well; 1 usage or internal error, or an error that is told, of one file also; 2 doctor: mounts work,
 but something is missing; status: a mount lacks a layer or cannot be looked into; chain: something is
-broken; 3 doctor: mounts do not work; status: no such mount.";
+broken; 3 doctor: mounts do not work; status: no such mount; 141 nobody reads the output any more.";
 
 /// Tells about untrusted disk images, mounts of guestmnt and what this host offers to them.
 #[derive(Parser)]
@@ -120,10 +121,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Canary(arguments) => canary::run(&arguments),
     };
-    done.unwrap_or_else(|error| {
-        eprintln!("guestimg: {}", harmless(error));
+    output::finish(done.unwrap_or_else(|error| {
+        // Who stopped reading knows why nothing more comes.
+        if !output::reader_is_gone() {
+            eprintln!("guestimg: {}", harmless(error));
+        }
         ExitCode::FAILURE
-    })
+    }))
 }
 
 fn usage(error: &clap::Error) -> ExitCode {

@@ -10,6 +10,7 @@ use clap::Args;
 use guestmnt_protocol::path::Printable;
 use serde::Serialize;
 
+use super::output::say;
 use crate::session::mountpoint::{MountEntry, absolute, mounts};
 use crate::session::record::Record;
 
@@ -58,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Display>> {
         .filter_map(|entry| looked_at(entry, me))
         .collect();
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&found).map_err(super::boxed)?);
+        say!("{}", serde_json::to_string_pretty(&found).map_err(super::boxed)?);
     } else {
         found.iter().for_each(print);
     }
@@ -115,29 +116,29 @@ impl Seen {
 }
 
 fn print(mount: &Mount) {
-    println!("{}", shown(&mount.mountpoint));
-    println!("  served by    process {}", mount.server);
+    say!("{}", shown(&mount.mountpoint));
+    say!("  served by    process {}", mount.server);
     let Some(record) = &mount.session else {
-        println!("  nothing else can be learned: the process has ended, or may not be looked into");
+        say!("  nothing else can be learned: the process has ended, or may not be looked into");
         return;
     };
     for image in &record.images {
-        println!("  image        {}", shown(image));
+        say!("  image        {}", shown(image));
     }
-    println!("  accelerator  {}", record.accelerator);
+    say!("  accelerator  {}", record.accelerator);
     for state in &record.confinement.0 {
         let word = if state.missing.is_none() { "layer" } else { "MISSING" };
-        println!("  {word:<12} {}", Printable(state.to_string().as_bytes()));
+        say!("  {word:<12} {}", Printable(state.to_string().as_bytes()));
     }
     if record.revivals > 0 {
-        println!("  revived      {} times, after its VM died", record.revivals);
+        say!("  revived      {} times, after its VM died", record.revivals);
     }
     match &mount.qemu {
-        None => println!("  QEMU         has ended; reads fail until it is unmounted"),
+        None => say!("  QEMU         has ended; reads fail until it is unmounted"),
         Some(seen) => {
-            println!("  QEMU         process {}", record.qemu);
-            println!("  seen         namespaces {}", seen.namespaces.join(", "));
-            println!(
+            say!("  QEMU         process {}", record.qemu);
+            say!("  seen         namespaces {}", seen.namespaces.join(", "));
+            say!(
                 "               no_new_privs {}, seccomp filters {}, capabilities {}, root {}",
                 yes(seen.no_new_privileges),
                 seen.seccomp_filters,

@@ -11,6 +11,7 @@ use clap::{ArgMatches, Args};
 use guestmnt_protocol::path::GuestPath;
 use serde_json::json;
 
+use super::output::{Output, say};
 use crate::cli::change::ChangeArguments;
 use crate::cli::look::FilesArguments;
 use crate::cli::progress::Progress;
@@ -67,7 +68,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
             let text = "a tar stream is nothing for a terminal\n  hint: -o FILE, or > FILE";
             return Err(super::boxed(text));
         }
-        None => arguments.write(matches, io::stdout().lock())?,
+        None => arguments.write(matches, Output::lock())?,
         Some(path) => {
             let file = NewFile::beside(path, arguments.force).map_err(super::boxed)?;
             let written = arguments.write(matches, file.as_file())?;
@@ -76,7 +77,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
         }
     };
     if arguments.json {
-        println!("{}", json!({ "files": written.files, "troubles": written.troubles }));
+        say!("{}", json!({ "files": written.files, "troubles": written.troubles }));
     }
     Ok(if written.troubles == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -111,7 +112,7 @@ impl Arguments {
         drop(progress);
         let insert::Inserted { files, troubles } = changing.end(done, sum)?;
         if self.json {
-            println!("{}", json!({ "files": files, "troubles": troubles }));
+            say!("{}", json!({ "files": files, "troubles": troubles }));
         }
         Ok(if troubles == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
