@@ -13,6 +13,7 @@ use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use xtask::disks::assembled::PASSPHRASE;
 use xtask::disks::filesystems::Kind;
+use xtask::disks::sparse;
 use xtask::disks::specimens::MOUNTPOINTS;
 
 /// Arguments for `disks` and what is mounted where.
@@ -152,6 +153,20 @@ fn a_btrfs_clone_is_mounted_beside_its_original() {
     let mnt = place.folder("mnt");
     let copy = place.path().join("copy");
     fs::copy(&image, &copy).unwrap();
+    let inner = format!("/dev/sdb:/{}", MOUNTPOINTS[0]);
+    place.mount(&arguments(&[image, copy], &["/dev/sda", &inner], &mnt));
+    assert_same_but_times(&mnt.join(MOUNTPOINTS[0]), &entries);
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt", "copy"]);
+}
+
+#[test]
+fn an_xfs_clone_is_mounted_beside_its_original() {
+    let Some((image, entries)) = specimen(Kind::Xfs) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let copy = place.path().join("copy");
+    sparse::copy(&image, &copy).unwrap();
     let inner = format!("/dev/sdb:/{}", MOUNTPOINTS[0]);
     place.mount(&arguments(&[image, copy], &["/dev/sda", &inner], &mnt));
     assert_same_but_times(&mnt.join(MOUNTPOINTS[0]), &entries);
