@@ -67,6 +67,31 @@ mod tests {
     }
 
     #[test]
+    fn layouts_are_judged_as_with_numbers_that_cannot_overflow() {
+        const MOST: u128 = i64::MAX as u128;
+        let numbers = [0, 1, 4096, 1 << 62, (1 << 63) - 1, 1 << 63, u64::MAX - 1, u64::MAX];
+        let runs: Vec<Run> = numbers
+            .into_iter()
+            .flat_map(|at| numbers.map(|length| (at, length)))
+            .flat_map(|(at, length)| numbers.map(|stored| Run { at, length, stored }))
+            .collect();
+        let end = |start: u64, run: &Run| u128::from(start) + u128::from(run.length);
+        let fits =
+            |run: &Run| run.length > 0 && end(run.at, run) <= MOST && end(run.stored, run) <= MOST;
+        let judge = |runs: &[Run], good: bool| {
+            let layout = Layout { disk: 0, size: 9, end: 9, runs: runs.to_vec() };
+            assert_eq!(is_layout(&layout), good, "{runs:?}");
+        };
+        for one in &runs {
+            judge(&[*one], fits(one));
+            for next in &runs {
+                let in_order = end(one.at, one) <= u128::from(next.at);
+                judge(&[*one, *next], fits(one) && fits(next) && in_order);
+            }
+        }
+    }
+
+    #[test]
     fn attributes_that_the_kernel_would_choke_on_are_refused() {
         let good = Attr { mode: libc::S_IFREG | 0o644, ..Attr::default() };
         assert!(sane(good).is_some());
