@@ -6,12 +6,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use guestmnt::session::record::Record;
 use guestmnt_tests::differencing::{Changes, vdi, vdi_ids};
 use guestmnt_tests::images::{cowd, descriptor, sesparse};
+use guestmnt_tests::live::{await_end, server, signal};
 use guestmnt_tests::program::{Finished, Workplace, text};
 use guestmnt_tests::showing::{Showing, assert_refused};
 use guestmnt_tests::specimens::sha256;
 use guestmnt_tests::written::{assert_written, write_to};
+use nix::sys::signal::Signal;
 use xtask::process::Tool;
 
 /// Writes to the disk `name`, and has guestmnt and qemu-img find in it what was written.
@@ -61,6 +64,43 @@ fn other_formats_take_what_is_written() {
         showing.convert(format, "", &name);
         assert_takes_writes(&showing, &name, format, is_checked);
     }
+}
+
+/// A VMDK, and a qcow2 with compressed pieces and a snapshot of its own.
+#[test]
+fn what_was_synced_to_an_image_survives_the_end_of_qemu() {
+    let Some(showing) = Showing::new() else { return };
+    let at = |name: &str| showing.place.path().join(name);
+    showing.convert("vmdk", "subformat=twoGbMaxExtentSparse", "disk.vmdk");
+    let compressed = ["convert", "-c", "-O", "qcow2", "disk.vmdk", "disk.qcow2"];
+    showing.make("qemu-img", &compressed);
+    showing.make("qemu-img", &["snapshot", "-c", "before", "disk.qcow2"]);
+    let bytes: Vec<u8> = (0..4_000_000u32).map(|n| (n % 253) as u8).collect();
+    // Pieces that nobody has are no damage, and qcow2 can tell of them.
+    let leaks = ["-r", "leaks"];
+    for (name, format, repair) in
+        [("disk.vmdk", "vmdk", &[][..]), ("disk.qcow2", "qcow2", &leaks[..])]
+    {
+        let mnt = at("mnt");
+        let arguments = ["-a", name, "-m", "/dev/sda", text(&mnt)];
+        showing.place.mount(&[&["--rw"], &arguments[..]].concat());
+        fs::write(mnt.join("synced"), &bytes).unwrap();
+        fs::File::open(mnt.join("synced")).unwrap().sync_all().unwrap();
+        fs::write(mnt.join("not yet"), &bytes).unwrap();
+        let qemu = Record::of(server(&mnt)).unwrap().qemu;
+        signal(qemu, Signal::SIGKILL);
+        await_end(qemu);
+        let unmounted = showing.place.run("guestunmnt", &[text(&mnt)]);
+        assert_eq!(unmounted.status, Some(4), "{unmounted:?}");
+        let check = [&["check", "-q"], repair, &["-f", format, name]].concat();
+        showing.make("qemu-img", &check);
+        showing.place.mount(&arguments);
+        let found = fs::read(mnt.join("synced"));
+        showing.place.unmount(&mnt);
+        assert!(found.unwrap() == bytes, "{name}");
+    }
+    showing.make("qemu-img", &["snapshot", "-a", "before", "disk.qcow2"]);
+    showing.assert_shown(&["-a", "disk.qcow2"]);
 }
 
 #[test]
