@@ -15,18 +15,18 @@ use log::{info, warn};
 
 use super::arrangement::{Arrangement, ArrangementError};
 use super::boot::{self, Awake, Origin, PORTS};
+use super::disks::Disks;
 use super::keys::{self, KeyError};
-use super::plan::{MountSpec, Plan, WritesTo};
+use super::plan::{MountSpec, Plan};
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
 use crate::disk::DiskReader;
-use crate::guest::room::{self, Room};
 use crate::guest::{Guest, GuestError};
-use crate::image::{Disk, ImageError, OpenOptions};
+use crate::image::ImageError;
 use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
 use crate::vm::appliance::{Appliance, ApplianceError};
 use crate::vm::confinement::{Policy, Report};
-use crate::vm::kept_overlay::{KeptOverlay, OverlayError};
+use crate::vm::kept_overlay::OverlayError;
 use crate::vm::template::{Template, TemplateKey};
 use crate::vm::{Boot, Vm, VmConfig, VmError, bulk, find_qemu};
 
@@ -162,7 +162,7 @@ impl fmt::Display for Suggestions<'_> {
 /// # Errors
 /// [`LaunchError`]; nothing runs then.
 pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
-    let disks = open_disks(plan)?;
+    let disks = Disks::open(plan)?;
     timings.done("chain opened");
     let appliance = Appliance::find().map_err(LaunchError::Appliance)?;
     let qemu = absolute(find_qemu()?)?;
@@ -189,8 +189,8 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
         }
         match started {
             Ok((Awake { guest, vm, confinement }, template)) => {
-                let readers = readers(plan, &disks.opened);
-                let guest = guest.with_room(room(plan, &disks).map_err(LaunchError::Room)?);
+                let readers = disks.readers(plan);
+                let guest = guest.with_room(disks.room(plan).map_err(LaunchError::Room)?);
                 let Disks { opened: disks, kept } = disks;
                 let mounted = Arrangement::default();
                 let origin =
@@ -334,77 +334,6 @@ fn template(config: &VmConfig, cache: Option<&Path>) -> Result<Usable, NoTemplat
 /// The program's absolute path: this process may be in another folder when it starts it again.
 fn absolute(program: PathBuf) -> Result<PathBuf, VmError> {
     path::absolute(&program).map_err(|error| VmError::Start(program, error))
-}
-
-/// The disks of a VM.
-struct Disks {
-    opened: Vec<Disk>,
-    /// What takes their changes, if these are kept: one for each.
-    kept: Vec<KeptOverlay>,
-}
-
-fn open_disks(plan: &Plan) -> Result<Disks, LaunchError> {
-    let mut disks = Vec::with_capacity(plan.disks.len());
-    let mut kept = Vec::new();
-    for spec in &plan.disks {
-        let options = OpenOptions {
-            format: spec.format,
-            block_size: spec.block_size,
-            allow_paths: plan.allow_paths.clone(),
-        };
-        let opened = match plan.writes {
-            WritesTo::Images(_) => Disk::open_for_writing(&spec.path, &options),
-            WritesTo::Nothing | WritesTo::Overlays(_) => Disk::open(&spec.path, &options),
-        };
-        let disk = opened.map_err(LaunchError::Image)?;
-        disk.lock().map_err(LaunchError::Image)?;
-        for warning in &disk.warnings {
-            warn!("{warning}");
-        }
-        if let Some(path) = &spec.overlay {
-            let overlay = match plan.writes {
-                WritesTo::Overlays(_) => KeptOverlay::over(path, &disk),
-                WritesTo::Nothing | WritesTo::Images(_) => KeptOverlay::existing(path, &disk),
-            };
-            kept.push(overlay.map_err(LaunchError::Overlay)?);
-        }
-        disks.push(disk);
-    }
-    Ok(Disks { opened: disks, kept })
-}
-
-/// Room for what is written: below the overlays, or below the images that grow.
-fn room(plan: &Plan, disks: &Disks) -> io::Result<Room> {
-    let mut files = Vec::new();
-    match plan.writes {
-        WritesTo::Nothing => return Ok(Room::default()),
-        WritesTo::Overlays(_) => {
-            for overlay in &disks.kept {
-                files.push(overlay.file().try_clone()?);
-            }
-        }
-        WritesTo::Images(_) => {
-            for disk in &disks.opened {
-                files.extend(disk.growing_files()?);
-            }
-        }
-    }
-    Ok(Room::below(files, room::RESERVE, u64::from(plan.memory_mib) << 20))
-}
-
-/// Readers of those disks that this process can read as well, where the user does not want all to
-/// go through the guest, and where the images say what the files hold.
-fn readers(plan: &Plan, disks: &[Disk]) -> Vec<Option<DiskReader>> {
-    if plan.through_guest || !plan.shows_images() {
-        return Vec::new();
-    }
-    let reader = |disk: &Disk| {
-        DiskReader::of(disk).unwrap_or_else(|error| {
-            info!("{} is read by QEMU alone: {error}", disk.path.display());
-            None
-        })
-    };
-    disks.iter().map(reader).collect()
 }
 
 fn mount_all(

@@ -3,6 +3,7 @@
 
 pub mod arrangement;
 pub mod boot;
+mod disks;
 pub mod end;
 pub mod fuse_options;
 pub mod keys;
