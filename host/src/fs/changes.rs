@@ -21,6 +21,7 @@ use guestmnt_protocol::xattr::XattrName;
 use log::{debug, warn};
 use nix::errno::Errno;
 
+use super::new_folders::NewFolders;
 use super::nodes::{NodeId, Nodes, ROOT};
 use super::open_nodes::{Lease, LetGo, OpenFile, OpenNodes};
 use super::operations::{Operations, entry_name};
@@ -34,6 +35,7 @@ pub struct Changes {
     operations: Arc<Operations>,
     guest: Arc<Guest>,
     open: OpenNodes,
+    new_folders: NewFolders,
     let_go: LetGo,
     /// Taken by who names a file by its path, and exclusively by who moves names.
     names: RwLock<()>,
@@ -65,7 +67,8 @@ impl Changes {
                 debug!("a file cannot be closed in the guest: {errno}");
             }
         });
-        Self { operations, guest, open, let_go, names, owner, lost }
+        let new_folders = NewFolders::default();
+        Self { operations, guest, open, new_folders, let_go, names, owner, lost }
     }
 
     /// As long as this is there, names stay where they are.
@@ -114,7 +117,12 @@ impl Changes {
         self.operations.changed();
         let shown = found?;
         let node = NodeId(shown.ino.0);
-        self.open.open(node).hold(Access::Write, |_| Ok(lease))?;
+        let file = self.open.open(node);
+        file.hold(Access::Write, |_| Ok(lease))?;
+        if exclusive {
+            // It is new, and nobody has given it any.
+            file.set_without_capabilities(true);
+        }
         self.nodes().pin(node, true);
         Ok(shown)
     }
@@ -195,9 +203,25 @@ impl Changes {
     pub fn make(&self, parent: NodeId, name: &[u8], node: NewNode) -> Result<FileAttr, Errno> {
         let name = entry_name(name)?;
         let _settled = self.settled();
+        let is_folder = matches!(node, NewNode::Directory(_));
         let made = self.guest.make(self.entry(parent, &name)?, node, self.owner);
         self.operations.changed();
-        self.operations.found(parent, name, &made?)
+        let shown = self.operations.found(parent, name, &made?)?;
+        if is_folder {
+            self.new_folders.made(NodeId(shown.ino.0));
+        }
+        Ok(shown)
+    }
+
+    /// Whether there is certainly nothing called `name` in `parent`, where names match that are equal.
+    #[must_use]
+    pub fn lacks(&self, parent: NodeId, name: &[u8]) -> bool {
+        entry_name(name).is_ok_and(|name| self.new_folders.lacks(parent, &name))
+    }
+
+    /// Forgets a node that the kernel does not know any more.
+    pub fn forget(&self, node: NodeId) {
+        self.new_folders.forget(node);
     }
 
     /// Gives a file one more name.
@@ -382,7 +406,9 @@ impl Changes {
         }
     }
 
+    /// The place `name` in `parent`, where something may be from now on.
     fn entry(&self, parent: NodeId, name: &EntryName) -> Result<EntryPath, Errno> {
+        self.new_folders.named(parent, name);
         Ok(EntryPath { folder: self.nodes().path(parent)?, name: name.clone() })
     }
 

@@ -120,16 +120,23 @@ impl Filesystem for WritableFs {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _settled = self.changes.settled();
-        let call = || match self.reading.operations.look_up(NodeId(parent.0), name.as_bytes())? {
-            Found::File(attr) => Ok(attr),
-            // It may be there soon.
-            Found::Nothing => Err(Errno::ENOENT),
+        let call = || {
+            let (parent, name) = (NodeId(parent.0), name.as_bytes());
+            if self.names == NameMatching::Exact && self.changes.lacks(parent, name) {
+                return Err(Errno::ENOENT);
+            }
+            match self.reading.operations.look_up(parent, name)? {
+                Found::File(attr) => Ok(attr),
+                // It may be there soon.
+                Found::Nothing => Err(Errno::ENOENT),
+            }
         };
         let found = self.run(Asked::Lookup, parent, Some(name), call);
         self.made(found, reply);
     }
 
     fn forget(&self, req: &Request, ino: INodeNo, nlookup: u64) {
+        self.changes.forget(NodeId(ino.0));
         self.reading.forget(req, ino, nlookup);
     }
 
