@@ -1,6 +1,7 @@
 //! What can be written, on the loopback guest.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 
 use guestmnt::guest::room::Room;
 use guestmnt_protocol::change::{
@@ -9,7 +10,7 @@ use guestmnt_protocol::change::{
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_tests::model::{ALL, same_as_a_plain_folder};
 use guestmnt_tests::worlds::loopback::guest_over;
-use guestmnt_tests::worlds::writable::OverFolder;
+use guestmnt_tests::worlds::writable::{OverFolder, Writable};
 use nix::errno::Errno;
 
 guestmnt_tests::writing_in!(OverFolder::new());
@@ -19,6 +20,26 @@ fn random_changes_end_as_in_a_plain_folder() {
     for seed in 1..=4 {
         same_as_a_plain_folder(&mut OverFolder::new(), &ALL, seed, 400);
     }
+}
+
+/// To make it, to write it, to let it go: it is not looked for in a folder that was just made, and
+/// nobody gave it capabilities.
+#[test]
+fn a_new_file_in_a_new_folder_costs_three_requests() {
+    const FILES: u64 = 20;
+    let shown = OverFolder::new();
+    let folder = shown.path().join("new");
+    fs::create_dir(&folder).unwrap();
+    let before = shown.requests();
+    for n in 0..FILES {
+        File::create_new(folder.join(n.to_string())).unwrap().write_all(b"some bytes").unwrap();
+    }
+    // One more or less for the folder itself.
+    assert!(shown.requests() - before < 4 * FILES, "{}", shown.requests() - before);
+    for n in 0..FILES {
+        assert_eq!(fs::read(folder.join(n.to_string())).unwrap(), b"some bytes");
+    }
+    assert!(!folder.join("none").exists());
 }
 
 #[test]

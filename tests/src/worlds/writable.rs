@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 
+use guestmnt::guest::Guest;
 use guestmnt::session::fuse_options::FuseOptions;
 use guestmnt::session::mountpoint::Mountpoint;
 use guestmnt::session::serving::{Files, Serving};
@@ -35,6 +36,7 @@ const OPTIONS: &str = "symlinks=raw";
 pub struct OverFolder {
     source: TempDir,
     mountpoint: TempDir,
+    guest: Arc<Guest>,
     serving: Option<Serving>,
 }
 
@@ -48,13 +50,22 @@ impl OverFolder {
         // As in a guest. Tests of one program do not depend on it otherwise.
         umask(Mode::empty());
         let folder = || tempfile::tempdir().expect("a folder is to be had");
-        let mut new = Self { source: folder(), mountpoint: folder(), serving: None };
+        let source = folder();
+        let guest = Arc::new(guest_over(source.path()));
+        let mut new = Self { source, mountpoint: folder(), guest, serving: None };
         new.mount();
         new
     }
 
+    /// Requests that the guest answered since it was mounted last.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.guest.counts().total()
+    }
+
     fn mount(&mut self) {
-        let guest = Arc::new(guest_over(self.source.path()));
+        self.guest = Arc::new(guest_over(self.source.path()));
+        let guest = Arc::clone(&self.guest);
         let options: FuseOptions = OPTIONS.parse().expect("the options are known");
         let checked = Mountpoint::check(self.mountpoint.path()).expect("it can be mounted on");
         let files = Files::Writable(NameMatching::Exact);
