@@ -1,7 +1,9 @@
 //! VMDKs of every shape through a real VM: each holds the same filesystem, and shows it.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
 
 use guestmnt_tests::images::{Stream, cowd, descriptor, sesparse, shares, snapshot, stream};
 use guestmnt_tests::program::{Workplace, text};
@@ -23,6 +25,29 @@ fn what_qemu_img_makes_is_shown() {
         showing.convert("vmdk", &format!("subformat={subformat}"), &name);
         showing.assert_shown(&["-a", &name]);
     }
+}
+
+#[test]
+fn extents_stay_in_the_page_cache() {
+    let Some(showing) = Showing::new() else { return };
+    showing.convert("vmdk", "subformat=twoGbMaxExtentFlat", "disk.vmdk");
+    let extent = showing.place.path().join("disk-f001.vmdk");
+    // Pages that are still to be written could not be dropped.
+    File::open(&extent).unwrap().sync_all().unwrap();
+    let _ = fs::read(&extent).unwrap();
+    let cached = cached(&extent);
+    assert!(cached > 0);
+    let mnt = showing.place.path().join("mnt");
+    showing.place.mount(&["-a", "disk.vmdk", "-m", "/dev/sda", text(&mnt)]);
+    assert_eq!(self::cached(&extent), cached);
+    showing.place.unmount(&mnt);
+}
+
+/// Bytes of a file that the page cache holds.
+fn cached(file: &Path) -> u64 {
+    let arguments = ["--bytes", "--noheadings", "--output", "RES", text(file)];
+    let output = Command::new("fincore").args(arguments).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
 #[test]

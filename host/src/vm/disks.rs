@@ -295,9 +295,6 @@ impl<'d> DiskFiles<'d> {
         self.nodes.push(json!({
             "node-name": node, "driver": "file", "filename": file_name(set),
             "read-only": access == Access::ReadOnly, "auto-read-only": false,
-            // A restored QEMU takes itself for one that moved here from another host, where the file
-            // could have changed: it would drop the image from the page cache at each mount.
-            "drop-cache": false,
         }));
         node
     }
