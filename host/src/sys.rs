@@ -167,6 +167,17 @@ pub fn landlock_abi() -> u32 {
     u32::try_from(abi).unwrap_or(0)
 }
 
+/// Whether the kernel has filters of system calls that are put on all threads of a process at once.
+#[must_use]
+pub fn has_seccomp() -> bool {
+    let (operation, flag) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+    let none = std::ptr::null::<libc::sock_fprog>();
+    // SAFETY: a system call without a filter, which changes nothing: it fails.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, operation, flag, none) };
+    // Who knows them looks for the filter.
+    result == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
 /// Forks. `Some(child's process id)` for the parent, `None` for the child.
 ///
 /// # Errors

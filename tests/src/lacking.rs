@@ -21,6 +21,8 @@ pub enum Lacking {
     Namespaces,
     /// The kernel knows no Landlock.
     Landlock,
+    /// The kernel knows no filters of system calls.
+    Seccomp,
 }
 
 impl Lacking {
@@ -40,6 +42,7 @@ impl Lacking {
                 (vec![(libc::SYS_clone, rules()), (libc::SYS_unshare, rules())], libc::EPERM)
             }
             Self::Landlock => (vec![(libc::SYS_landlock_create_ruleset, Vec::new())], libc::ENOSYS),
+            Self::Seccomp => (vec![(libc::SYS_seccomp, Vec::new())], libc::ENOSYS),
         }
     }
 

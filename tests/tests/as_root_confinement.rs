@@ -41,15 +41,17 @@ fn what_a_host_lacks_is_said_when_it_mounts_and_in_status() {
     let disk = disks().path(SYSTEM);
     // Without a template, which root's first mount would make, and without trying KVM for that.
     let arguments = ["--no-template", "--accel", "tcg", "-a", text(&disk), "-m", "/dev/sda1"];
-    let mount = place.command("guestmnt", &[&arguments[..], &[text(&mnt)]].concat());
-    let output = Lacking::Landlock.run(mount);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("less confined") && said.contains("Landlock"), "{said}");
-    assert!(mnt.join("Windows").is_dir());
-    let status = place.run("guestimg", &["status", text(&mnt)]);
-    assert_eq!(status.status, Some(2), "{status:?}");
-    assert!(status.stdout.contains("Landlock"), "{status:?}");
-    place.unmount(&mnt);
+    for (lacking, layer) in [(Lacking::Landlock, "Landlock"), (Lacking::Seccomp, "seccomp")] {
+        let mount = place.command("guestmnt", &[&arguments[..], &[text(&mnt)]].concat());
+        let output = lacking.run(mount);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("less confined") && said.contains(layer), "{said}");
+        assert!(mnt.join("Windows").is_dir());
+        let status = place.run("guestimg", &["status", text(&mnt)]);
+        assert_eq!(status.status, Some(2), "{status:?}");
+        assert!(status.stdout.contains(&format!("MISSING      {layer}")), "{status:?}");
+        place.unmount(&mnt);
+    }
     place.assert_clean(&["mnt"]);
 }

@@ -83,7 +83,7 @@ impl fmt::Display for Layer {
             Self::Root => "own root folder",
             Self::Unprivileged => "not root",
             Self::Limits => "resource limits",
-            Self::Capabilities => "no capabilities",
+            Self::Capabilities => "no capabilities nor a way to get some",
             Self::NoNewPrivileges => "no_new_privs",
             Self::Landlock => "Landlock",
             Self::Seccomp => "seccomp",

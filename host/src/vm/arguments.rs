@@ -10,6 +10,7 @@ use guestmnt_protocol::bay;
 use super::accelerator::Accelerator;
 use super::boot::inherited_path;
 use super::{VmConfig, bulk};
+use crate::sys;
 
 /// The guest's kernel parameters. The console is quiet because the serial port is slow under
 /// TCG; what is printed there matters. Audit, security modules, mitigations, accounting, clearing of
@@ -76,13 +77,18 @@ pub enum Memory {
     },
 }
 
+/// QEMU's own filter of system calls. Where the kernel has none, QEMU does not know the option.
+#[must_use]
+pub fn sandbox() -> Vec<OsString> {
+    if sys::has_seccomp() { vec!["-sandbox".into(), SANDBOX.into()] } else { Vec::new() }
+}
+
 /// What a QEMU takes that only works on images, with the monitor's socket.
 #[must_use]
 pub fn without_machine(qmp: RawFd) -> Vec<OsString> {
     let mut list: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-machine", "none"]);
-    add(&["-sandbox", SANDBOX]);
     add(&["-chardev", &format!("socket,id=qmp,fd={qmp}"), "-mon", "chardev=qmp,mode=control"]);
     list
 }
@@ -102,7 +108,6 @@ pub fn arguments(
     let mut list: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    add(&["-sandbox", SANDBOX]);
     let kind = "pc,usb=off,hpet=off,vmport=off,smbus=off,graphics=off";
     match machine.bulk {
         None => add(&["-machine", &format!("{kind},memory-backend=ram")]),

@@ -80,7 +80,8 @@ pub fn commit(
         DiskFiles::of(std::slice::from_ref(disk), Overlays::Kept(std::slice::from_ref(overlay)))?;
     let (ours, theirs) = UnixStream::pair().map_err(start)?;
     let (messages, their_messages) = UnixStream::pair().map_err(start)?;
-    let mut arguments = arguments::without_machine(theirs.as_raw_fd());
+    let mut arguments = arguments::sandbox();
+    arguments.extend(arguments::without_machine(theirs.as_raw_fd()));
     arguments.extend(files.arguments());
     let output = OwnedFd::from(their_messages);
     let inherited: Vec<BorrowedFd> =

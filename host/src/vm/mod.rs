@@ -216,8 +216,9 @@ impl Vm {
         inherited.extend(files.all());
         let disks = DiskFiles::of(disks, overlays)?;
         inherited.extend(disks.descriptors());
-        let mut arguments =
-            arguments::arguments(config, &channels, &files.machine(), &disks.bays());
+        let machine = files.machine();
+        let mut arguments = arguments::sandbox();
+        arguments.extend(arguments::arguments(config, &channels, &machine, &disks.bays()));
         arguments.extend(disks.arguments());
         debug!("{} {}", config.qemu.display(), shown(&arguments));
         let output = OwnedFd::from(qemu_messages);

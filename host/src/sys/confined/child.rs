@@ -228,11 +228,22 @@ struct CapabilityHeader {
     pid: c_int,
 }
 
+/// Giving up capabilities is everybody's right, giving up the way to others takes one
+/// (`CAP_SETPCAP`): who may not do that has none all the same.
 unsafe fn drop_capabilities() -> Result<(), c_int> {
     let header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
     // Effective, permitted and inheritable, of 32 capabilities each.
     let none = [0u32; 6];
     // SAFETY: system calls with plain numbers and pointers to live memory of the documented size.
+    unsafe {
+        let no_way = no_way_to_capabilities();
+        check(libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()))?;
+        no_way
+    }
+}
+
+unsafe fn no_way_to_capabilities() -> Result<(), c_int> {
+    // SAFETY: system calls with plain numbers.
     unsafe {
         for capability in 0 as c_ulong..64 {
             match check(libc::prctl(libc::PR_CAPBSET_DROP, capability, NONE, NONE, NONE)) {
@@ -243,8 +254,7 @@ unsafe fn drop_capabilities() -> Result<(), c_int> {
         }
         // Not even user 0 would get any by becoming it or by starting a program.
         let bits = c_long::from(libc::SECURE_ALL_BITS | libc::SECURE_ALL_LOCKS);
-        check(libc::prctl(libc::PR_SET_SECUREBITS, bits, NONE, NONE, NONE))?;
-        check(libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()))
+        check(libc::prctl(libc::PR_SET_SECUREBITS, bits, NONE, NONE, NONE))
     }
 }
 

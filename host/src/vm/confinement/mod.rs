@@ -163,6 +163,9 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWNET;
 
+/// What is missing of the capabilities where there is no user namespace.
+const BOUNDING_SET: &str = "it has none, but may not give up their bounding set";
+
 /// Why a wrapper of QEMU is less well confined.
 const SCRIPT: &str = "QEMU is a script, which may run the programs of the system";
 
@@ -250,6 +253,11 @@ fn report(outcomes: &Outcomes, executable: &Executable) -> Report {
                 Some(SCRIPT.to_owned())
             }
             Some(Ok(())) => None,
+            Some(Err(error))
+                if layer == Layer::Capabilities && error.raw_os_error() == Some(libc::EPERM) =>
+            {
+                Some(BOUNDING_SET.to_owned())
+            }
             Some(Err(error)) => Some(error.to_string()),
             None if layer == Layer::Landlock && sys::landlock_abi() == 0 => {
                 Some("this kernel has none".to_owned())
