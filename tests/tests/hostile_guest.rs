@@ -22,7 +22,8 @@ use guestmnt_protocol::change::{
 use guestmnt_protocol::frame::{self, HEADER_LEN, Place};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_NAME, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
 use guestmnt_protocol::message::{
-    Answer, Dirty, Extent, Failure, Layout, MountRequest, Outcome, Request, Run, StatFs,
+    Answer, Dirty, Extent, Failure, Layout, Listing, MountRequest, MountedAs, NameMatching,
+    Outcome, Request, Run, StatFs,
 };
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_protocol::secret::Secret;
@@ -166,13 +167,14 @@ enum Misdeed {
     OtherAnswer,
     OtherNumber,
     ByteByByte,
+    Dripping,
     Never,
     MoreThanWasAsked,
     InASlot,
     UnknownError,
 }
 
-const MISDEEDS: [Misdeed; 14] = [
+const MISDEEDS: [Misdeed; 15] = [
     Misdeed::Garbage,
     Misdeed::NoBody,
     Misdeed::BodyOf4GiB,
@@ -183,6 +185,7 @@ const MISDEEDS: [Misdeed; 14] = [
     Misdeed::OtherAnswer,
     Misdeed::OtherNumber,
     Misdeed::ByteByByte,
+    Misdeed::Dripping,
     Misdeed::Never,
     Misdeed::MoreThanWasAsked,
     Misdeed::InASlot,
@@ -214,6 +217,7 @@ impl Misdeed {
             }
             Self::OtherNumber => at_once(answer(seq + 1, outcome, payload)),
             Self::ByteByByte => whole.iter().map(|&byte| (Duration::ZERO, vec![byte])).collect(),
+            Self::Dripping => whole.iter().map(|&byte| (SHORT / 3, vec![byte])).collect(),
             Self::Never => Vec::new(),
             Self::MoreThanWasAsked => {
                 at_once(answer(seq, &Ok(Answer::Payload), &vec![1; MAX_PAYLOAD]))
@@ -228,9 +232,14 @@ impl Misdeed {
         }
     }
 
-    /// Whether the host waits for what does not come.
+    /// Whether the host waits for what does not come in time.
     fn is_slow(self) -> bool {
-        matches!(self, Self::HalfAFrame | Self::Late | Self::Never)
+        matches!(self, Self::HalfAFrame | Self::Late | Self::Dripping | Self::Never)
+    }
+
+    /// How long the host may wait for anything.
+    fn timeout(self) -> Duration {
+        if self.is_slow() { SHORT } else { LONG }
     }
 
     /// Whether the answer is good all the same.
@@ -248,8 +257,7 @@ fn peak_kib() -> u64 {
 
 /// Asks twice; the first answer is spoilt. What came of both.
 fn twice(kind: Asked, misdeed: Misdeed) -> [Result<String, Errno>; 2] {
-    let timeout = if misdeed.is_slow() { SHORT } else { LONG };
-    let guest = guest(timeout, move |_, seq| {
+    let guest = guest(misdeed.timeout(), move |_, seq| {
         // Hello was 1.
         let first = seq == 2;
         let (outcome, payload) = honest(kind, if first { 1 } else { 2 });
@@ -468,13 +476,9 @@ fn ask_silent(kind: Asked, guest: &Guest) -> Option<Result<(), Errno>> {
 fn what_is_written_is_there_or_eio_whatever_the_guest_does_to_its_answer() {
     for misdeed in MISDEEDS {
         for &kind in Asked::ALL {
-            // Bringing bytes to a disk has minutes.
-            if kind == Asked::Sync && misdeed.is_slow() {
-                continue;
-            }
-            let timeout = if misdeed.is_slow() { SHORT } else { LONG };
-            let done = Ok(Answer::Done);
+            let (timeout, done) = (misdeed.timeout(), Ok(Answer::Done));
             let guest = guest(timeout, move |_, seq| misdeed.commit(seq, &done, b""));
+            let guest = guest.within(timeout);
             let Some(found) = ask_silent(kind, &guest) else { continue };
             let expected = if misdeed.is_harmless() { Ok(()) } else { Err(Errno::EIO) };
             assert_eq!(found, expected, "{kind:?} {misdeed:?}");
@@ -483,37 +487,45 @@ fn what_is_written_is_there_or_eio_whatever_the_guest_does_to_its_answer() {
 }
 
 /// What a step of a launch makes of its answer.
-type Step<'a> = &'a dyn Fn(&Guest) -> Result<(), GuestError>;
+type Step<'a> = &'a (dyn Fn(&Guest) -> Result<(), GuestError> + Sync);
 
 #[test]
-fn launches_fail_whatever_the_guest_does_to_their_answers() {
+fn launches_fail_in_time_whatever_the_guest_does_to_their_answers() {
     let mount = || {
         let device: Mountable = "/dev/sda".parse().unwrap();
         MountRequest { device, at: GuestPath::root(), fstype: None, options: String::new() }
     };
-    let steps: [(&str, Step); 12] = [
-        ("wake", &|guest| guest.wake([1; 32])),
-        ("prepare", &Guest::prepare),
-        ("await disks", &|guest| guest.await_disks(1)),
-        ("volumes", &|guest| guest.volumes().map(drop)),
-        ("listing", &|guest| guest.listing().map(drop)),
-        ("systems", &|guest| guest.systems().map(drop)),
-        ("mount", &|guest| guest.mount(mount()).map(drop)),
-        ("mount for writing", &|guest| guest.mount_writable(mount(), Dirty::ReadOnly).map(drop)),
-        ("show blocks", &Guest::show_blocks),
-        ("mount folders", &|guest| guest.mount_folders(vec![name("sda1")])),
-        ("unlock", &|guest| {
+    let awake = Answer::Awake { unix_time_ns: 0, random: [1; 16] };
+    let mounted = Answer::Mounted(MountedAs { read_only: None, names: NameMatching::Exact });
+    let steps: [(&str, Answer, Step); 12] = [
+        ("wake", awake, &|guest| guest.wake([1; 32])),
+        ("prepare", Answer::Done, &Guest::prepare),
+        ("await disks", Answer::Done, &|guest| guest.await_disks(1)),
+        ("volumes", Answer::Volumes(Vec::new()), &|guest| guest.volumes().map(drop)),
+        ("listing", Answer::Listing(Listing::default()), &|guest| guest.listing().map(drop)),
+        ("systems", Answer::Systems(Vec::new()), &|guest| guest.systems().map(drop)),
+        ("mount", Answer::Done, &|guest| guest.mount(mount()).map(drop)),
+        ("mount for writing", mounted, &|guest| {
+            guest.mount_writable(mount(), Dirty::ReadOnly).map(drop)
+        }),
+        ("show blocks", Answer::Done, &Guest::show_blocks),
+        ("mount folders", Answer::Done, &|guest| guest.mount_folders(vec![name("sda1")])),
+        ("unlock", Answer::Done, &|guest| {
             let key = Secret::try_from(b"key".to_vec()).unwrap();
             guest.unlock("/dev/sda".parse().unwrap(), key)
         }),
-        ("unmount", &Guest::unmount),
+        ("unmount", Answer::Done, &Guest::unmount),
     ];
-    for (what, step) in steps {
-        for misdeed in MISDEEDS.into_iter().filter(|misdeed| !misdeed.is_slow()) {
-            // Properly framed, it is no answer to any of them.
-            let other = Ok(Answer::Offset(1));
-            let guest = guest(LONG, move |_, seq| misdeed.commit(seq, &other, b""));
-            assert!(step(&guest).is_err(), "{what} {misdeed:?}");
+    thread::scope(|scope| {
+        for (what, honest, step) in steps {
+            scope.spawn(move || {
+                for misdeed in MISDEEDS {
+                    let (timeout, honest) = (misdeed.timeout(), Ok(honest.clone()));
+                    let guest = guest(LONG, move |_, seq| misdeed.commit(seq, &honest, b""));
+                    let outcome = step(&guest.within(timeout));
+                    assert_eq!(outcome.is_ok(), misdeed.is_harmless(), "{what} {misdeed:?}");
+                }
+            });
         }
-    }
+    });
 }

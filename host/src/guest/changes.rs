@@ -250,7 +250,7 @@ impl Guest {
     /// # Errors
     /// The guest's error, that of an earlier write too; or `EIO`.
     pub fn sync(&self, file: FileAt, what: Synced) -> Result<(), Errno> {
-        let synced = self.call_within(SYNC_TIMEOUT, Change::Sync { file, what });
+        let synced = self.call_within(SYNC_TIMEOUT.min(self.longest), Change::Sync { file, what });
         synced.map_err(|errno| self.room.meaning(errno))
     }
 

@@ -59,6 +59,8 @@ pub struct Guest {
     /// For what it writes.
     room: Room,
     timeout: Duration,
+    /// The most for what takes longer than a request on a file may.
+    longest: Duration,
     counts: Counts<Asked>,
     refused_answers: AtomicU64,
 }
@@ -94,6 +96,7 @@ impl Guest {
             volumes: Volumes::default(),
             room: Room::default(),
             timeout,
+            longest: Duration::MAX,
             counts: Counts::default(),
             refused_answers: AtomicU64::new(0),
         })
@@ -109,6 +112,12 @@ impl Guest {
     #[must_use]
     pub fn with_room(self, room: Room) -> Self {
         Self { room, ..self }
+    }
+
+    /// The same, of which no step of a launch and no sync may take longer than this.
+    #[must_use]
+    pub fn within(self, longest: Duration) -> Self {
+        Self { longest, ..self }
     }
 
     /// The number of lanes.
