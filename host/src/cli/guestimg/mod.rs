@@ -13,6 +13,7 @@ mod filesystems;
 mod inspect;
 mod ls;
 mod output;
+mod starts;
 mod status;
 mod table;
 mod tar;
@@ -56,6 +57,8 @@ enum Command {
     Doctor(doctor::Arguments),
     #[command(hide = true)]
     Canary(canary::Arguments),
+    #[command(hide = true)]
+    Starts(starts::Arguments),
 }
 
 /// The command line.
@@ -90,7 +93,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         | Command::Chain(_)
         | Command::Status(_)
         | Command::Doctor(_)
-        | Command::Canary(_) => None,
+        | Command::Canary(_)
+        | Command::Starts(_) => None,
     };
     let verbose = match &arguments.command {
         Command::Diff(arguments) => arguments.verbose,
@@ -120,6 +124,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Canary(arguments) => canary::run(&arguments),
+        Command::Starts(arguments) => starts::run(&arguments),
     };
     output::finish(done.unwrap_or_else(|error| {
         // Who stopped reading knows why nothing more comes.

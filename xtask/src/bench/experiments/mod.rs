@@ -1,6 +1,7 @@
 //! What is measured, and how. One experiment mounts afresh and takes the values of one or more
 //! figures; it is done on each side by turns.
 
+mod confinement;
 mod reads;
 mod requests;
 mod scale;
@@ -103,6 +104,7 @@ impl Experiment {
 #[must_use]
 pub fn all(counts: &[u32]) -> Vec<Experiment> {
     let mut all = start::experiments();
+    all.extend(confinement::experiments());
     all.extend(reads::experiments());
     all.extend(walks::experiments());
     all.extend(writes::experiments());
