@@ -12,6 +12,7 @@ pub mod image;
 pub mod machine;
 mod place;
 pub mod requests;
+pub mod tar;
 mod writing;
 
 /// Something that is fuzzed.
@@ -24,7 +25,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "frames", run: frames::run },
     Target { name: "answers", run: answers::run },
     Target { name: "requests", run: requests::run },
@@ -32,4 +33,5 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "image", run: image::run },
     Target { name: "extent", run: extent::run },
     Target { name: "machine", run: machine::run },
+    Target { name: "tar", run: tar::run },
 ];

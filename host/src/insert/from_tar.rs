@@ -32,7 +32,7 @@ pub fn unpack(
     let mut stream = TarReader::new(stream);
     // What is put into a folder changes its time, so that these come last.
     let mut folders: Vec<(GuestPath, Metadata)> = Vec::new();
-    while let Some(entry) = stream.next()? {
+    while let Some(entry) = stream.next_entry()? {
         let metadata = metadata_of(&entry);
         let done = place(folder, &entry.path).and_then(|at| {
             if entry.kind == Kind::Folder {

@@ -6,7 +6,8 @@
 
 pub mod from_host;
 pub mod from_tar;
-mod tar_reader;
+mod pax;
+pub mod tar_reader;
 mod writer;
 
 use std::fmt;

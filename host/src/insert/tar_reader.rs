@@ -1,5 +1,5 @@
-//! Reads a tar stream: POSIX.1-2001 (ustar and pax), GNU's long names and large numbers, and
-//! sparse files in GNU tar's "PAX Format, Version 1.0".
+//! Reads a tar stream: POSIX.1-2001 (ustar and pax, see [`super::pax`]), GNU's long names and large
+//! numbers, and sparse files in GNU tar's "PAX Format, Version 1.0".
 //!
 //! **Invariant:** no length from the stream is allocated for before it was checked.
 
@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::io::{self, Read};
 
 use guestmnt_protocol::attr::Time;
+
+use super::pax::{Extension, Sparse};
 
 const BLOCK: usize = 512;
 
@@ -68,30 +70,6 @@ pub struct TarReader<R> {
     padding: u64,
 }
 
-/// What extension headers say of the entry behind them.
-#[derive(Default)]
-struct Extension {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    modified: Option<Time>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: Sparse,
-}
-
-/// What the records of a sparse file say.
-#[derive(Default)]
-struct Sparse {
-    /// Whether there are such.
-    is_told: bool,
-    major: Option<u32>,
-    minor: Option<u32>,
-    name: Option<Vec<u8>>,
-    size: Option<u64>,
-}
-
 impl<R: Read> TarReader<R> {
     /// One from the first byte of `stream`.
     pub fn new(stream: R) -> Self {
@@ -102,7 +80,7 @@ impl<R: Read> TarReader<R> {
     ///
     /// # Errors
     /// `InvalidData` for what is no tar, `UnexpectedEof` for a stream that was cut off.
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let mut extension = Extension::default();
         loop {
             self.skip()?;
@@ -116,7 +94,7 @@ impl<R: Read> TarReader<R> {
             check_sum(&header)?;
             let size = number(&header[124..136])?;
             match header[156] {
-                b'x' => extension.read_pax(&self.extension(size)?)?,
+                b'x' => extension.read(&self.extension(size)?)?,
                 b'L' => extension.path = Some(text(&self.extension(size)?).to_vec()),
                 b'K' => extension.link = Some(text(&self.extension(size)?).to_vec()),
                 b'g' => drop(self.extension(size)?),
@@ -132,7 +110,7 @@ impl<R: Read> TarReader<R> {
                     // The others have no contents, whatever their size says.
                     let has_contents = matches!(kind, Kind::File | Kind::Other);
                     self.expect(if has_contents { size } else { 0 });
-                    let entry = extension.entry(&header, kind, whole.unwrap_or(size))?;
+                    let entry = entry(&header, extension, kind, whole.unwrap_or(size))?;
                     self.stretches = match is_told && kind == Kind::File {
                         true => self.map(entry.size)?,
                         false => [(0, self.left)].into(),
@@ -227,83 +205,39 @@ impl<R: Read> TarReader<R> {
     }
 }
 
-impl Extension {
-    /// Reads records of `LENGTH KEY=VALUE\n`; values may hold any bytes.
-    fn read_pax(&mut self, mut records: &[u8]) -> io::Result<()> {
-        let bad = || damaged("an extension header makes no sense");
-        while !records.is_empty() {
-            let space = records.iter().position(|&byte| byte == b' ').ok_or_else(bad)?;
-            let length: usize = digits(&records[..space]).ok_or_else(bad)?;
-            let record = records.get(space + 1..length).ok_or_else(bad)?;
-            let record = record.strip_suffix(b"\n").ok_or_else(bad)?;
-            let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(bad)?;
-            let (key, value) = (&record[..equals], &record[equals + 1..]);
-            match key {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.link = Some(value.to_vec()),
-                b"size" => self.size = Some(digits(value).ok_or_else(bad)?),
-                b"uid" => self.uid = Some(digits(value).ok_or_else(bad)?),
-                b"gid" => self.gid = Some(digits(value).ok_or_else(bad)?),
-                b"mtime" => self.modified = Some(time(value).ok_or_else(bad)?),
-                _ => {
-                    if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
-                        self.sparse.note(key, value);
-                    }
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        self.xattrs.push((name.to_vec(), value.to_vec()));
-                    }
-                }
-            }
-            records = &records[length..];
-        }
-        Ok(())
-    }
-
-    fn entry(self, header: &[u8; BLOCK], kind: Kind, size: u64) -> io::Result<Entry> {
-        let field = |at: usize, len: usize| text(&header[at..at + len]);
-        let is_posix = &header[257..263] == b"ustar\0";
-        let path = match (field(0, 100), field(345, 155)) {
-            (name, prefix) if is_posix && !prefix.is_empty() => [prefix, name].join(&b'/'),
-            (name, _) => name.to_vec(),
-        };
-        let small = |at: usize| -> io::Result<u32> {
-            u32::try_from(number(&header[at..at + 8])?)
-                .map_err(|_| damaged("a number is too large"))
-        };
-        let secs =
-            i64::try_from(number(&header[136..148])?).map_err(|_| damaged("a time is too late"))?;
-        let is_device = matches!(kind, Kind::Character | Kind::Block);
-        let device = if is_device { (small(329)?, small(337)?) } else { (0, 0) };
-        let (uid, gid) =
-            (self.uid.map_or_else(|| small(108), Ok)?, self.gid.map_or_else(|| small(116), Ok)?);
-        let path = self.sparse.name.or(self.path).unwrap_or(path);
-        // Before there were folders, a slash told of one.
-        let is_folder = kind == Kind::File && path.ends_with(b"/");
-        Ok(Entry {
-            path,
-            kind: if is_folder { Kind::Folder } else { kind },
-            link: self.link.unwrap_or_else(|| field(157, 100).to_vec()),
-            size,
-            mode: small(100)?,
-            owner: (uid, gid),
-            modified: self.modified.unwrap_or(Time { secs, nanos: 0 }),
-            device,
-            xattrs: self.xattrs,
-        })
-    }
-}
-
-impl Sparse {
-    fn note(&mut self, key: &[u8], value: &[u8]) {
-        self.is_told = true;
-        match key {
-            b"major" => self.major = digits(value),
-            b"minor" => self.minor = digits(value),
-            b"name" => self.name = Some(value.to_vec()),
-            b"realsize" => self.size = digits(value),
-            _ => {}
-        }
-    }
+/// The entry of a header, for which what an extension says goes first.
+fn entry(header: &[u8; BLOCK], extension: Extension, kind: Kind, size: u64) -> io::Result<Entry> {
+    let field = |at: usize, len: usize| text(&header[at..at + len]);
+    let is_posix = &header[257..263] == b"ustar\0";
+    let path = match (field(0, 100), field(345, 155)) {
+        (name, prefix) if is_posix && !prefix.is_empty() => [prefix, name].join(&b'/'),
+        (name, _) => name.to_vec(),
+    };
+    let small = |at: usize| -> io::Result<u32> {
+        u32::try_from(number(&header[at..at + 8])?).map_err(|_| damaged("a number is too large"))
+    };
+    let secs =
+        i64::try_from(number(&header[136..148])?).map_err(|_| damaged("a time is too late"))?;
+    let is_device = matches!(kind, Kind::Character | Kind::Block);
+    let device = if is_device { (small(329)?, small(337)?) } else { (0, 0) };
+    let (uid, gid) = (
+        extension.uid.map_or_else(|| small(108), Ok)?,
+        extension.gid.map_or_else(|| small(116), Ok)?,
+    );
+    let path = extension.sparse.name.or(extension.path).unwrap_or(path);
+    // Before there were folders, a slash told of one.
+    let is_folder = kind == Kind::File && path.ends_with(b"/");
+    Ok(Entry {
+        path,
+        kind: if is_folder { Kind::Folder } else { kind },
+        link: extension.link.unwrap_or_else(|| field(157, 100).to_vec()),
+        size,
+        mode: small(100)?,
+        owner: (uid, gid),
+        modified: extension.modified.unwrap_or(Time { secs, nanos: 0 }),
+        device,
+        xattrs: extension.xattrs,
+    })
 }
 
 fn kind(flag: u8) -> Kind {
@@ -343,56 +277,18 @@ fn number(field: &[u8]) -> io::Result<u64> {
     if text.is_empty() { Ok(0) } else { u64::from_str_radix(text, 8).map_err(|_| bad()) }
 }
 
-fn digits<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-/// Seconds with a fraction.
-fn time(text: &[u8]) -> Option<Time> {
-    let text = std::str::from_utf8(text).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let secs: i64 = whole.parse().ok()?;
-    let nanos: u32 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    // A fraction goes away from zero, and nanoseconds count up.
-    if whole.starts_with('-') && nanos > 0 {
-        return Some(Time { secs: secs.checked_sub(1)?, nanos: 1_000_000_000 - nanos });
-    }
-    Some(Time { secs, nanos })
-}
-
 /// The bytes before the first zero.
 fn text(field: &[u8]) -> &[u8] {
     field.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-fn damaged(what: &'static str) -> io::Error {
+pub(super) fn damaged(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_count_from_the_second_before() {
-        for (text, secs, nanos) in
-            [("5", 5, 0), ("5.25", 5, 250_000_000), ("-0.5", -1, 500_000_000), ("-2", -2, 0)]
-        {
-            assert_eq!(time(text.as_bytes()), Some(Time { secs, nanos }), "{text}");
-        }
-        assert_eq!(time(b"x"), None);
-    }
-
-    #[test]
-    fn records_may_hold_any_bytes() {
-        let mut extension = Extension::default();
-        extension.read_pax(b"12 path=a/b\n30 SCHILY.xattr.user.x=1\n2=3\0\n").unwrap();
-        assert_eq!(extension.path.as_deref(), Some(&b"a/b"[..]));
-        assert_eq!(extension.xattrs, [(b"user.x".to_vec(), b"1\n2=3\0".to_vec())]);
-        for bad in [&b"9 path=a"[..], b"x path=a\n", b"99 path=a\n", b"0 a=b\n", b"5 a=b\nz"] {
-            assert!(Extension::default().read_pax(bad).is_err(), "{bad:?}");
-        }
-    }
 
     /// A header with its sum.
     fn header(flag: u8, size: usize) -> Vec<u8> {
@@ -416,7 +312,7 @@ mod tests {
     fn read_all(stream: &[u8]) -> io::Result<Vec<(u64, usize)>> {
         let mut reader = TarReader::new(stream);
         let (mut pieces, mut buffer) = (Vec::new(), [0; 100]);
-        while let Some(entry) = reader.next()? {
+        while let Some(entry) = reader.next_entry()? {
             while let Some((at, count)) = reader.read(&mut buffer)? {
                 assert!(at + count as u64 <= entry.size && count <= buffer.len());
                 pieces.push((at, count));
@@ -452,10 +348,10 @@ mod tests {
 
     #[test]
     fn streams_that_mislead_are_errors() {
-        let errors = |bytes: &[u8]| TarReader::new(bytes).next().is_err();
+        let errors = |bytes: &[u8]| TarReader::new(bytes).next_entry().is_err();
         assert!(errors(b""));
         assert!(errors(&[1; 512]));
         assert!(errors(&[b'0'; 600]));
-        assert!(TarReader::new(&[0; 1024][..]).next().unwrap().is_none());
+        assert!(TarReader::new(&[0; 1024][..]).next_entry().unwrap().is_none());
     }
 }
