@@ -2,9 +2,11 @@
 //! is tested with QEMU's own images.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::DiskReader;
+use super::sparse::{Place, SparseExtent};
 use crate::image::{Disk, OpenOptions};
 use guestmnt_protocol::message::Extent;
 
@@ -195,4 +197,53 @@ fn every_part_of_a_disk_of_many_extents_is_read() {
     }
     let beyond = [7 * SECTOR as u64, 1 << 63, u64::MAX];
     assert!(beyond.iter().all(|&at| reader.read(&mut [0], at).is_err()));
+}
+
+/// Places in an extent against reckoning in 128 bits: all combinations of an entry of the directory,
+/// one of the table, and what is asked for.
+#[test]
+fn grains_are_found_as_with_numbers_that_cannot_overflow() {
+    const CAPACITY: u64 = 4 * GRAIN as u64;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("extent");
+    let bytes = sparse([128, 0, 0, 0], 1, 1);
+    fs::write(&path, &bytes).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let (file_len, grain) = (bytes.len() as u128, GRAIN as u128);
+    let asked = [0, 1, GRAIN as u64 - 1, GRAIN as u64, CAPACITY - 1, CAPACITY, 1 << 63, u64::MAX];
+    for sector in [0, 2, 252, 253, 256, 1 << 23, u32::MAX] {
+        file.write_all_at(&u32::to_le_bytes(sector), DIRECTORY as u64).unwrap();
+        let table = u128::from(sector) * 512;
+        for entry in [0, 1, 128, 255, 256, 1 << 23, u32::MAX] {
+            // Of the file's own bytes, only these are other ones.
+            file.write_all_at(&u32::to_le_bytes(entry), TABLE as u64).unwrap();
+            let extent = SparseExtent::of(&file).unwrap().unwrap();
+            for offset in asked {
+                for length in asked.into_iter().filter(|&length| length > 0) {
+                    let found = extent.find(offset, length).ok();
+                    let end = u128::from(offset) + u128::from(length);
+                    let is_inside = end <= u128::from(CAPACITY);
+                    let has_table = table == 0 || table + 512 * 4 <= file_len;
+                    if !is_inside || !has_table {
+                        assert_eq!(found, None, "{sector} {entry} {offset} {length}");
+                        continue;
+                    }
+                    if sector != 2 || u128::from(offset) >= grain {
+                        continue;
+                    }
+                    let at = u128::from(entry) * 512;
+                    let place = match found {
+                        None => None,
+                        Some((Place::Stored(place), _)) => Some(u128::from(place)),
+                        Some((Place::Parent | Place::Zero, _)) => Some(0),
+                    };
+                    let expected = match entry {
+                        0 => Some(0),
+                        _ => (at < file_len).then_some(at + u128::from(offset)),
+                    };
+                    assert_eq!(place, expected, "{sector} {entry} {offset} {length}");
+                }
+            }
+        }
+    }
 }

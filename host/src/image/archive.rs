@@ -20,6 +20,9 @@ const MAX_MEMBERS: usize = 4096;
 /// Most bytes of a long name or of pax records.
 const MAX_EXTENSION: u64 = 64 << 10;
 
+/// No number is as large: no file is so long, and what is added to one here does not overflow.
+const MAX_NUMBER: u64 = 1 << 62;
+
 /// Where a file is in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
@@ -162,7 +165,10 @@ impl Extensions {
             let value = &record[equals + 1..];
             match &record[..equals] {
                 b"path" => self.name = Some(value.to_vec()),
-                b"size" => self.len = Some(decimal(value).ok_or_else(damaged)?),
+                b"size" => {
+                    let len = decimal(value).filter(|&len| len < MAX_NUMBER);
+                    self.len = Some(len.ok_or_else(damaged)?);
+                }
                 _ => {}
             }
             bytes = &bytes[len..];
@@ -212,8 +218,7 @@ fn number(field: &[u8], at: u64) -> Result<u64, Problem> {
             .filter(|_| digits)
             .and_then(|text| u64::from_str_radix(if text.is_empty() { "0" } else { text }, 8).ok())
     };
-    // No file is longer, and what is added to it below does not overflow.
-    value.filter(|&value| value < 1 << 62).ok_or_else(|| {
+    value.filter(|&value| value < MAX_NUMBER).ok_or_else(|| {
         Problem::damaged(format!("the archive's header at byte {at} has a bad number"))
     })
 }

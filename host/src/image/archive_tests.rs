@@ -177,3 +177,33 @@ fn a_raw_disk_with_the_bytes_of_an_archive_is_a_raw_disk() {
     folder.write("a.ova:b.img", [0; 512]);
     assert_eq!(folder.open("a.ova:b.img").unwrap().size, 512);
 }
+
+#[test]
+fn lengths_of_files_are_judged_as_with_numbers_that_cannot_overflow() {
+    let folder = Folder::new();
+    let disk = vec![0; 1024];
+    let numbers =
+        [0, 1, 511, 512, 513, 1024, 1025, 1536, 1 << 33, 1 << 62, u64::MAX - 511, u64::MAX];
+    for len in numbers {
+        let in_bytes: Vec<u8> = [&[0x80, 0, 0, 0][..], &len.to_be_bytes()].concat();
+        let mut long = vec![0; 512];
+        long[..8].copy_from_slice(b"disk.img");
+        long[124..136].copy_from_slice(&in_bytes);
+        long[156] = b'0';
+        let size = record("size", &len.to_string());
+        let extended = [entry("pax", b'x', size.as_bytes()), entry("disk.img", b'0', &disk)];
+        for file in [sealed(long, &disk), extended.concat()] {
+            // Sectors of zeros are the end of the archive, so that it may end after each.
+            let text = [file, vec![0; 512]].concat();
+            let start = text.len() as u128 - 1536;
+            folder.write("a.ova", &text);
+            let found = folder.open("a.ova:disk.img").map(|disk| disk.size);
+            let sectors = u128::from(len).div_ceil(512);
+            let is_there = len > 0 && start + sectors * 512 <= text.len() as u128;
+            assert_eq!(found.is_ok(), is_there, "{len}: {found:?}");
+            if let Ok(size) = found {
+                assert_eq!(u128::from(size), sectors * 512, "{len}");
+            }
+        }
+    }
+}

@@ -185,4 +185,28 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn extent_lines_are_judged_as_with_numbers_that_cannot_overflow() {
+        const FILE: u128 = 4 * 512;
+        const MOST: u64 = super::super::MAX_DISK_SIZE / SECTOR_SIZE;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.vmdk");
+        std::fs::write(&path, "").unwrap();
+        std::fs::write(folder.path().join("flat"), [0; 4 * 512]).unwrap();
+        let home = ImageFile::open(&path).unwrap();
+        let numbers = [0, 1, 3, 4, 5, MOST, MOST + 1, 1 << 55, (1 << 55) + 1, 1 << 63, u64::MAX];
+        for sectors in numbers {
+            for first in numbers {
+                let text = format!(
+                    "version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"vmfs\"\n\
+                     RW {sectors} FLAT \"flat\" {first}\n"
+                );
+                let opened = Descriptor::parse(text.as_bytes())
+                    .and_then(|descriptor| open_all(&descriptor, &home, &[]));
+                let end = (u128::from(first) + u128::from(sectors)) * 512;
+                assert_eq!(opened.is_ok(), sectors > 0 && end <= FILE, "{sectors} {first}");
+            }
+        }
+    }
 }

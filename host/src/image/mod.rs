@@ -281,3 +281,5 @@ mod disk_tests;
 mod fixtures;
 #[cfg(test)]
 mod header_tests;
+#[cfg(test)]
+mod number_tests;

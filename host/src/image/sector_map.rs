@@ -324,17 +324,19 @@ const fn index(number: u64) -> usize {
 mod tests {
     use super::*;
 
-    /// Whether a sector is stored, and where; or whether it is zero.
-    fn look_up(map: &SectorMap, sector: u64) -> (Option<u64>, bool) {
-        let Granule(granule) = map.granule;
-        let (cluster, within) =
-            (sector / map.granule.cluster_sectors(), sector % map.granule.cluster_sectors());
-        let entries = map.granule.entries();
-        let Some(table) = map.tables.get(&(cluster / entries)) else { return (None, false) };
-        let entry = table[index(cluster % entries)];
-        let bit = 1u32 << (within / granule);
-        let stored = (entry.stored & bit != 0).then(|| entry.file_sector + within);
-        (stored, entry.zero & bit != 0)
+    impl SectorMap {
+        /// Whether a sector is stored, and where; or whether it is zero.
+        pub fn look_up(&self, sector: u64) -> (Option<u64>, bool) {
+            let Granule(granule) = self.granule;
+            let sectors = self.granule.cluster_sectors();
+            let (cluster, within) = (sector / sectors, sector % sectors);
+            let entries = self.granule.entries();
+            let Some(table) = self.tables.get(&(cluster / entries)) else { return (None, false) };
+            let entry = table[index(cluster % entries)];
+            let bit = 1u32 << (within / granule);
+            let stored = (entry.stored & bit != 0).then(|| entry.file_sector + within);
+            (stored, entry.zero & bit != 0)
+        }
     }
 
     /// All runs about the borders of clusters, in granules of one sector and of eight.
@@ -353,8 +355,8 @@ mod tests {
                     for sector in places.clone().chain([first + count, first + count + step]) {
                         let inside = (first..first + count).contains(&sector);
                         let stored = inside.then_some(FILE + sector);
-                        assert_eq!(look_up(&map, sector), (stored, false), "{first} {count}");
-                        assert_eq!(look_up(&zeros, sector), (None, inside), "{first} {count}");
+                        assert_eq!(map.look_up(sector), (stored, false), "{first} {count}");
+                        assert_eq!(zeros.look_up(sector), (None, inside), "{first} {count}");
                     }
                 }
             }
