@@ -1,11 +1,15 @@
 //! What only root can do or see. Started by root, `cargo xtask test` runs this program as root.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use guestmnt_tests::program::{Workplace, disks, given, is_root, text};
+use guestmnt_tests::specimens::specimen;
 use xtask::disks::SYSTEM;
+use xtask::disks::filesystems::Kind;
 use xtask::skips::skip;
+use xtask::user::Ordinary;
 
 /// Somebody else.
 const NOBODY: u32 = 65534;
@@ -101,4 +105,51 @@ fn without_fuse_the_remedy_is_named() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("there is no /dev/fuse") && said.contains("modprobe fuse"), "{said}");
     place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_lock_of_one_user_keeps_out_the_others() {
+    need_root!();
+    let Some((image, entries)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    // Without a template, which root's first mount would make, and without trying KVM for that.
+    let options = ["--no-template", "--accel", "tcg", "--format", "raw", "-a", text(&image)];
+    let writable = ["--overlay", "changes.qcow2", "-m", "/dev/sda", "-o", "allow_other"];
+    place.mount(&[&options[..], &writable, &[text(&mnt)]].concat());
+    let name = entries.iter().find_map(|(name, entry)| entry.file.as_ref().map(|_| name));
+    let file = mnt.join(name.expect("it has files"));
+    let one = Ordinary::find().unwrap();
+    let users = [(one.uid.as_raw(), one.gid.as_raw()), (NOBODY, NOBODY), (0, 0)];
+    // util-linux' flock: 1 where somebody else has the lock.
+    let lock = |(uid, gid), words: &[&str]| {
+        let mut command = Command::new("flock");
+        command.args(words).current_dir("/").uid(uid).gid(gid);
+        command
+    };
+    for holder in users {
+        for (how, others) in [("--exclusive", [1, 1]), ("--shared", [1, 0])] {
+            let held = [how, text(&file), "--command", "echo held; read rest"];
+            let mut held =
+                lock(holder, &held).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(held.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line, "held\n", "{holder:?}");
+            let tried = |how| {
+                let others = users.into_iter().filter(|&user| user != holder);
+                let status = |user| {
+                    lock(user, &["--nonblock", how, text(&file), "true"]).status().unwrap().code()
+                };
+                others.map(status).collect::<Vec<_>>()
+            };
+            for (wanted, expected) in ["--exclusive", "--shared"].into_iter().zip(others) {
+                assert_eq!(tried(wanted), [Some(expected); 2], "{holder:?} {how}, then {wanted}");
+            }
+            drop(held.stdin.take());
+            held.wait().unwrap();
+            assert_eq!(tried("--exclusive"), [Some(0); 2], "{holder:?} has let go");
+        }
+    }
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt", "changes.qcow2"]);
 }
