@@ -111,9 +111,10 @@ impl<R: Read> TarReader<R> {
                     let has_contents = matches!(kind, Kind::File | Kind::Other);
                     self.expect(if has_contents { size } else { 0 });
                     let entry = entry(&header, extension, kind, whole.unwrap_or(size))?;
-                    self.stretches = match is_told && kind == Kind::File {
-                        true => self.map(entry.size)?,
-                        false => [(0, self.left)].into(),
+                    self.stretches = match entry.kind {
+                        Kind::File if is_told => self.map(entry.size)?,
+                        Kind::File => [(0, self.left)].into(),
+                        _ => VecDeque::new(),
                     };
                     return Ok(Some(entry));
                 }
@@ -122,7 +123,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Reads more of what the current file holds. Tells where in it that is, and how many bytes;
-    /// `None` when all is read. What is never told is zeros.
+    /// `None` when all is read, or where it is no file. What is never told is zeros.
     ///
     /// # Errors
     /// `UnexpectedEof` for a stream that was cut off.
@@ -290,10 +291,14 @@ pub(super) fn damaged(what: &'static str) -> io::Error {
 mod tests {
     use super::*;
 
-    /// A header with its sum.
     fn header(flag: u8, size: usize) -> Vec<u8> {
+        header_of("f", flag, size)
+    }
+
+    /// A header with its sum.
+    fn header_of(name: &str, flag: u8, size: usize) -> Vec<u8> {
         let mut header = vec![0; BLOCK];
-        header[..1].copy_from_slice(b"f");
+        header[..name.len()].copy_from_slice(name.as_bytes());
         header[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
         header[148..156].fill(b' ');
         header[156] = flag;
@@ -343,6 +348,15 @@ mod tests {
                 let _ = read_all(&mutant);
             }
             let _ = read_all(&stream[..at]);
+        }
+    }
+
+    /// Before there were folders, they were files whose names end so.
+    #[test]
+    fn a_folder_holds_no_bytes_whatever_its_size_says() {
+        for (name, pieces) in [("f", vec![(0, 4)]), ("/", vec![])] {
+            let stream = [header_of(name, b'0', 4), blocks(b"four"), vec![0; 2 * BLOCK]].concat();
+            assert_eq!(read_all(&stream).unwrap(), pieces, "{name}");
         }
     }
 
