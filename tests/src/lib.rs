@@ -5,6 +5,7 @@ pub mod canary;
 pub mod chance;
 pub mod differencing;
 pub mod fsck;
+pub mod hungry;
 pub mod images;
 pub mod lacking;
 pub mod live;

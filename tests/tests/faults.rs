@@ -6,7 +6,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
 
+use guestmnt_tests::hungry;
 use guestmnt_tests::live::Live;
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{sha256, specimen};
@@ -65,8 +67,6 @@ fn read_what_can_be_read(folder: &Path, entries: &Entries) {
 
 /// Made again and again at moments that chance picks: by `cargo xtask faults` as often as wanted.
 mod many_times {
-    use std::thread;
-
     use guestmnt_tests::chance::{Chance, rounds};
     use guestmnt_tests::live::signal;
     use guestmnt_tests::tree::assert_same_in_pieces;
@@ -178,6 +178,26 @@ fn an_image_that_is_cut_short_while_it_is_mounted_is_unmounted_all_the_same() {
         }
         live.end(&["image"]);
     }
+}
+
+#[test]
+fn a_guest_with_hardly_any_memory_left_gives_the_right_bytes_or_errors() {
+    let Some((place, image, entries)) = ext4() else { return };
+    // Kernel and daemon leave so little beside it that with 37 MiB the driver waits for memory until
+    // the mount's deadline has passed.
+    hungry::write(&place.path().join("hungry"), 31);
+    let folder = "many";
+    let entries: Entries =
+        entries.into_iter().filter(|(name, _)| !name.starts_with(folder)).collect();
+    let small = ["--no-template", "--memsize", "128", "--timeout", "20", "--through-guest"];
+    let second = ["-a", "hungry", "-m", "/dev/sdb:/many::minix"];
+    let live = Live::mount(place, &[&small[..], &arguments(&image), &second].concat());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| read_what_can_be_read(&live.mountpoint, &entries));
+        }
+    });
+    live.end(&["image", "hungry"]);
 }
 
 #[test]
