@@ -1,6 +1,6 @@
 //! Requests of writable mounts, each with the one call that carries it out.
 
-use guestmnt_protocol::change::{Change, HeldFile, HeldRequest};
+use guestmnt_protocol::change::{Afterwards, Change, HeldFile, HeldRequest};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Outcome};
 use nix::errno::Errno;
@@ -40,6 +40,15 @@ impl Guest {
             }
             Change::RemoveXattr { file, name } => tree.remove_xattr(file, name).map(done),
             Change::Sync { file, what } => tree.sync(file, *what).map(done),
+            Change::Finish { file, offset, attributes, afterwards } => {
+                let written = tree.write_and_set(*file, *offset, given, attributes);
+                match afterwards {
+                    Afterwards::Held => {
+                        written.and_then(|()| tree.stat_held(*file)).map(Answer::Attr)
+                    }
+                    Afterwards::Released => tree.held.release(*file).and(written).map(done),
+                }
+            }
         })
     }
 

@@ -1,10 +1,10 @@
 //! Changing what files hold and what is known of them.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, FallocateFlags, copy_file_range, fallocate};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, copy_file_range, fallocate};
 use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::sys::uio::pwrite;
@@ -58,28 +58,23 @@ impl Tree {
     /// been changed then.
     pub fn set_attr(&self, file: &FileAt, new: &NewAttributes) -> nix::Result<Attr> {
         let found = self.found(file)?;
-        // Leads to the very file, a symbolic link too.
-        let path = resolve::proc_path(found.as_fd());
-        if let Some(size) = new.size {
-            resolve::check_regular(found.as_fd())?;
-            truncate(path.as_str(), signed(size)?)?;
-        }
-        if let Owner { uid, gid } = new.owner
-            && new.owner != Owner::default()
-        {
-            let (user, group) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-            fchownat(found.as_fd(), "", user, group, nix::fcntl::AtFlags::AT_EMPTY_PATH)?;
-        }
-        if let Some(mode) = new.mode {
-            let mode = Mode::from_bits_truncate(mode);
-            fchmodat(AT_FDCWD, path.as_str(), mode, FchmodatFlags::FollowSymlink)?;
-        }
-        if new.accessed.is_some() || new.modified.is_some() {
-            let (accessed, modified) = (time(new.accessed)?, time(new.modified)?);
-            let follow = UtimensatFlags::FollowSymlink;
-            utimensat(AT_FDCWD, path.as_str(), &accessed, &modified, follow)?;
-        }
+        set(found.as_fd(), new)?;
         self.attr(&resolve::attributes(found.as_fd())?)
+    }
+
+    /// Writes all of `bytes` from byte `offset` on, then changes attributes.
+    ///
+    /// # Errors
+    /// As [`Tree::write`] and [`Tree::set_attr`].
+    pub fn write_and_set(
+        &self,
+        file: HeldFile,
+        offset: u64,
+        bytes: &[u8],
+        new: &NewAttributes,
+    ) -> nix::Result<()> {
+        self.write(file, offset, bytes)?;
+        set(self.held.get(file)?.file(), new)
     }
 
     /// Allocates or frees space.
@@ -133,6 +128,34 @@ impl Tree {
         let found = self.found(file)?;
         sys::removexattr(&xattr_path(&found), &c_name(name))
     }
+}
+
+/// Changes attributes of the very file that `found` names, a symbolic link too.
+fn set(found: BorrowedFd, new: &NewAttributes) -> nix::Result<()> {
+    if *new == NewAttributes::default() {
+        return Ok(());
+    }
+    let path = resolve::proc_path(found);
+    if let Some(size) = new.size {
+        resolve::check_regular(found)?;
+        truncate(path.as_str(), signed(size)?)?;
+    }
+    if let Owner { uid, gid } = new.owner
+        && new.owner != Owner::default()
+    {
+        let (user, group) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+        fchownat(found, "", user, group, AtFlags::AT_EMPTY_PATH)?;
+    }
+    if let Some(mode) = new.mode {
+        let mode = Mode::from_bits_truncate(mode);
+        fchmodat(AT_FDCWD, path.as_str(), mode, FchmodatFlags::FollowSymlink)?;
+    }
+    if new.accessed.is_some() || new.modified.is_some() {
+        let (accessed, modified) = (time(new.accessed)?, time(new.modified)?);
+        let follow = UtimensatFlags::FollowSymlink;
+        utimensat(AT_FDCWD, path.as_str(), &accessed, &modified, follow)?;
+    }
+    Ok(())
 }
 
 fn xattr_path(found: &impl AsFd) -> CString {

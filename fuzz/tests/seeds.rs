@@ -13,8 +13,8 @@ use guestmnt_protocol::VERSION;
 use guestmnt_protocol::attr::{Attr, DirEntry, Following, Time, push_entry};
 use guestmnt_protocol::batch::{self, Plain, Stored, Wanted, push_outcome};
 use guestmnt_protocol::change::{
-    Access, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes, NewNode,
-    NewTime, Owner, Removed, Renaming, Synced, XattrMode,
+    Access, Afterwards, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes,
+    NewNode, NewTime, Owner, Removed, Renaming, Synced, XattrMode,
 };
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{HEADER_LEN, Place, encode};
@@ -177,6 +177,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         modified: Some(NewTime::At(Time { secs: 1, nanos: 2 })),
         owner,
     };
+    let afterwards = Afterwards::Released;
     let node = NewNode::Link(LinkTarget::new(b"../file").unwrap());
     let (from, to) = (new.clone(), entry("/", "moved"));
     vec![
@@ -199,6 +200,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         ("sync", Change::Sync { file: held, what: Synced::All }),
         ("rename", Change::Rename { from, to: to.clone(), how: Renaming::Replace }),
         ("remove", Change::Remove { entry: to, kind: Removed::File }),
+        ("finish", Change::Finish { file: HELD, offset: 3, attributes, afterwards }),
     ]
 }
 

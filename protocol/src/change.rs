@@ -171,13 +171,26 @@ pub enum Change {
         /// How much of it.
         what: Synced,
     },
+    /// Writes the request's payload, if there is one, then changes attributes, and then lets the
+    /// file go, if that is said: what a new file needs after it was made. Answer:
+    /// [`crate::message::Answer::Attr`] of one that is kept.
+    Finish {
+        /// The file, held for writing.
+        file: HeldFile,
+        /// The first byte's place.
+        offset: u64,
+        /// What changes.
+        attributes: NewAttributes,
+        /// Whether it is held any longer.
+        afterwards: Afterwards,
+    },
 }
 
 impl Change {
     /// Whether the request brings a payload.
     #[must_use]
     pub fn has_payload(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::SetXattr { .. })
+        matches!(self, Self::Write { .. } | Self::SetXattr { .. } | Self::Finish { .. })
     }
 }
 
@@ -207,6 +220,15 @@ pub enum Access {
     Read,
     /// Reading and writing.
     Write,
+}
+
+/// What becomes of a file that was held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Afterwards {
+    /// It is held as before.
+    Held,
+    /// It is held no longer, whether what was asked succeeded or failed.
+    Released,
 }
 
 /// Attributes that change; the others stay as they are.

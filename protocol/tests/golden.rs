@@ -5,8 +5,8 @@
 use guestmnt_protocol::attr::{Attr, Time};
 use guestmnt_protocol::batch::{Plain, Wanted};
 use guestmnt_protocol::change::{
-    Access, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes, NewNode,
-    NewTime, Owner, Removed, Renaming, Synced, XattrMode,
+    Access, Afterwards, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes,
+    NewNode, NewTime, Owner, Removed, Renaming, Synced, XattrMode,
 };
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
@@ -196,6 +196,15 @@ fn requests_for_writing() -> Vec<(Request, Vec<u8>)> {
         ),
         (Change::RemoveXattr { file: file(), name: xattr() }, b"\x0b\x00\x01f\x06user.x"),
         (Change::Sync { file: held, what: Synced::All }, b"\x0c\x01\xac\x02\x01"),
+        (
+            Change::Finish {
+                file: HeldFile(1),
+                offset: 128,
+                attributes: NewAttributes { mode: Some(0o600), ..NewAttributes::default() },
+                afterwards: Afterwards::Released,
+            },
+            b"\x0d\x01\x80\x01\x00\x00\x00\x01\x80\x03\x00\x00\x01",
+        ),
     ];
     let change = |(change, bytes): (Change, &[u8])| {
         (Request::Change(change), [&[CHANGE][..], bytes].concat())
@@ -399,9 +408,10 @@ fn only_what_is_written_comes_with_a_request() {
         .filter(Request::has_payload)
         .collect();
     let expected = |request: &Request| {
-        matches!(request, Request::Change(Change::Write { .. } | Change::SetXattr { .. }))
+        let Request::Change(change) = request else { return false };
+        matches!(change, Change::Write { .. } | Change::SetXattr { .. } | Change::Finish { .. })
     };
-    assert!(with.len() == 2 && with.iter().all(expected));
+    assert!(with.len() == 3 && with.iter().all(expected));
 }
 
 #[test]

@@ -74,6 +74,10 @@ fn ask(kind: Asked, guest: &Guest) -> Result<String, Errno> {
             let nothing = NewAttributes::default();
             guest.set_attr(FileAt::Path(file), nothing).map(|attr| shown(&attr))
         }
+        Asked::Finish => {
+            let set = guest.write_and_set(HeldFile(1), b"bytes", NewAttributes::default());
+            set.map(|attr| shown(&attr))
+        }
         Asked::Change => {
             let made = guest.make(new(), NewNode::Directory(0o755), Owner::default());
             made.map(|attr| shown(&attr))
@@ -123,7 +127,7 @@ fn honest(kind: Asked, number: u8) -> (Outcome, Vec<u8>) {
         }
         Asked::Create => (Ok(Answer::Created(HeldFile(wide), file())), Vec::new()),
         Asked::Hold => (Ok(Answer::Held(HeldFile(wide))), Vec::new()),
-        Asked::SetAttr | Asked::Change => {
+        Asked::SetAttr | Asked::Finish | Asked::Change => {
             (Ok(Answer::Attr(Attr { size: wide, ..file() })), Vec::new())
         }
         Asked::Write | Asked::Sync | Asked::Release => unreachable!("they tell nothing"),
@@ -320,7 +324,7 @@ fn lies(kind: Asked) -> Vec<(&'static str, Outcome, Vec<u8>)> {
         (what, Ok(Answer::Payload), [&[1, 7, length], name, &[0, 0]].concat())
     };
     match kind {
-        Asked::Stat | Asked::SetAttr | Asked::Change => vec![
+        Asked::Stat | Asked::SetAttr | Asked::Finish | Asked::Change => vec![
             attr("a size of -1", Attr { size: u64::MAX, ..file() }),
             attr("a size of 2^63", Attr { size: 1 << 63, ..file() }),
             attr("no type", Attr { mode: 0o644, ..file() }),
@@ -468,6 +472,7 @@ fn ask_silent(kind: Asked, guest: &Guest) -> Option<Result<(), Errno>> {
         Asked::Write => Some(guest.write(file, 0, b"bytes")),
         Asked::Sync => Some(guest.sync(FileAt::Held(file), Synced::All)),
         Asked::Release => Some(guest.release(file)),
+        Asked::Finish => Some(guest.finish(file, b"bytes", NewAttributes::default())),
         _ => None,
     }
 }

@@ -42,6 +42,8 @@ kinds! {
         Release = "release",
         /// [`Change::SetAttr`]
         SetAttr = "setattr",
+        /// [`Change::Finish`]
+        Finish = "finish",
         /// Every other change.
         Change = "change",
     }
@@ -93,6 +95,7 @@ impl Asked {
             Change::Create { .. } => Self::Create,
             Change::Hold { .. } => Self::Hold,
             Change::SetAttr { .. } => Self::SetAttr,
+            Change::Finish { .. } => Self::Finish,
             Change::Allocate { .. }
             | Change::CopyRange { .. }
             | Change::Make { .. }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{
-    Access, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes, NewNode,
-    Owner, Removed, Renaming, Synced, XattrMode,
+    Access, Afterwards, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes,
+    NewNode, Owner, Removed, Renaming, Synced, XattrMode,
 };
 use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD, MAX_XATTR};
-use guestmnt_protocol::message::{Answer, Extent, Request};
+use guestmnt_protocol::message::{Answer, Extent, Outcome, Request};
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::xattr::XattrName;
 use log::warn;
@@ -17,7 +17,6 @@ use nix::errno::Errno;
 use super::Guest;
 use super::bulk::Bulk;
 use super::checks::sane;
-use super::error::errno_of;
 use super::lane::{Given, LaneError};
 use super::room::Space;
 
@@ -126,7 +125,8 @@ impl Guest {
     pub fn write(&self, file: HeldFile, mut offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         for piece in bytes.chunks(MAX_PAYLOAD) {
             let space = self.room.take(piece.len() as u64)?;
-            let written = self.change_with(&Change::Write { file, offset }, piece);
+            let change = Change::Write { file, offset };
+            let written = self.change_with(change, piece, |_, answer| is_done(&answer));
             written.map_err(|errno| self.room.meaning(errno))?;
             if space == Space::Little {
                 self.sync(FileAt::Held(file), Synced::Data)?;
@@ -146,6 +146,52 @@ impl Guest {
             FileAt::Held(_) => None,
         };
         self.attr(&Request::Change(Change::SetAttr { file, attributes }), path)
+    }
+
+    /// Writes `bytes` at the start of a file that is held for writing, then changes attributes, and
+    /// gives them all; in one request.
+    ///
+    /// # Errors
+    /// As [`Guest::write`] and [`Guest::set_attr`].
+    pub fn write_and_set(
+        &self,
+        file: HeldFile,
+        bytes: &[u8],
+        attributes: NewAttributes,
+    ) -> Result<Attr, Errno> {
+        let space = self.room.take(bytes.len() as u64)?;
+        let afterwards = Afterwards::Held;
+        let change = Change::Finish { file, offset: 0, attributes, afterwards };
+        let changed = self.change_with(change, bytes, |vm, answer| match answer {
+            Answer::Attr(attr) => self.numbered(vm, sane(attr)?, || None),
+            _ => None,
+        });
+        let attr = changed.map_err(|errno| self.room.meaning(errno))?;
+        if space == Space::Little {
+            self.sync(FileAt::Held(file), Synced::Data)?;
+        }
+        Ok(attr)
+    }
+
+    /// As [`Guest::write_and_set`], and lets the file go, also where that fails.
+    ///
+    /// # Errors
+    /// As [`Guest::write_and_set`].
+    pub fn finish(
+        &self,
+        file: HeldFile,
+        bytes: &[u8],
+        attributes: NewAttributes,
+    ) -> Result<(), Errno> {
+        if self.room.take(bytes.len() as u64) != Ok(Space::Plenty) {
+            // It has to be on the disk before it is let go.
+            let written = self.write_and_set(file, bytes, attributes).map(drop);
+            return written.and(self.release(file));
+        }
+        let afterwards = Afterwards::Released;
+        let change = Change::Finish { file, offset: 0, attributes, afterwards };
+        let finished = self.change_with(change, bytes, |_, answer| is_done(&answer));
+        finished.map_err(|errno| self.room.meaning(errno))
     }
 
     /// Allocates or frees space, as fallocate(2).
@@ -234,7 +280,8 @@ impl Guest {
         if value.len() > MAX_XATTR {
             return Err(Errno::E2BIG);
         }
-        self.change_with(&Change::SetXattr { file, name, how }, value)
+        let change = Change::SetXattr { file, name, how };
+        self.change_with(change, value, |_, answer| is_done(&answer))
     }
 
     /// Removes an extended attribute.
@@ -276,15 +323,22 @@ impl Guest {
         let mut link = self.link();
         let outcome = link.lane.call(&request, 0, timeout).map(|(outcome, _)| outcome);
         drop(link);
-        self.done(outcome)
+        self.checked(outcome, |answer| is_done(&answer))
     }
 
     /// Makes a change that takes these bytes, by a slot of bulk memory or else by the lane.
-    fn change_with(&self, change: &Change, bytes: &[u8]) -> Result<(), Errno> {
-        let request = Request::Change(change.clone());
+    /// `check` gets the VM's number and the answer, or refuses it.
+    fn change_with<T>(
+        &self,
+        change: Change,
+        bytes: &[u8],
+        check: impl FnOnce(u64, Answer) -> Option<T>,
+    ) -> Result<T, Errno> {
+        let request = Request::Change(change);
         self.count(&request);
         self.counts.bytes(bytes.len());
         let mut link = self.link();
+        let vm = link.vm;
         let bulk = link.bulk.as_ref().filter(|_| !bytes.is_empty());
         let mut slot = bulk.and_then(Bulk::take);
         let given = match &mut slot {
@@ -300,20 +354,16 @@ impl Guest {
             // The guest may still read it, and would write what it is filled with next.
             slot.abandon();
         }
-        self.done(outcome)
+        self.checked(outcome, |answer| check(vm, answer))
     }
 
-    fn done(
+    fn checked<T>(
         &self,
-        outcome: Result<guestmnt_protocol::message::Outcome, LaneError>,
-    ) -> Result<(), Errno> {
+        outcome: Result<Outcome, LaneError>,
+        check: impl FnOnce(Answer) -> Option<T>,
+    ) -> Result<T, Errno> {
         match outcome {
-            Ok(Ok(Answer::Done)) => Ok(()),
-            Ok(Ok(_)) => {
-                self.refuse(&"an answer out of bounds");
-                Err(Errno::EIO)
-            }
-            Ok(Err(failure)) => Err(errno_of(failure.errno)),
+            Ok(outcome) => self.taken(outcome, check),
             Err(error) => {
                 if matches!(error, LaneError::Late) {
                     warn!("the guest takes too long to write; what it was given may be lost");

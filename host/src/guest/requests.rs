@@ -118,7 +118,7 @@ impl Guest {
         }
     }
 
-    fn taken<T>(
+    pub(super) fn taken<T>(
         &self,
         outcome: Outcome,
         take: impl FnOnce(Answer) -> Option<T>,

@@ -50,6 +50,8 @@ fn serve(mut lane: UnixStream, script: &Script) -> Option<()> {
         let header = Header::decode(&header).expect("the host sends frames");
         let mut body = vec![0; header.body_len];
         lane.read_exact(&mut body).ok()?;
+        // There is no bulk memory: what is given comes by the lane.
+        lane.read_exact(&mut vec![0; header.payload_len]).ok()?;
         let request = frame::decode_body(&body).expect("the host sends requests");
         let said = match request {
             Request::Hello => {
