@@ -11,6 +11,7 @@ use guestmnt::guest::Guest;
 use guestmnt_protocol::change::{
     NewAttributes, NewNode, Owner, Removed, Renaming, Synced, XattrMode,
 };
+use guestmnt_protocol::message::NameMatching;
 use nix::libc;
 
 /// Bytes that are asked for at a time.
@@ -23,7 +24,7 @@ pub struct Writing {
 }
 
 /// Its questions. Further ones come at the end: seeds name them by number.
-pub const QUESTIONS: [fn(&mut Writing); 15] = [
+pub const QUESTIONS: [fn(&mut Writing); 17] = [
     Writing::create,
     Writing::open,
     Writing::write,
@@ -39,13 +40,16 @@ pub const QUESTIONS: [fn(&mut Writing); 15] = [
     Writing::copy,
     Writing::seek,
     Writing::close,
+    Writing::write_first,
+    Writing::flush,
 ];
 
 impl Writing {
     /// Of the files of `guest`.
     pub fn over(guest: &Arc<Guest>) -> Self {
         let operations = Arc::new(Operations::changing(Arc::clone(guest), View::default()));
-        let changes = Changes::new(Arc::clone(guest), operations, Owner::default());
+        let changes =
+            Changes::new(Arc::clone(guest), operations, Owner::default(), NameMatching::Exact);
         Self { changes, node: ROOT }
     }
 
@@ -117,6 +121,16 @@ impl Writing {
         if let Ok(found) = self.changes.seek(self.node, 7, libc::SEEK_DATA) {
             assert!(found >= 7);
         }
+    }
+
+    fn write_first(&mut self) {
+        let _ = self.changes.write(self.node, 0, b"bytes");
+        let new = NewAttributes { mode: Some(0o600), ..NewAttributes::default() };
+        self.changes.set_attr(self.node, new).iter().for_each(told);
+    }
+
+    fn flush(&mut self) {
+        let _ = self.changes.flush(self.node);
     }
 
     fn close(&mut self) {

@@ -1,10 +1,11 @@
 //! What can be done with the files of a mount that can be written, in any world.
 #![expect(missing_docs, reason = "the names of the bodies say what they show")]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
@@ -22,6 +23,8 @@ macro_rules! writing_in {
             what_was_written_is_there_after_a_remount,
             a_file_without_a_name_can_be_used_until_it_is_closed,
             a_file_can_be_changed_before_the_guest_has_closed_it,
+            a_new_file_is_what_was_made_of_it_before_it_is_closed,
+            a_file_that_one_of_two_has_closed_can_be_written_by_the_other,
             a_file_is_one_by_all_of_its_names,
             what_cannot_be_done_fails_as_the_filesystem_says,
             folders_move_with_all_that_is_in_them,
@@ -140,6 +143,71 @@ pub fn a_file_can_be_changed_before_the_guest_has_closed_it(shown: &mut dyn Writ
             scope.spawn(move || change(folder));
         }
     });
+}
+
+pub fn a_new_file_is_what_was_made_of_it_before_it_is_closed(shown: &mut dyn Writable) {
+    let at = |name: &str| shown.path().join(name);
+    let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    // What the kernel hands over before a file is closed, once times or permissions are set.
+    let make = |name: &str| {
+        let mut file = File::options().read(true).write(true).create_new(true).open(at(name));
+        let file = file.as_mut().unwrap();
+        file.write_all(b"first bytes").unwrap();
+        file.set_times(FileTimes::new().set_accessed(past).set_modified(past)).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o751)).unwrap();
+        file.try_clone().unwrap()
+    };
+    let check = |stat: fs::Metadata, size: u64| {
+        assert_eq!((stat.mode() & 0o7777, stat.len(), stat.nlink()), (0o751, size, 1));
+        assert_eq!((stat.accessed().unwrap(), stat.modified().unwrap()), (past, past));
+    };
+    let [one, two, three, four] = ["one", "two", "three", "four"].map(make);
+    check(one.metadata().unwrap(), 11);
+    check(fs::metadata(at("one")).unwrap(), 11);
+    for entry in fs::read_dir(shown.path()).unwrap().map(Result::unwrap) {
+        if entry.file_name() == "one" {
+            check(entry.metadata().unwrap(), 11);
+        }
+    }
+    assert_eq!(fs::read(at("two")).unwrap(), b"first bytes");
+    xattr::set(at("two"), "user.note", b"a note").unwrap();
+    two.set_times(FileTimes::new().set_accessed(past).set_modified(past)).unwrap();
+    fs::rename(at("three"), at("moved")).unwrap();
+    four.set_len(5).unwrap();
+    four.set_times(FileTimes::new().set_accessed(past).set_modified(past)).unwrap();
+    drop((one, two, three, four));
+    shown.remount();
+    let at = |name: &str| shown.path().join(name);
+    for (name, bytes) in [("one", "first bytes"), ("moved", "first bytes"), ("four", "first")] {
+        check(fs::metadata(at(name)).unwrap(), bytes.len() as u64);
+        assert_eq!(fs::read_to_string(at(name)).unwrap(), bytes, "{name}");
+    }
+    assert_eq!(xattr::get(at("two"), "user.note").unwrap().unwrap(), b"a note");
+}
+
+pub fn a_file_that_one_of_two_has_closed_can_be_written_by_the_other(shown: &mut dyn Writable) {
+    let at = |name: &str| shown.path().join(name);
+    let make = |name: &str| {
+        let mut file = File::create_new(at(name)).unwrap();
+        file.write_all(b"one").unwrap();
+        let other = file.try_clone().unwrap();
+        // Here it gets to the guest.
+        drop(file);
+        other
+    };
+    let [mut kept, mut moved, mut removed] = ["kept", "old", "removed"].map(make);
+    fs::rename(at("old"), at("moved")).unwrap();
+    fs::remove_file(at("removed")).unwrap();
+    for file in [&mut kept, &mut moved, &mut removed] {
+        file.write_all(b" and two").unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 11);
+    }
+    drop((kept, moved, removed));
+    shown.remount();
+    assert_eq!(fs::read_to_string(shown.path().join("kept")).unwrap(), "one and two");
+    assert_eq!(fs::read_to_string(shown.path().join("moved")).unwrap(), "one and two");
+    assert_eq!(errno(fs::metadata(shown.path().join("removed"))), Errno::ENOENT);
 }
 
 pub fn a_file_is_one_by_all_of_its_names(shown: &mut dyn Writable) {

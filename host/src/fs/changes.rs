@@ -6,6 +6,8 @@
 //! that move names wait for all others and run alone.
 
 mod contents;
+mod new_files;
+mod xattrs;
 
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,22 +15,17 @@ use fuser::FileAttr;
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{
     Access, EntryPath, Existing, FileAt, NewAttributes, NewNode, Owner, Removed, Renaming,
-    XattrMode,
 };
-use guestmnt_protocol::message::StatFs;
+use guestmnt_protocol::message::{NameMatching, StatFs};
 use guestmnt_protocol::path::{EntryName, GuestPath};
-use guestmnt_protocol::xattr::XattrName;
 use log::{debug, warn};
 use nix::errno::Errno;
 
 use super::new_folders::NewFolders;
 use super::nodes::{NodeId, Nodes, ROOT};
 use super::open_nodes::{Lease, LetGo, OpenFile, OpenNodes};
-use super::operations::{Operations, entry_name};
+use super::operations::{Found, Operations, entry_name};
 use crate::guest::Guest;
-
-/// For which the kernel asks at each write, to take it away.
-const CAPABILITIES: &[u8] = b"security.capability";
 
 /// A mount that can be written, without its FUSE clothes.
 pub struct Changes {
@@ -41,6 +38,9 @@ pub struct Changes {
     names: RwLock<()>,
     /// Who new files belong to.
     owner: Owner,
+    /// How names are compared. Where they match loosely the kernel keeps nothing that is written,
+    /// and nothing is kept here either.
+    matching: NameMatching,
     lost: Mutex<Option<Lost>>,
 }
 
@@ -58,8 +58,14 @@ pub struct Lost {
 const NO_PANIC: &str = "nothing panics while it holds the names";
 
 impl Changes {
-    /// Those of the files of `guest`, shown by `operations`. New files belong to `owner`.
-    pub fn new(guest: Arc<Guest>, operations: Arc<Operations>, owner: Owner) -> Self {
+    /// Those of the files of `guest`, which compares names like that, shown by `operations`. New
+    /// files belong to `owner`.
+    pub fn new(
+        guest: Arc<Guest>,
+        operations: Arc<Operations>,
+        owner: Owner,
+        matching: NameMatching,
+    ) -> Self {
         let (open, names, lost) = (OpenNodes::default(), RwLock::default(), Mutex::default());
         let holder = Arc::clone(&guest);
         let let_go: LetGo = Arc::new(move |held| {
@@ -68,7 +74,7 @@ impl Changes {
             }
         });
         let new_folders = NewFolders::default();
-        Self { operations, guest, open, new_folders, let_go, names, owner, lost }
+        Self { operations, guest, open, new_folders, let_go, names, owner, matching, lost }
     }
 
     /// As long as this is there, names stay where they are.
@@ -94,6 +100,24 @@ impl Changes {
         self.open.nodes().into_iter().filter_map(|node| self.nodes().path(node).ok()).collect()
     }
 
+    /// Finds the file `name` in `parent`.
+    ///
+    /// # Errors
+    /// `ENOENT` where there is none, which may change; the guest's error, or `EIO`.
+    pub fn look_up(&self, parent: NodeId, name: &[u8]) -> Result<FileAttr, Errno> {
+        let _settled = self.settled();
+        if let Ok(name) = entry_name(name) {
+            if self.matching == NameMatching::Exact && self.new_folders.lacks(parent, &name) {
+                return Err(Errno::ENOENT);
+            }
+            self.complete_at(parent, &name);
+        }
+        match self.operations.look_up(parent, name)? {
+            Found::File(attr) => Ok(attr),
+            Found::Nothing => Err(Errno::ENOENT),
+        }
+    }
+
     /// Makes a regular file, or takes the one that is there unless `flags` forbid that, and opens
     /// it.
     ///
@@ -117,7 +141,10 @@ impl Changes {
         self.operations.changed();
         let shown = found?;
         let node = NodeId(shown.ino.0);
-        let file = self.open.open(node);
+        let file = match self.matching {
+            NameMatching::Exact => self.open.open_new(node, attr),
+            NameMatching::Loose => self.open.open(node),
+        };
         file.hold(Access::Write, |_| Ok(lease))?;
         if exclusive {
             // It is new, and nobody has given it any.
@@ -142,6 +169,7 @@ impl Changes {
 
     /// Closes a file once.
     pub fn close(&self, node: NodeId) {
+        self.complete(node);
         let failed = self.open.get(node).and_then(|file| file.failed());
         let Some(closed) = self.open.close(node) else { return };
         if let Some(errno) = failed {
@@ -156,13 +184,6 @@ impl Changes {
         drop(closed);
     }
 
-    /// Notes that a process that closes the file is told of writes that failed.
-    pub fn flushed(&self, node: NodeId) {
-        if let Some(file) = self.open.get(node) {
-            file.failure_is_told();
-        }
-    }
-
     /// As [`Operations::get_attr`].
     ///
     /// # Errors
@@ -172,6 +193,7 @@ impl Changes {
         if let Some(gone) = self.gone(node) {
             return Ok(gone);
         }
+        self.complete(node);
         match self.nameless(node) {
             Some(held) => {
                 let attr = self.guest.stat_held(held.file())?;
@@ -189,6 +211,9 @@ impl Changes {
         let _settled = self.settled();
         if let Some(gone) = self.gone(node) {
             return Ok(gone);
+        }
+        if let Some(kept) = self.set_new(node, new) {
+            return kept;
         }
         let (place, _lease) = self.place(node)?;
         let changed = self.guest.set_attr(place, new);
@@ -213,12 +238,6 @@ impl Changes {
         Ok(shown)
     }
 
-    /// Whether there is certainly nothing called `name` in `parent`, where names match that are equal.
-    #[must_use]
-    pub fn lacks(&self, parent: NodeId, name: &[u8]) -> bool {
-        entry_name(name).is_ok_and(|name| self.new_folders.lacks(parent, &name))
-    }
-
     /// Forgets a node that the kernel does not know any more.
     pub fn forget(&self, node: NodeId) {
         self.new_folders.forget(node);
@@ -231,6 +250,7 @@ impl Changes {
     pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<FileAttr, Errno> {
         let name = entry_name(name)?;
         let _settled = self.settled();
+        self.complete(node);
         let linked = self.guest.hard_link(self.nodes().path(node)?, self.entry(parent, &name)?);
         self.operations.changed();
         let attr = linked?;
@@ -247,6 +267,7 @@ impl Changes {
         let _alone = self.alone();
         let entry = self.entry(parent, &name)?;
         if kind == Removed::File {
+            self.complete_at(parent, &name);
             self.keep_open(parent, &name)?;
         }
         let removed = self.guest.remove(entry, kind);
@@ -269,6 +290,8 @@ impl Changes {
         let (name, new_name) = (entry_name(name)?, entry_name(new_name)?);
         let _alone = self.alone();
         let (from, to) = (self.entry(parent, &name)?, self.entry(new_parent, &new_name)?);
+        self.complete_at(parent, &name);
+        self.complete_at(new_parent, &new_name);
         if how == Renaming::Replace {
             self.keep_open(new_parent, &new_name)?;
         }
@@ -291,76 +314,6 @@ impl Changes {
         let _settled = self.settled();
         let node = if self.nodes().is_named(node) { node } else { ROOT };
         self.operations.stat_fs(node)
-    }
-
-    /// As [`Operations::get_xattr`]. A file without a name has none that could be asked for.
-    ///
-    /// # Errors
-    /// As [`Operations::get_xattr`].
-    pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        let file = self.open.get(node).filter(|_| name == CAPABILITIES);
-        if file.as_ref().is_some_and(|file| file.is_without_capabilities())
-            || self.nameless(node).is_some()
-        {
-            return Err(Errno::ENODATA);
-        }
-        let _settled = self.settled();
-        let value = self.operations.get_xattr(node, name);
-        if let (Some(file), Err(Errno::ENODATA | Errno::EOPNOTSUPP)) = (file, &value) {
-            file.set_without_capabilities(true);
-        }
-        value
-    }
-
-    /// As [`Operations::list_xattr`].
-    ///
-    /// # Errors
-    /// As [`Operations::list_xattr`].
-    pub fn list_xattr(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
-        let _settled = self.settled();
-        if self.nameless(node).is_some() {
-            return Ok(Vec::new());
-        }
-        self.operations.list_xattr(node)
-    }
-
-    /// Sets an extended attribute.
-    ///
-    /// # Errors
-    /// The guest's error, or `EIO`.
-    pub fn set_xattr(
-        &self,
-        node: NodeId,
-        name: &[u8],
-        value: &[u8],
-        how: XattrMode,
-    ) -> Result<(), Errno> {
-        let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
-        let _settled = self.settled();
-        let (place, _lease) = self.place(node)?;
-        let set = self.guest.set_xattr(place, name, value, how);
-        self.attributes_changed(node);
-        set
-    }
-
-    /// Removes an extended attribute.
-    ///
-    /// # Errors
-    /// The guest's error, or `EIO`.
-    pub fn remove_xattr(&self, node: NodeId, name: &[u8]) -> Result<(), Errno> {
-        let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
-        let _settled = self.settled();
-        let (place, _lease) = self.place(node)?;
-        let removed = self.guest.remove_xattr(place, name);
-        self.attributes_changed(node);
-        removed
-    }
-
-    fn attributes_changed(&self, node: NodeId) {
-        if let Some(file) = self.open.get(node) {
-            file.set_without_capabilities(false);
-        }
-        self.operations.changed();
     }
 
     /// Has the guest hold what is about to lose a name, if a process has it open.

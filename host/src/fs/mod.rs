@@ -13,6 +13,7 @@ mod folders;
 pub(crate) mod layouts;
 mod listing;
 mod names;
+mod new_files;
 mod new_folders;
 pub mod nodes;
 mod open_nodes;

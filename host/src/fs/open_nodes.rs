@@ -8,9 +8,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{Access, HeldFile};
 use nix::errno::Errno;
 
+use super::new_files::NewFile;
 use super::nodes::NodeId;
 
 /// All of them, by node.
@@ -26,7 +28,8 @@ struct Open {
 /// A file that the guest holds as long as somebody has this.
 pub struct Lease {
     file: HeldFile,
-    let_go: LetGo,
+    /// `None` where something else lets it go.
+    let_go: Option<LetGo>,
 }
 
 /// Has the guest let a file go.
@@ -36,7 +39,7 @@ impl Lease {
     /// Of a file that the guest holds from now on.
     #[must_use]
     pub fn new(file: HeldFile, let_go: &LetGo) -> Arc<Self> {
-        Arc::new(Self { file, let_go: Arc::clone(let_go) })
+        Arc::new(Self { file, let_go: Some(Arc::clone(let_go)) })
     }
 
     /// Its number, good as long as this lease.
@@ -48,22 +51,32 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        (self.let_go)(self.file);
+        if let Some(let_go) = &self.let_go {
+            let_go(self.file);
+        }
     }
 }
 
 /// A file that is open.
 #[derive(Default)]
-pub struct OpenFile(Mutex<State>);
+pub struct OpenFile {
+    state: Mutex<State>,
+    /// What is kept of it since it was made, until somebody asks the guest about it.
+    new: Mutex<Option<NewFile>>,
+}
 
 #[derive(Default)]
 struct State {
     held: Option<(Arc<Lease>, Access)>,
+    /// That it is open for writing and was let go all the same, since a process closed it.
+    let_go: bool,
     /// That it has no capabilities (`security.capability`), for which the kernel asks at each
     /// write.
     without_capabilities: bool,
     /// What a write failed with, since nobody was told so.
     failed: Option<Errno>,
+    /// The same of what was kept here when it was written, so that the kernel does not know.
+    owed: Option<Errno>,
 }
 
 /// Nothing that holds one of these locks panics.
@@ -72,10 +85,27 @@ const NO_PANIC: &str = "nothing panics while it holds the open files";
 impl OpenNodes {
     /// Notes that a node is opened once more.
     pub fn open(&self, node: NodeId) -> Arc<OpenFile> {
+        self.open_as(node, OpenFile::default)
+    }
+
+    /// The same for a node that may just have been made, of which this is known.
+    pub fn open_new(&self, node: NodeId, attr: Attr) -> Arc<OpenFile> {
+        // One with several names could be asked for by another of them.
+        let new = || (attr.nlink == 1).then(|| NewFile::new(attr));
+        self.open_as(node, || OpenFile { new: Mutex::new(new()), ..OpenFile::default() })
+    }
+
+    fn open_as(&self, node: NodeId, first: impl FnOnce() -> OpenFile) -> Arc<OpenFile> {
         let mut nodes = self.lock();
-        let open = nodes.entry(node).or_insert_with(|| Open { count: 0, file: Arc::default() });
+        let open = nodes.entry(node).or_insert_with(|| Open { count: 0, file: Arc::new(first()) });
         open.count += 1;
         Arc::clone(&open.file)
+    }
+
+    /// All nodes that are open.
+    #[must_use]
+    pub fn all(&self) -> Vec<NodeId> {
+        self.lock().keys().copied().collect()
     }
 
     /// The node, if it is open.
@@ -90,11 +120,15 @@ impl OpenNodes {
         self.get(node)?.held()
     }
 
-    /// The nodes that the guest holds.
+    /// The nodes that are open for writing, or that the guest holds for another reason.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeId> {
         let nodes = self.lock();
-        nodes.iter().filter(|(_, open)| open.file.held().is_some()).map(|(&id, _)| id).collect()
+        let counts = |open: &Open| {
+            let state = open.file.lock();
+            state.held.is_some() || state.let_go
+        };
+        nodes.iter().filter(|(_, open)| counts(open)).map(|(&id, _)| id).collect()
     }
 
     /// Notes that a node is closed once. `None` while it is open still, else the file, whose lease
@@ -126,6 +160,14 @@ impl OpenFile {
         self.lock().held.as_ref().map(|(held, _)| Arc::clone(held))
     }
 
+    /// The same, if it is held for writing.
+    #[must_use]
+    pub fn held_for_writing(&self) -> Option<Arc<Lease>> {
+        let state = self.lock();
+        let held = state.held.as_ref().filter(|(_, access)| *access == Access::Write);
+        held.map(|(lease, _)| Arc::clone(lease))
+    }
+
     /// What the guest holds for `access`; `hold` has it hold it where it does not, and is given
     /// what it holds so far.
     ///
@@ -146,7 +188,45 @@ impl OpenFile {
         };
         let held = hold(former)?;
         state.held = Some((Arc::clone(&held), access));
+        state.let_go = false;
         Ok(held)
+    }
+
+    /// What the guest holds, which is the caller's to let go, where no request that names it is under
+    /// way.
+    pub fn take_unused(&self) -> Option<HeldFile> {
+        let mut state = self.lock();
+        let (lease, access) = state.held.take()?;
+        match Arc::try_unwrap(lease) {
+            Ok(mut lease) => {
+                lease.let_go = None;
+                state.let_go = true;
+                Some(lease.file)
+            }
+            Err(lease) => {
+                state.held = Some((lease, access));
+                None
+            }
+        }
+    }
+
+    /// What is kept of it since it was made. Locked while the guest takes that, so that nothing
+    /// overtakes it.
+    pub fn new_file(&self) -> MutexGuard<'_, Option<NewFile>> {
+        self.new.lock().expect(NO_PANIC)
+    }
+
+    /// Notes that the guest did not take what was kept, which is told to who closes or syncs the file.
+    pub fn owe(&self, errno: Errno) {
+        self.lock().owed.get_or_insert(errno);
+    }
+
+    /// What has to be told to who closes or syncs the file.
+    ///
+    /// # Errors
+    /// That.
+    pub fn pay(&self) -> Result<(), Errno> {
+        self.lock().owed.take().map_or(Ok(()), Err)
     }
 
     /// Notes whether it is known to have no capabilities.
@@ -168,7 +248,8 @@ impl OpenFile {
     /// What a write failed with, since nobody was told so.
     #[must_use]
     pub fn failed(&self) -> Option<Errno> {
-        self.lock().failed
+        let state = self.lock();
+        state.failed.or(state.owed)
     }
 
     /// Notes that somebody is told of failed writes.
@@ -177,7 +258,7 @@ impl OpenFile {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect(NO_PANIC)
+        self.state.lock().expect(NO_PANIC)
     }
 }
 
@@ -228,6 +309,22 @@ mod tests {
         assert_eq!(*gone.lock().unwrap(), []);
         drop(reading);
         assert_eq!(*gone.lock().unwrap(), [HeldFile(1)]);
+    }
+
+    #[test]
+    fn what_no_request_names_can_be_let_go_by_another() {
+        let (gone, let_go) = noting();
+        let nodes = OpenNodes::default();
+        let file = nodes.open(NODE);
+        held(&file, Access::Write, 1, &let_go);
+        let named = nodes.held(NODE);
+        assert_eq!(file.take_unused(), None);
+        drop(named);
+        assert_eq!(file.take_unused(), Some(HeldFile(1)));
+        // It may be written again.
+        assert!(file.held().is_none() && nodes.nodes() == [NODE]);
+        drop((file, nodes.close(NODE)));
+        assert_eq!(*gone.lock().unwrap(), []);
     }
 
     #[test]

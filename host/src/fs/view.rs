@@ -79,6 +79,23 @@ pub fn kind(mode: u32) -> FileType {
     }
 }
 
+/// A time of the host as the guest is told of it.
+#[must_use]
+pub fn since_1970(time: SystemTime) -> Time {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Time { secs: seconds(after), nanos: after.subsec_nanos() },
+        Err(error) => {
+            let before = error.duration();
+            let (secs, nanos) = (-seconds(before), before.subsec_nanos());
+            match nanos {
+                0 => Time { secs, nanos },
+                _ => Time { secs: secs - 1, nanos: 1_000_000_000 - nanos },
+            }
+        }
+    }
+}
+
 fn system_time(time: Time) -> SystemTime {
     let whole = Duration::from_secs(time.secs.unsigned_abs());
     let second = if time.secs < 0 { UNIX_EPOCH - whole } else { UNIX_EPOCH + whole };
@@ -109,5 +126,14 @@ mod tests {
     fn times_before_1970_keep_their_nanoseconds() {
         let time = system_time(Time { secs: -2, nanos: 500_000_000 });
         assert_eq!(UNIX_EPOCH.duration_since(time).unwrap(), Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn times_before_1970_count_their_nanoseconds_forward() {
+        let half = UNIX_EPOCH - Duration::from_millis(1500);
+        assert_eq!(since_1970(half), Time { secs: -2, nanos: 500_000_000 });
+        assert_eq!(since_1970(UNIX_EPOCH - Duration::from_secs(1)), Time { secs: -1, nanos: 0 });
+        let after = UNIX_EPOCH + Duration::from_nanos(1_000_000_001);
+        assert_eq!(since_1970(after), Time { secs: 1, nanos: 1 });
     }
 }

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags,
@@ -17,7 +17,6 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use guestmnt_protocol::attr::Time;
 use guestmnt_protocol::change::{
     NewAttributes, NewNode, NewTime, Owner, Removed, Renaming, Synced, XattrMode,
 };
@@ -28,9 +27,9 @@ use nix::errno::Errno;
 
 use super::changes::Changes;
 use super::nodes::NodeId;
-use super::operations::{Found, Operations};
+use super::operations::Operations;
 use super::stats::{Asked, Stats};
-use super::view::{Targets, View};
+use super::view::{Targets, View, since_1970};
 use super::{FOR_EVER, GENERATION, GuestFs, fuse, sized, stat_fs};
 use crate::guest::Guest;
 
@@ -49,7 +48,7 @@ impl WritableFs {
     pub fn new(guest: Arc<Guest>, view: View, names: NameMatching) -> Self {
         let operations = Arc::new(Operations::changing(Arc::clone(&guest), view));
         let owner = Owner { uid: view.uid, gid: view.gid };
-        let changes = Arc::new(Changes::new(guest, Arc::clone(&operations), owner));
+        let changes = Arc::new(Changes::new(guest, Arc::clone(&operations), owner, names));
         let lifetime = match names {
             NameMatching::Exact => FOR_EVER,
             NameMatching::Loose => Duration::ZERO,
@@ -119,18 +118,7 @@ impl Filesystem for WritableFs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _settled = self.changes.settled();
-        let call = || {
-            let (parent, name) = (NodeId(parent.0), name.as_bytes());
-            if self.names == NameMatching::Exact && self.changes.lacks(parent, name) {
-                return Err(Errno::ENOENT);
-            }
-            match self.reading.operations.look_up(parent, name)? {
-                Found::File(attr) => Ok(attr),
-                // It may be there soon.
-                Found::Nothing => Err(Errno::ENOENT),
-            }
-        };
+        let call = || self.changes.look_up(NodeId(parent.0), name.as_bytes());
         let found = self.run(Asked::Lookup, parent, Some(name), call);
         self.made(found, reply);
     }
@@ -349,10 +337,8 @@ impl Filesystem for WritableFs {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        // The kernel has written everything before, and tells what failed to who closes the file.
-        self.changes.flushed(NodeId(ino.0));
-        self.stats().asked.request(Asked::Flush);
-        reply.ok();
+        let call = || self.changes.flush(NodeId(ino.0));
+        done(self.run(Asked::Flush, ino, None, call), reply);
     }
 
     fn release(
@@ -406,7 +392,7 @@ impl Filesystem for WritableFs {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let _settled = self.changes.settled();
+        let _settled = self.changes.settled_for_listing();
         self.reading.readdir(req, ino, fh, offset, reply);
     }
 
@@ -418,7 +404,7 @@ impl Filesystem for WritableFs {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let _settled = self.changes.settled();
+        let _settled = self.changes.settled_for_listing();
         self.reading.readdirplus(req, ino, fh, offset, reply);
     }
 
@@ -541,34 +527,5 @@ fn new_time(time: TimeOrNow) -> NewTime {
     match time {
         TimeOrNow::Now => NewTime::Now,
         TimeOrNow::SpecificTime(time) => NewTime::At(since_1970(time)),
-    }
-}
-
-fn since_1970(time: SystemTime) -> Time {
-    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Time { secs: seconds(after), nanos: after.subsec_nanos() },
-        Err(error) => {
-            let before = error.duration();
-            let (secs, nanos) = (-seconds(before), before.subsec_nanos());
-            match nanos {
-                0 => Time { secs, nanos },
-                _ => Time { secs: secs - 1, nanos: 1_000_000_000 - nanos },
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_count_their_nanoseconds_forward() {
-        let half = UNIX_EPOCH - Duration::from_millis(1500);
-        assert_eq!(since_1970(half), Time { secs: -2, nanos: 500_000_000 });
-        assert_eq!(since_1970(UNIX_EPOCH - Duration::from_secs(1)), Time { secs: -1, nanos: 0 });
-        let after = UNIX_EPOCH + Duration::from_nanos(1_000_000_001);
-        assert_eq!(since_1970(after), Time { secs: 1, nanos: 1 });
     }
 }

@@ -1,10 +1,14 @@
 //! What files hold that are open: read, written, copied within the guest, brought to the disk.
 
+use std::sync::Arc;
+
 use guestmnt_protocol::change::{Access, FileAt, Synced};
 use nix::errno::Errno;
 
 use super::Changes;
+use super::new_files::Written;
 use crate::fs::nodes::NodeId;
+use crate::fs::open_nodes::{Lease, OpenFile};
 use crate::fs::operations::sought;
 use crate::guest::CopiedRange;
 
@@ -23,6 +27,7 @@ impl Changes {
         size: u32,
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
+        self.complete(node);
         if let Some(held) = self.open.held(node) {
             return self.guest.read_held(held.file(), offset, size, take);
         }
@@ -36,7 +41,10 @@ impl Changes {
     /// `EBADF` where it is not, the guest's error, or `EIO`.
     pub fn write(&self, node: NodeId, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         let file = self.open.get(node).ok_or(Errno::EBADF)?;
-        let held = file.held().ok_or(Errno::EBADF)?;
+        if let Written::Kept = self.write_new(&file, offset, bytes) {
+            return Ok(());
+        }
+        let held = self.held_for_writing(node, &file)?;
         let written = self.guest.write(held.file(), offset, bytes);
         self.operations.changed();
         written.inspect_err(|errno| file.note_failure(*errno))
@@ -47,7 +55,9 @@ impl Changes {
     /// # Errors
     /// `EBADF` where it is not, the guest's error, or `EIO`.
     pub fn allocate(&self, node: NodeId, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
-        let held = self.open.held(node).ok_or(Errno::EBADF)?;
+        let file = self.open.get(node).ok_or(Errno::EBADF)?;
+        self.complete(node);
+        let held = self.held_for_writing(node, &file)?;
         let allocated = self.guest.allocate(held.file(), offset, length, mode);
         self.operations.changed();
         allocated
@@ -63,12 +73,14 @@ impl Changes {
         (to, to_offset): (NodeId, u64),
         length: u64,
     ) -> Result<u32, Errno> {
-        let file = self.open.get(from).ok_or(Errno::EBADF)?;
+        let open = |node| self.open.get(node).ok_or(Errno::EBADF);
+        self.complete(from);
+        self.complete(to);
         let source = {
             let _settled = self.settled();
-            self.hold(from, &file, Access::Read)?
+            self.hold(from, &*open(from)?, Access::Read)?
         };
-        let target = self.open.held(to).ok_or(Errno::EBADF)?;
+        let target = self.held_for_writing(to, &*open(to)?)?;
         let length = length.min(MAX_COPIED);
         let (from, to) = ((source.file(), from_offset), (target.file(), to_offset));
         let piece = CopiedRange { from, to, length };
@@ -83,6 +95,7 @@ impl Changes {
     /// As [`crate::fs::operations::Operations::seek`].
     pub fn seek(&self, node: NodeId, offset: i64, whence: i32) -> Result<i64, Errno> {
         let _settled = self.settled();
+        self.complete(node);
         let Some(held) = self.open.held(node) else {
             return self.operations.seek(node, offset, whence);
         };
@@ -95,6 +108,7 @@ impl Changes {
     /// # Errors
     /// The guest's error, that of an earlier write too; or `EIO`.
     pub fn sync(&self, node: NodeId, what: Synced) -> Result<(), Errno> {
+        self.complete(node);
         let file = self.open.get(node);
         match file.as_ref().and_then(|file| file.held()) {
             Some(held) => self.guest.sync(FileAt::Held(held.file()), what),
@@ -103,7 +117,19 @@ impl Changes {
                 self.guest.sync(FileAt::Path(self.nodes().path(node)?), what)
             }
         }?;
-        file.inspect(|file| file.failure_is_told());
-        Ok(())
+        file.map_or(Ok(()), |file| {
+            file.failure_is_told();
+            file.pay()
+        })
+    }
+
+    /// What the guest holds of a file that is open for writing. It was let go when a process closed
+    /// the file that was not the last one.
+    fn held_for_writing(&self, node: NodeId, file: &OpenFile) -> Result<Arc<Lease>, Errno> {
+        if let Some(held) = file.held_for_writing() {
+            return Ok(held);
+        }
+        let _settled = self.settled();
+        self.hold(node, file, Access::Write)
     }
 }

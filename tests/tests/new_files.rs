@@ -1,0 +1,94 @@
+//! What the guest does not take of a new file is told to somebody, whatever is asked of it first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use guestmnt::fs::changes::{Changes, Lost};
+use guestmnt::fs::nodes::{NodeId, ROOT};
+use guestmnt::fs::operations::Operations;
+use guestmnt::fs::view::View;
+use guestmnt_protocol::attr::Attr;
+use guestmnt_protocol::change::{
+    Change, HeldFile, HeldRequest, NewAttributes, Owner, Removed, Synced,
+};
+use guestmnt_protocol::message::{Answer, Failure, NameMatching, Outcome, Request};
+use guestmnt_protocol::path::GuestPath;
+use guestmnt_tests::worlds::scripted::{answer, at_once, guest};
+use nix::errno::Errno;
+use nix::libc;
+
+/// What a guest says whose disk became full when a file was made.
+fn full(request: &Request) -> Outcome {
+    let file = Attr { ino: 64, mode: libc::S_IFREG | 0o644, nlink: 1, ..Attr::default() };
+    match request {
+        Request::Change(Change::Create { .. }) => Ok(Answer::Created(HeldFile(1), file)),
+        Request::Change(Change::Finish { .. }) => {
+            Err(Failure::new(u16::try_from(libc::ENOSPC).unwrap()))
+        }
+        Request::Stat(_) => Ok(Answer::Attr(file)),
+        Request::Change(Change::SetAttr { .. }) => Ok(Answer::Attr(file)),
+        Request::Held(_, HeldRequest::Release) | Request::Change(_) => Ok(Answer::Done),
+        _ => panic!("this is not asked: {request:?}"),
+    }
+}
+
+/// A new file with bytes that the guest has no room for.
+fn new_file() -> (Changes, NodeId) {
+    let said = |request: &Request, seq| at_once(answer(seq, &full(request), b""));
+    let guest = Arc::new(guest(Duration::from_secs(20), said));
+    let operations = Arc::new(Operations::changing(Arc::clone(&guest), View::default()));
+    let changes = Changes::new(guest, operations, Owner::default(), NameMatching::Exact);
+    let made = changes.create(ROOT, b"new", 0o644, libc::O_WRONLY | libc::O_EXCL).unwrap();
+    let node = NodeId(made.ino.0);
+    changes.write(node, 0, b"bytes").unwrap();
+    (changes, node)
+}
+
+/// Closes the file, and gives what was not told to anybody.
+fn untold(changes: &Changes, node: NodeId) -> Option<Lost> {
+    changes.close(node);
+    changes.lost()
+}
+
+#[test]
+fn who_closes_a_new_file_is_told_what_the_guest_did_not_take() {
+    let (changes, node) = new_file();
+    assert_eq!(changes.flush(node), Err(Errno::ENOSPC));
+    assert_eq!(changes.flush(node), Ok(()), "once");
+    assert_eq!(untold(&changes, node), None);
+}
+
+#[test]
+fn who_closes_or_syncs_it_is_told_what_failed_when_something_else_was_asked() {
+    let asked: [fn(&Changes, NodeId); 5] = [
+        |changes, node| {
+            changes.get_attr(node).unwrap();
+        },
+        |changes, _| {
+            changes.look_up(ROOT, b"new").unwrap();
+        },
+        |changes, _| drop(changes.settled_for_listing()),
+        |changes, node| {
+            let shorter = NewAttributes { size: Some(1), ..NewAttributes::default() };
+            changes.set_attr(node, shorter).unwrap();
+        },
+        |changes, _| changes.remove(ROOT, b"new", Removed::File).unwrap(),
+    ];
+    for ask in asked {
+        let (changes, node) = new_file();
+        ask(&changes, node);
+        assert_eq!(changes.flush(node), Err(Errno::ENOSPC));
+        assert_eq!(untold(&changes, node), None);
+    }
+    let (changes, node) = new_file();
+    changes.get_attr(node).unwrap();
+    assert_eq!(changes.sync(node, Synced::All), Err(Errno::ENOSPC));
+    assert_eq!((changes.flush(node), untold(&changes, node)), (Ok(()), None));
+}
+
+#[test]
+fn what_nobody_was_told_is_lost_when_it_ends() {
+    let (changes, node) = new_file();
+    let path = GuestPath::parse(b"/new").unwrap();
+    assert_eq!(untold(&changes, node), Some(Lost { path, errno: Errno::ENOSPC }));
+}
