@@ -129,7 +129,11 @@ pub fn arguments(
     add(&["-chardev", &format!("socket,id=console,fd={}", channels.console)]);
     add(&["-serial", "chardev:console"]);
     add(&["-device", "virtio-scsi-pci,id=scsi0"]);
-    add(&["-device", "virtio-serial-pci,max_ports=31"]);
+    // Port 0 is a console's. With an interrupt for each queue, and one for changes of the ports, the
+    // guest need not look through all queues at each.
+    let ports = channels.lanes.len() + 1;
+    let vectors = 2 * (ports + 1) + 1;
+    add(&["-device", &format!("virtio-serial-pci,max_ports={ports},vectors={vectors}")]);
     for (n, fd) in channels.lanes.iter().enumerate() {
         add(&["-chardev", &format!("socket,id=lane{n},fd={fd}")]);
         let port = format!("virtserialport,chardev=lane{n},name=guestmnt.lane.{n}");
