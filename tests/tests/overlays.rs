@@ -44,6 +44,22 @@ fn what_an_overlay_changes_is_listed_and_forgotten() {
     assert_eq!(listed, ["/desk", "/desk/changed", "/desk/kept"]);
     assert_eq!((&json[1]["change"], &json[1]["after"]["size"]), (&"added".into(), &9.into()));
     assert_eq!(json[1]["after"]["mode"], "0600");
+
+    // Out of the disk, as the overlay shows it.
+    let out = shown.place().folder("out");
+    let before = sha256(&first);
+    let disk = ["--format", "raw", "-a", text(&image), "--from-overlay", &overlay];
+    let read = |words: &[&str]| shown.place().run("guestimg", words);
+    let copied = read(&[&["cp"], &disk[..], &["/desk", text(&out)]].concat());
+    assert_eq!(copied.status, Some(0), "{copied:?}");
+    assert_eq!(fs::read_to_string(out.join("desk/changed")).unwrap(), "and after");
+    assert!(!out.join("desk/removed").exists());
+    let listed = read(&[&["cat"], &disk[..], &["/desk/kept"]].concat());
+    assert_eq!((listed.status, listed.stdout.as_str()), (Some(0), "before"));
+    let both = read(&[&["cp"], &disk[..], &["--rw", "/desk", "/"]].concat());
+    assert!(both.status == Some(1) && both.stderr.contains("hint: copy them"), "{both:?}");
+    assert_eq!(sha256(&first), before, "the overlay was changed");
+    fs::remove_dir_all(out).unwrap();
     run(&shown, &["discard"]);
     assert!(!first.exists());
 }

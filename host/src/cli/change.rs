@@ -59,6 +59,12 @@ impl ChangeArguments {
         files: &FilesArguments,
         matches: &ArgMatches,
     ) -> Result<Changing, Box<dyn Display>> {
+        if !files.overlays.is_empty() {
+            return Err(boxed(
+                "files come out of a disk with --from-overlay, and go into one with --overlay or --rw\n  \
+                 hint: copy them to a folder of the host first",
+            ));
+        }
         let mut disks = files.look.images.disks(matches);
         self.overlays.assign(matches, &mut disks).map_err(boxed)?;
         check_overlays(&disks).map_err(boxed)?;

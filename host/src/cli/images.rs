@@ -1,6 +1,7 @@
 //! The options that say which images are meant and how encrypted volumes in them are opened, as all
 //! programs have them.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args};
@@ -8,7 +9,7 @@ use log::info;
 
 use crate::image::{BlockSize, Format, ImageError, OpenOptions, disks_of};
 use crate::session::keys::{self, Key, KeyError, KeySpec};
-use crate::session::plan::{DiskSpec, PlanError};
+use crate::session::plan::{DiskSpec, PlanError, check_count, check_overlays};
 
 /// Which images.
 #[derive(Args)]
@@ -51,17 +52,73 @@ impl OverlayArguments {
     /// # Errors
     /// [`PlanError::OverlayOfNothing`].
     pub fn assign(&self, matches: &ArgMatches, disks: &mut [DiskSpec]) -> Result<(), PlanError> {
-        let images: Vec<usize> = matches.indices_of("add").into_iter().flatten().collect();
-        for (place, overlay) in placed(matches, "overlay", &self.overlay) {
-            let before = images.iter().filter(|&&image| image < place).count();
-            let disk = before.checked_sub(1).and_then(|last| disks.get_mut(last));
-            match disk {
-                Some(disk) if disk.overlay.is_none() => disk.overlay = Some(overlay.clone()),
-                _ => return Err(PlanError::OverlayOfNothing(overlay.clone())),
-            }
-        }
-        Ok(())
+        assign(matches, "overlay", &self.overlay, disks)
     }
+
+    /// The disks that `images` mean, each with its overlay.
+    ///
+    /// # Errors
+    /// Where one of them has none, among others; in words for people.
+    pub fn disks(
+        &self,
+        images: &ImageArguments,
+        matches: &ArgMatches,
+    ) -> Result<Vec<(DiskSpec, PathBuf)>, Box<dyn Display>> {
+        let mut disks = images.disks(matches);
+        self.assign(matches, &mut disks).map_err(boxed)?;
+        let disks = images.resolved(disks).map_err(boxed)?;
+        check_count(disks.len()).map_err(boxed)?;
+        check_overlays(&disks).map_err(boxed)?;
+        let with_overlay = |disk: DiskSpec| match disk.overlay.clone() {
+            Some(overlay) => Ok((disk, overlay)),
+            None => Err(boxed(PlanError::NoOverlay(disk.path))),
+        };
+        disks.into_iter().map(with_overlay).collect()
+    }
+}
+
+/// Overlays that are read.
+#[derive(Args)]
+pub struct ReadOverlayArguments {
+    /// qcow2 file that holds changes of the image named before this, as --overlay has made it: files
+    /// are read as they are with these changes
+    #[arg(long, value_name = "FILE")]
+    from_overlay: Vec<PathBuf>,
+}
+
+impl ReadOverlayArguments {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.from_overlay.is_empty()
+    }
+
+    /// As [`OverlayArguments::assign`].
+    ///
+    /// # Errors
+    /// As [`OverlayArguments::assign`].
+    pub fn assign(&self, matches: &ArgMatches, disks: &mut [DiskSpec]) -> Result<(), PlanError> {
+        assign(matches, "from_overlay", &self.from_overlay, disks)
+    }
+}
+
+/// Gives overlays, the values of the option `id`, to the images that stood before them.
+fn assign(
+    matches: &ArgMatches,
+    id: &str,
+    overlays: &[PathBuf],
+    disks: &mut [DiskSpec],
+) -> Result<(), PlanError> {
+    let images: Vec<usize> = matches.indices_of("add").into_iter().flatten().collect();
+    for (place, overlay) in placed(matches, id, overlays) {
+        let before = images.iter().filter(|&&image| image < place).count();
+        let disk = before.checked_sub(1).and_then(|last| disks.get_mut(last));
+        match disk {
+            Some(disk) if disk.overlay.is_none() => disk.overlay = Some(overlay.clone()),
+            _ => return Err(PlanError::OverlayOfNothing(overlay.clone())),
+        }
+    }
+    Ok(())
 }
 
 /// Keys of encrypted volumes.
@@ -155,6 +212,10 @@ impl ImageArguments {
         }
         Ok(disks)
     }
+}
+
+fn boxed(error: impl Display + 'static) -> Box<dyn Display> {
+    Box::new(error)
 }
 
 /// The values of an option with their places on the command line.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Args};
 
-use super::images::{ImageArguments, KeyArguments};
+use super::images::{ImageArguments, KeyArguments, ReadOverlayArguments};
 use super::selection::SelectionArguments;
 use crate::files::Files;
 use crate::guest::Guest;
@@ -16,7 +16,9 @@ use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{Launched, launch};
-use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, WritesTo, check_count};
+use crate::session::plan::{
+    DEFAULT_MEMORY_MIB, DiskSpec, Plan, WritesTo, check_count, check_overlays,
+};
 use crate::session::timings::Timings;
 use crate::vm::Vm;
 use crate::vm::accelerator::AcceleratorChoice;
@@ -52,6 +54,9 @@ pub struct LookArguments {
 pub struct FilesArguments {
     #[command(flatten)]
     pub look: LookArguments,
+
+    #[command(flatten)]
+    pub overlays: ReadOverlayArguments,
 
     #[command(flatten)]
     selection: SelectionArguments,
@@ -108,7 +113,10 @@ impl FilesArguments {
     /// # Errors
     /// Whatever stopped it, in words for people.
     pub fn open(&self, matches: &ArgMatches) -> Result<Opened, Box<dyn Display>> {
-        let plan = self.plan(self.look.images.disks(matches))?;
+        let mut disks = self.look.images.disks(matches);
+        self.overlays.assign(matches, &mut disks).map_err(boxed)?;
+        let plan = self.plan(disks)?;
+        check_overlays(&plan.disks).map_err(boxed)?;
         Opened::of(launch(&plan, &Timings::start()).map_err(boxed)?)
     }
 

@@ -190,17 +190,17 @@ impl fmt::Display for PlanError {
             ),
             Self::OverlayOfNothing(overlay) => write!(
                 f,
-                "--overlay {} belongs to no disk\n  hint: it stands behind the -a of its disk, one for each",
+                "the overlay {} belongs to no disk\n  hint: it stands behind the -a of its disk, one for each",
                 overlay.display()
             ),
             Self::SharedOverlay(overlay) => write!(
                 f,
-                "--overlay {} cannot take the changes of several disks\n  hint: name the disks one by one, each with an overlay of its own",
+                "the overlay {} cannot hold the changes of several disks\n  hint: name the disks one by one, each with an overlay of its own",
                 overlay.display()
             ),
             Self::NoOverlay(disk) => write!(
                 f,
-                "{} has no overlay, and what is written to it would be lost\n  hint: --overlay FILE behind each -a, or behind none",
+                "{} has no overlay\n  hint: one stands behind each -a, or behind none",
                 disk.display()
             ),
             Self::Twice(at) => write!(f, "two filesystems are to be mounted on {at}"),

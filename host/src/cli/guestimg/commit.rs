@@ -9,7 +9,6 @@ use super::boxed;
 use crate::cli::images::{ImageArguments, OverlayArguments};
 use crate::cli::progress::Progress;
 use crate::image::{Disk, OpenOptions};
-use crate::session::plan::{PlanError, check_overlays};
 use crate::vm::commit::commit;
 use crate::vm::find_qemu;
 use crate::vm::kept_overlay::KeptOverlay;
@@ -30,18 +29,8 @@ pub struct Arguments {
 /// # Errors
 /// Whatever stopped it, in words for people. Nothing was written where one of the images cannot be.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Display>> {
-    let mut disks = arguments.images.disks(matches);
-    arguments.overlays.assign(matches, &mut disks).map_err(boxed)?;
-    let disks = arguments.images.resolved(disks).map_err(boxed)?;
-    if disks.is_empty() {
-        return Err(boxed(PlanError::NoDisk));
-    }
-    check_overlays(&disks).map_err(boxed)?;
     let mut found = Vec::new();
-    for spec in &disks {
-        let Some(overlay) = &spec.overlay else {
-            return Err(boxed(PlanError::NoOverlay(spec.path.clone())));
-        };
+    for (spec, overlay) in arguments.overlays.disks(&arguments.images, matches)? {
         let options = OpenOptions {
             format: spec.format,
             block_size: spec.block_size,
@@ -52,7 +41,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         for warning in &disk.warnings {
             warn!("{warning}");
         }
-        let overlay = KeptOverlay::to_commit(overlay, &disk).map_err(boxed)?;
+        let overlay = KeptOverlay::to_commit(&overlay, &disk).map_err(boxed)?;
         found.push((disk, overlay));
     }
     let qemu = find_qemu().map_err(boxed)?;

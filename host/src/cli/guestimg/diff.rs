@@ -26,9 +26,7 @@ use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::launch;
-use crate::session::plan::{
-    DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, WritesTo, check_count, check_overlays,
-};
+use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, WritesTo};
 use crate::session::timings::Timings;
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::confinement::Policy;
@@ -72,14 +70,8 @@ pub struct Arguments {
 /// # Errors
 /// Whatever stopped it, in words for people.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Display>> {
-    let mut disks = arguments.images.disks(matches);
-    arguments.overlays.assign(matches, &mut disks).map_err(boxed)?;
-    let disks = arguments.images.resolved(disks).map_err(boxed)?;
-    check_count(disks.len()).map_err(boxed)?;
-    check_overlays(&disks).map_err(boxed)?;
-    if let Some(disk) = disks.iter().find(|disk| disk.overlay.is_none()) {
-        return Err(boxed(PlanError::NoOverlay(disk.path.clone())));
-    }
+    let disks = arguments.overlays.disks(&arguments.images, matches)?;
+    let disks: Vec<DiskSpec> = disks.into_iter().map(|(disk, _)| disk).collect();
     let selection = arguments.selection.of(disks.len()).map_err(boxed)?;
     let keys = arguments.keys.fetch().map_err(boxed)?;
     let memory_mib = if keys.is_empty() { DEFAULT_MEMORY_MIB } else { keys::MEMORY_MIB };

@@ -7,7 +7,6 @@ use clap::ArgMatches;
 use super::boxed;
 use crate::cli::images::{ImageArguments, OverlayArguments};
 use crate::image::{Disk, OpenOptions};
-use crate::session::plan::{PlanError, check_overlays};
 use crate::vm::kept_overlay::KeptOverlay;
 
 /// Forget the changes of an image: remove its overlay, unless a mount has it or it is another's
@@ -25,25 +24,15 @@ pub struct Arguments {
 /// # Errors
 /// Whatever stopped it, in words for people; nothing was removed where one of them cannot be.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Display>> {
-    let mut disks = arguments.images.disks(matches);
-    arguments.overlays.assign(matches, &mut disks).map_err(boxed)?;
-    let disks = arguments.images.resolved(disks).map_err(boxed)?;
-    if disks.is_empty() {
-        return Err(boxed(PlanError::NoDisk));
-    }
-    check_overlays(&disks).map_err(boxed)?;
     let mut found = Vec::new();
-    for spec in &disks {
-        let Some(overlay) = &spec.overlay else {
-            return Err(boxed(PlanError::NoOverlay(spec.path.clone())));
-        };
+    for (spec, overlay) in arguments.overlays.disks(&arguments.images, matches)? {
         let options = OpenOptions {
             format: spec.format,
             block_size: spec.block_size,
             allow_paths: arguments.images.allow_path.clone(),
         };
         let disk = Disk::open(&spec.path, &options).map_err(boxed)?;
-        found.push(KeptOverlay::existing(overlay, &disk).map_err(boxed)?);
+        found.push(KeptOverlay::existing(&overlay, &disk).map_err(boxed)?);
     }
     for overlay in found {
         let path = overlay.path().to_owned();
