@@ -13,11 +13,12 @@ use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Failure, MountRequest, MountedAs, Outcome, Request};
 use guestmnt_protocol::path::{EntryName, GuestPath};
 
+use crate::attempt::Writing;
 use crate::blocks;
 use crate::bulk::Slot;
 use crate::failure;
 use crate::machine::Machine;
-use crate::mounts::{SYSROOT, Writing};
+use crate::mounts::SYSROOT;
 use crate::payload::Payload;
 use crate::sys;
 use crate::tree::Tree;

@@ -11,6 +11,7 @@ mod ahead;
 #[allow(unsafe_code)]
 mod aio;
 mod assembly;
+mod attempt;
 #[allow(unsafe_code)]
 mod blkid;
 mod blocks;
@@ -55,6 +56,7 @@ mod resolve;
 pub mod serve;
 mod signatures;
 mod small_files;
+mod source;
 mod syncing;
 #[allow(unsafe_code)]
 mod sys;

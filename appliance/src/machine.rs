@@ -22,6 +22,7 @@ use guestmnt_protocol::system::System;
 use guestmnt_protocol::volume::VolumeName;
 
 use crate::assembly::{Assembly, Block};
+use crate::attempt::Writing;
 use crate::blocks::{self, BlockFile};
 use crate::bulk::Bulk;
 use crate::devices::Disks;
@@ -33,7 +34,7 @@ use crate::kmsg;
 use crate::layouts;
 use crate::listing;
 use crate::modules::Modules;
-use crate::mounts::{Mounts, Writing};
+use crate::mounts::Mounts;
 use crate::programs::Programs;
 use crate::remarks::Remarks;
 use crate::sys;

@@ -25,11 +25,13 @@ use guestmnt_protocol::volume::Mountable;
 
 use self::named::Volumes;
 use crate::assembly::Assembly;
+use crate::attempt::Writing;
 use crate::failure::{errno_of, plain};
 use crate::kmsg;
 use crate::mount_points::volume_mounts;
-use crate::mounts::{Source, Writing, unmount};
+use crate::mounts::unmount;
 use crate::resolve;
+use crate::source::Source;
 use crate::volumes;
 
 /// Where a filesystem is mounted while it is looked at.
