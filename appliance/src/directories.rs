@@ -3,6 +3,7 @@
 //!
 //! Follows getdents64(2).
 
+use std::cell::OnceCell;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
-use nix::sys::stat::{FileStat, fstatat};
+use nix::sys::stat::fstatat;
 use nix::unistd::{Whence, lseek};
 
 use guestmnt_protocol::attr::{DirEntry, Following, push_entry};
@@ -24,6 +25,7 @@ use crate::payload::Payload;
 use crate::resolve;
 use crate::sys;
 use crate::tree::Tree;
+use crate::windows_links;
 
 /// Bytes of records that are taken from the kernel at once: some 800 entries.
 const RECORDS_MAX: usize = 32 * 1024;
@@ -44,6 +46,9 @@ struct Reader {
     position: u64,
     /// The inodes of its filesystem, where these can be read ahead.
     inodes: Option<Inodes>,
+    /// Whether targets of links go with them, once there was a link. Those of Windows take too long
+    /// for that, and are seldom wanted.
+    with_targets: OnceCell<bool>,
 }
 
 impl Tree {
@@ -97,7 +102,14 @@ impl AsFd for Directory {
 impl Directory {
     fn new(folder: OwnedFd, inodes: Option<Inodes>) -> Self {
         let records = vec![0; RECORDS_MAX];
-        let reader = Reader { records, consumed: 0, filled: 0, position: 0, inodes };
+        let reader = Reader {
+            records,
+            consumed: 0,
+            filled: 0,
+            position: 0,
+            inodes,
+            with_targets: OnceCell::new(),
+        };
         Self { folder, reader: Mutex::new(reader) }
     }
 }
@@ -125,7 +137,7 @@ impl Reader {
             }
             let record = Record::parse(&self.records[self.consumed..self.filled])?;
             if let Some(name) = presentable(record.name) {
-                let entry = entry(tree, folder, &record, name);
+                let entry = entry(tree, folder, &record, name, &self.with_targets);
                 if !push_entry(page, &entry, limit) {
                     let nothing = page.len() == empty;
                     return if nothing { Err(Errno::EINVAL) } else { Ok(Following::More) };
@@ -164,22 +176,28 @@ impl Reader {
 }
 
 /// The entry of `record` with what is known of its file.
-fn entry(tree: &Tree, folder: BorrowedFd, record: &Record, name: EntryName) -> DirEntry {
+fn entry(
+    tree: &Tree,
+    folder: BorrowedFd,
+    record: &Record,
+    name: EntryName,
+    with_targets: &OnceCell<bool>,
+) -> DirEntry {
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
     let stat = fstatat(folder, record.name, flags).ok().map(|stat| {
         let instead = tree.grafts.instead_of(&stat);
         instead.and_then(|root| resolve::attributes(root).ok()).unwrap_or(stat)
     });
-    let target = stat.as_ref().and_then(|stat| target(folder, record.name, stat));
+    let is_link = stat.is_some_and(|stat| resolve::file_type(&stat) == libc::S_IFLNK);
+    let of_windows = || windows_links::may_be_on_filesystem_of(folder);
+    let has_target = is_link && *with_targets.get_or_init(|| !of_windows());
+    let target = if has_target { target(folder, record.name) } else { None };
     let attr = stat.and_then(|stat| tree.attr(&stat).ok());
     DirEntry { next: record.next, name, attr, target }
 }
 
-/// Where the file leads, if it is a symbolic link whose target can be read and sent.
-fn target(folder: BorrowedFd, name: &CStr, stat: &FileStat) -> Option<LinkTarget> {
-    if resolve::file_type(stat) != libc::S_IFLNK {
-        return None;
-    }
+/// Where a symbolic link leads, if that can be read and sent.
+fn target(folder: BorrowedFd, name: &CStr) -> Option<LinkTarget> {
     LinkTarget::new(readlinkat(folder, name).ok()?.as_bytes()).ok()
 }
 

@@ -4,8 +4,9 @@
 //! **Invariant:** nothing is opened but regular files and the devices that are shown as such, and
 //! nothing for writing.
 
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -32,17 +33,27 @@ impl Tree {
         self.attr(&resolve::attributes(located.as_fd())?)
     }
 
-    /// Puts the target of a symbolic link into `payload`.
+    /// Puts the target of a symbolic link into `payload`: what `other` makes of the link and of the
+    /// target that its driver shows, or that.
     ///
     /// # Errors
     /// `EINVAL` where `path` is no symbolic link, `ENAMETOOLONG` for a target beyond [`MAX_LINK`].
-    pub fn read_link(&self, path: &GuestPath, payload: &mut Payload) -> nix::Result<()> {
+    pub fn read_link(
+        &self,
+        path: &GuestPath,
+        other: impl FnOnce(BorrowedFd, &nix::Result<OsString>) -> Option<Vec<u8>>,
+        payload: &mut Payload,
+    ) -> nix::Result<()> {
         let located = self.locate(path)?;
-        let target = readlinkat(&located, "").map_err(|errno| match errno {
+        let shown = readlinkat(&located, "").map_err(|errno| match errno {
             // With an empty path the kernel says so of anything that is no link.
             Errno::ENOENT => Errno::EINVAL,
             other => other,
-        })?;
+        });
+        let target = match other(located.as_fd(), &shown) {
+            Some(target) => OsString::from_vec(target),
+            None => shown?,
+        };
         if target.len() > MAX_LINK {
             return Err(Errno::ENAMETOOLONG);
         }

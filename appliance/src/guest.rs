@@ -1,5 +1,6 @@
 //! What the daemon answers from: each request with the one call that carries it out.
 
+use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
@@ -22,6 +23,7 @@ use crate::mounts::SYSROOT;
 use crate::payload::Payload;
 use crate::sys;
 use crate::tree::Tree;
+use crate::windows_links::LinkTarget;
 
 /// Where the appliance has the kernel's modules.
 const MODULES: &str = "/modules";
@@ -105,9 +107,8 @@ impl Guest {
             }
 
             Request::Stat(path) => self.on_files(|tree| tree.stat(path).map(Answer::Attr)),
-            Request::ReadLink(path) => {
-                self.on_files(|tree| tree.read_link(path, payload).map(|()| Answer::Payload))
-            }
+            Request::ReadLink(path) => self.read_link(path, LinkTarget::InTree, payload),
+            Request::StoredTarget(path) => self.read_link(path, LinkTarget::Stored, payload),
             Request::ReadDir { path, from, size } => {
                 let size = usize::try_from(*size).unwrap_or(MAX_PAYLOAD);
                 self.on_files(|tree| {
@@ -203,6 +204,15 @@ impl Guest {
         // Closes everything below it.
         *mounted = None;
         machine.unmount_all().map(|()| Answer::Done)
+    }
+
+    fn read_link(&self, path: &GuestPath, wanted: LinkTarget, payload: &mut Payload) -> Outcome {
+        self.on_files(|tree| {
+            let of_windows = |link: BorrowedFd, shown: &nix::Result<OsString>| {
+                self.machine.as_ref()?.windows_link(link, shown, wanted)
+            };
+            tree.read_link(path, of_windows, payload).map(|()| Answer::Payload)
+        })
     }
 
     fn read(&self, path: &GuestPath, offset: u64, size: u32, payload: &mut Payload) -> Outcome {

@@ -1,6 +1,7 @@
 //! What only a guest in a virtual machine has: a clock and a random pool of its own, disks,
 //! modules, mounts.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ use crate::remarks::Remarks;
 use crate::sys;
 use crate::tree::Tree;
 use crate::volumes::{self, Probed};
+use crate::windows_links::{self, Knowledge, LinkTarget};
 
 /// How long a disk may take to appear. Emulated machines on a busy host are slow; the usual is
 /// a tenth of a second.
@@ -61,6 +63,8 @@ pub struct Machine {
     /// The encrypted volumes that were opened.
     opened: Mutex<Vec<Opened>>,
     mounts: Mutex<Mounts>,
+    /// What the mounted Windows know of volumes, once a link led to one.
+    knowledge: Mutex<Option<Vec<Knowledge>>>,
     /// `/dev/random`, once it was needed.
     random: OnceLock<File>,
 }
@@ -83,6 +87,7 @@ impl Machine {
             programs: Programs::default(),
             opened: Mutex::default(),
             mounts: Mutex::default(),
+            knowledge: Mutex::default(),
             random: OnceLock::new(),
         }
     }
@@ -207,6 +212,7 @@ impl Machine {
         writing: Writing,
         tree: Option<&Tree>,
     ) -> Result<(MountedAs, Option<Graft>, Vec<String>), Failure> {
+        *self.knowledge() = None;
         let assembly = self.assembly();
         let (how, graft) = self.mounts().mount(request, writing, tree, &assembly)?;
         Ok((how, graft, assembly.remarks.into_lines()))
@@ -244,11 +250,37 @@ impl Machine {
         Ok(place)
     }
 
+    /// The target of the link of Windows `link`, which its driver shows as `shown`; `None` where that
+    /// says it all.
+    pub fn windows_link(
+        &self,
+        link: BorrowedFd,
+        shown: &nix::Result<OsString>,
+        wanted: LinkTarget,
+    ) -> Option<Vec<u8>> {
+        if !windows_links::may_be_on_filesystem_of(link) {
+            return None;
+        }
+        let mounted = self.mounts().volumes();
+        let (found, own) = windows_links::find(link, shown, &mounted)?;
+        let target = found.absolute()?;
+        if wanted == LinkTarget::Stored {
+            return Some(found.stored().as_bytes().to_vec());
+        }
+        let mut knowledge = self.knowledge();
+        let known = match &*knowledge {
+            Some(known) => known,
+            None => knowledge.insert(inspection::knowledge(&mounted, &self.assembly())),
+        };
+        Some(target.in_tree(own, &mounted, known))
+    }
+
     /// Unmounts everything.
     ///
     /// # Errors
     /// As [`Mounts::unmount_all`].
     pub fn unmount_all(&self) -> Result<(), Failure> {
+        *self.knowledge() = None;
         self.mounts().unmount_all()
     }
 
@@ -265,6 +297,11 @@ impl Machine {
     fn opened(&self) -> MutexGuard<'_, Vec<Opened>> {
         // A volume is in the list or not.
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn knowledge(&self) -> MutexGuard<'_, Option<Vec<Knowledge>>> {
+        // It is there or not.
+        self.knowledge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mounts(&self) -> MutexGuard<'_, Mounts> {

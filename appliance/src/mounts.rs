@@ -13,7 +13,8 @@ use nix::unistd::{fsync, mkdir, syncfs};
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Failure, MountRequest, MountedAs};
-use guestmnt_protocol::path::{EntryName, Printable};
+use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
+use guestmnt_protocol::volume::VolumeName;
 
 use crate::assembly::Assembly;
 use crate::attempt::{FLAGS, Writing};
@@ -25,6 +26,7 @@ use crate::layouts;
 use crate::place::Place;
 use crate::source::Source;
 use crate::tree::Tree;
+use crate::windows_links;
 
 /// Where the filesystem of `/` is mounted.
 pub const SYSROOT: &str = "/sysroot";
@@ -37,7 +39,12 @@ const NOT_PERMITTED: Mode = Mode::S_IWGRP.union(Mode::S_IWOTH);
 pub struct Mounts(Vec<Mounted>);
 
 struct Mounted {
+    /// Where it is in the tree.
+    at: GuestPath,
+    /// The directory that it is mounted on.
     path: PathBuf,
+    /// `None` for what the guest has by itself.
+    name: Option<VolumeName>,
     /// `None` for what is assembled.
     device: Option<DeviceName>,
     node: PathBuf,
@@ -73,7 +80,15 @@ impl Mounts {
         let Source { node, device } = source;
         let path = place.path().to_owned();
         let writable = writing != Writing::Never && how.read_only.is_none();
-        self.0.push(Mounted { path, device, node, writable, place: OnceCell::new() });
+        self.0.push(Mounted {
+            at: request.at.clone(),
+            path,
+            name: Some(request.device.volume().clone()),
+            device,
+            node,
+            writable,
+            place: OnceCell::new(),
+        });
         Ok((how, place.into_graft().map_err(plain)?))
     }
 
@@ -89,7 +104,9 @@ impl Mounts {
         mount(Some("tmpfs"), SYSROOT, Some("tmpfs"), FLAGS - MsFlags::MS_RDONLY, Some("mode=755"))
             .map_err(plain)?;
         let mounted = Mounted {
+            at: GuestPath::root(),
             path: SYSROOT.into(),
+            name: None,
             device: None,
             node: PathBuf::new(),
             writable: false,
@@ -115,6 +132,22 @@ impl Mounts {
             }))?;
             (number == st_dev).then_some(place)
         })
+    }
+
+    /// All volumes that are mounted, for finding out where links lead.
+    pub fn volumes(&self) -> Vec<windows_links::Mounted> {
+        let volume = |mounted: &Mounted| {
+            Some(windows_links::Mounted {
+                at: mounted.at.clone(),
+                path: mounted.path.clone(),
+                name: mounted.name.clone()?,
+                node: mounted.node.clone(),
+                number: stat(&mounted.node).ok()?.st_rdev,
+                st_dev: stat(&mounted.path).ok()?.st_dev,
+                writable: mounted.writable,
+            })
+        };
+        self.0.iter().filter_map(volume).collect()
     }
 
     /// Writes everything back and unmounts all, the last one first. Nothing below [`SYSROOT`] may

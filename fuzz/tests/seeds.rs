@@ -120,6 +120,7 @@ fn requests() -> Vec<(&'static str, Request, &'static [u8])> {
         ("unmount", Request::Unmount),
         ("stat", Request::Stat(path("/folder/other"))),
         ("readlink", Request::ReadLink(path("/link"))),
+        ("stored-target", Request::StoredTarget(path("/link"))),
         ("readdir", Request::ReadDir { path: path("/"), from: 0, size: 4096 }),
         ("read", Request::Read { path: path("/file"), offset: 2, size: 4096 }),
         ("seek", Request::Seek { path: path("/file"), offset: 1, what: Extent::Hole }),

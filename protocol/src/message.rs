@@ -48,7 +48,8 @@ pub enum Request {
 
     /// Attributes of a file; symbolic links are not followed. Answer: [`Answer::Attr`].
     Stat(GuestPath),
-    /// A symbolic link's target. Answer: [`Answer::Payload`].
+    /// A symbolic link's target; of a link of Windows that is absolute, where that is in the tree.
+    /// Answer: [`Answer::Payload`].
     ReadLink(GuestPath),
     /// A page of a directory's entries with attributes and targets of links, see
     /// [`crate::attr::push_entry`]. Answer: [`Answer::Payload`].
@@ -150,6 +151,9 @@ pub enum Request {
     Change(Change),
     /// Asks about a file that is held open.
     Held(HeldFile, HeldRequest),
+    /// A symbolic link's target as the image has it, where [`Request::ReadLink`] tells where it leads
+    /// in the tree: a link of Windows names a drive or volume. Answer: [`Answer::Payload`].
+    StoredTarget(GuestPath),
 }
 
 /// What to do with a filesystem whose last user did not unmount it, and that has no journal for

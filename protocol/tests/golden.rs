@@ -222,6 +222,7 @@ fn requests_for_writing() -> Vec<(Request, Vec<u8>)> {
         held(HeldRequest::Read { offset: 1, size: 2 }, &[1, 1, 2]),
         held(HeldRequest::Seek { offset: 1, what: Extent::Hole }, &[2, 1, 1]),
         held(HeldRequest::Release, &[3]),
+        (Request::StoredTarget(path("/l")), vec![CHANGE + 2, 1, b'l']),
     ]);
     all
 }

@@ -7,6 +7,7 @@
 mod fstab;
 mod hive;
 mod linux;
+mod mounted_devices;
 mod named;
 mod windows;
 
@@ -16,13 +17,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, stat};
 
 use guestmnt_protocol::message::{Content, Failure, MountRequest};
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::system::System;
-use guestmnt_protocol::volume::Mountable;
+use guestmnt_protocol::volume::{Mountable, VolumeName};
 
+use self::mounted_devices::MountedDevices;
 use self::named::Volumes;
 use crate::assembly::Assembly;
 use crate::attempt::Writing;
@@ -32,7 +34,9 @@ use crate::mount_points::volume_mounts;
 use crate::mounts::unmount;
 use crate::resolve;
 use crate::source::Source;
+use crate::spelling::spelled;
 use crate::volumes;
+use crate::windows_links;
 
 /// Where a filesystem is mounted while it is looked at.
 const PLACE: &str = "/run/inspection";
@@ -76,6 +80,36 @@ pub fn systems(assembly: &Assembly) -> Vec<System> {
         }));
     }
     systems
+}
+
+/// What the Windows on the volumes that are mounted know of volumes.
+#[must_use]
+pub fn knowledge(
+    mounted: &[windows_links::Mounted],
+    assembly: &Assembly,
+) -> Vec<windows_links::Knowledge> {
+    let remembering: Vec<_> = mounted
+        .iter()
+        .filter_map(|volume| {
+            let mounted = Mounted::folder(&volume.path).ok()?;
+            Some((volume, windows::remembered_by(&mounted)?))
+        })
+        .collect();
+    if remembering.is_empty() {
+        return Vec::new();
+    }
+    let blocks = assembly.all();
+    let volumes = Volumes::of(&blocks, assembly);
+    let number = |name: &VolumeName| {
+        let (block, _) = blocks.iter().find(|(block, _)| block.name == *name)?;
+        Some(stat(&block.node).ok()?.st_rdev)
+    };
+    let knowledge = |(volume, remembered): &(&windows_links::Mounted, MountedDevices)| {
+        let known = remembered.volumes(&volumes, &volume.name);
+        let known = known.filter_map(|(root, name)| Some((root.clone(), number(name)?)));
+        windows_links::Knowledge { of: volume.number, volumes: known.collect() }
+    };
+    remembering.iter().map(knowledge).collect()
 }
 
 /// Whether a subvolume may be one that somebody starts a system from; what lies deeper or is hidden
@@ -154,26 +188,9 @@ impl Mounted {
     }
 
     /// `path` as it is spelled here, for filesystems that see no difference between upper and lower
-    /// case in ASCII. A folder is only searched where the usual spelling is not there: a Windows has
-    /// some that are large.
+    /// case.
     fn spelled(&self, path: &str) -> Option<String> {
-        let mut found = String::new();
-        for name in path.split('/') {
-            let folder = if found.is_empty() { ".".to_owned() } else { found.clone() };
-            let usual = format!("{folder}/{name}");
-            found = match resolve::locate_following(self.root.as_fd(), &usual) {
-                Ok(_) => usual,
-                Err(_) => {
-                    let folder_fd = resolve::locate_following(self.root.as_fd(), &folder).ok()?;
-                    let entries = fs::read_dir(resolve::proc_path(folder_fd.as_fd())).ok()?;
-                    let mut names =
-                        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-                    let spelled = names.find(|entry| entry.eq_ignore_ascii_case(name))?;
-                    format!("{folder}/{spelled}")
-                }
-            };
-        }
-        Some(found)
+        spelled(self.root.as_fd(), path)
     }
 
     /// The text of a file; what is no UTF-8 is replaced.

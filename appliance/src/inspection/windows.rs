@@ -1,16 +1,15 @@
 //! Windows: what its registry says of it, of its users, and of the drives that it knows.
-//!
-//! A volume is known to Windows by what `MountedDevices` remembers of it: signature of the disk and
-//! first byte in an MBR, the partition's GUID in a GPT.
 
 use guestmnt_protocol::path::GuestPath;
-use guestmnt_protocol::system::{Drive, DriveLetter, Family, MountPoint, System, User};
+use guestmnt_protocol::system::{Drive, Family, MountPoint, System, User};
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 
-use super::hive::{Hive, Key, Value};
+use super::hive::{Hive, Key};
+use super::mounted_devices::MountedDevices;
 use super::named::Volumes;
 use super::{MAX_ITEMS, Mounted, words};
 use crate::mount_points::VolumeMount;
+use crate::reparse::Root;
 
 /// Where the registry is, in the spelling of most.
 const REGISTRY: [&str; 2] = ["Windows/System32/config", "WINNT/system32/config"];
@@ -28,20 +27,16 @@ pub fn system_on(
     volumes: &Volumes,
     points_of: PointsOf,
 ) -> Option<System> {
-    let config = REGISTRY.iter().find_map(|path| mounted.spelled(path))?;
-    let hive = |name: &str| {
-        let path = mounted.spelled(&format!("{config}/{name}"))?;
-        Hive::open(mounted.file(&path)?)
-    };
-    let system = hive("SYSTEM")?;
-    let software = hive("SOFTWARE");
+    let registry = Registry::on(mounted)?;
+    let system = registry.hive("SYSTEM")?;
+    let software = registry.hive("SOFTWARE");
     let version = software.as_ref().and_then(Version::of).unwrap_or_default();
     let control = format!("ControlSet{:03}", control_set(&system));
     let computer = system.key(&format!("{control}\\Control\\ComputerName\\ComputerName"));
     let host_name = computer.and_then(|key| text(&key, "ComputerName"));
-    let known: Vec<Value> =
-        system.key("MountedDevices").iter().flat_map(Key::values).take(MAX_ITEMS).collect();
-    let (mounts, missing) = mounts(&known, volumes, root, points_of);
+    let known = MountedDevices::of(&system);
+    let known: Vec<(&Root, &VolumeName)> = known.volumes(volumes, root.volume()).collect();
+    let (mounts, missing) = mounts(&known, root, points_of);
     Some(System {
         root: root.clone(),
         family: Family::Windows,
@@ -50,9 +45,32 @@ pub fn system_on(
         host_name: host_name.unwrap_or_default(),
         users: software.as_ref().map(users).unwrap_or_default(),
         mounts,
-        drives: drives(&known, volumes, root),
+        drives: drives(&known),
         missing,
     })
+}
+
+/// What the Windows on `mounted` remembers of volumes, if there is one.
+pub fn remembered_by(mounted: &Mounted) -> Option<MountedDevices> {
+    Registry::on(mounted)?.hive("SYSTEM").map(|system| MountedDevices::of(&system))
+}
+
+/// The folder of the registry's files.
+struct Registry<'m> {
+    mounted: &'m Mounted,
+    folder: String,
+}
+
+impl<'m> Registry<'m> {
+    fn on(mounted: &'m Mounted) -> Option<Self> {
+        let folder = REGISTRY.iter().find_map(|path| mounted.spelled(path))?;
+        Some(Self { mounted, folder })
+    }
+
+    fn hive(&self, name: &str) -> Option<Hive> {
+        let path = self.mounted.spelled(&format!("{}/{name}", self.folder))?;
+        Hive::open(self.mounted.file(&path)?)
+    }
 }
 
 /// The number of the control set that Windows starts with.
@@ -103,14 +121,10 @@ fn users(software: &Hive) -> Vec<User> {
 }
 
 /// The drives whose volumes are on the disks.
-fn drives(known: &[Value], volumes: &Volumes, root: &Mountable) -> Vec<Drive> {
-    let drive = |value: &Value| {
-        let letter = value.name.strip_prefix("\\DosDevices\\")?.strip_suffix(':')?;
-        let mut characters = letter.chars();
-        let (Some(letter), None) = (characters.next(), characters.next()) else { return None };
-        let letter = DriveLetter::try_from(letter).ok()?;
-        let volume = Remembered::parse(&value.data)?.volume(volumes, root.volume())?;
-        Some(Drive { letter, device: volume.clone().into() })
+fn drives(known: &[(&Root, &VolumeName)]) -> Vec<Drive> {
+    let drive = |&(root, volume): &(&Root, &VolumeName)| match root {
+        Root::Drive(letter) => Some(Drive { letter: *letter, device: volume.clone().into() }),
+        Root::Own | Root::Volume(_) => None,
     };
     let mut drives: Vec<Drive> = known.iter().filter_map(drive).collect();
     drives.sort_by_key(|drive| drive.letter);
@@ -120,8 +134,7 @@ fn drives(known: &[Value], volumes: &Volumes, root: &Mountable) -> Vec<Drive> {
 
 /// What is mounted into folders of `root`, and into folders of that; and which of it is not there.
 fn mounts(
-    known: &[Value],
-    volumes: &Volumes,
+    known: &[(&Root, &VolumeName)],
     root: &Mountable,
     points_of: PointsOf,
 ) -> (Vec<MountPoint>, Vec<String>) {
@@ -136,10 +149,8 @@ fn mounts(
             if mounts.len() + missing.len() == MAX_ITEMS {
                 return (mounts, missing);
             }
-            let name = format!("\\??\\Volume{{{guid}}}");
-            let value = known.iter().find(|value| value.name.eq_ignore_ascii_case(&name));
-            let found = value.and_then(|value| Remembered::parse(&value.data));
-            match found.and_then(|found| found.volume(volumes, root.volume())) {
+            let meant = Root::Volume(guid.clone());
+            match known.iter().find(|(root, _)| root.is_same(&meant)).map(|(_, volume)| *volume) {
                 Some(volume) if seen.contains(volume) => {}
                 Some(volume) => {
                     seen.push(volume.clone());
@@ -152,53 +163,6 @@ fn mounts(
         }
     }
     (mounts, missing)
-}
-
-/// What Windows remembers of a volume.
-#[derive(Debug, PartialEq, Eq)]
-enum Remembered {
-    /// In an MBR.
-    Place { signature: u32, start: u64 },
-    /// In a GPT, or on dynamic disks: its GUID.
-    Partition([u8; 16]),
-}
-
-impl Remembered {
-    /// A value of `MountedDevices`; `None` for drives that are removed or no disks.
-    fn parse(data: &[u8]) -> Option<Self> {
-        if let Some(guid) = data.strip_prefix(b"DMIO:ID:") {
-            return guid.try_into().ok().map(Self::Partition);
-        }
-        let (signature, start) = data.split_first_chunk()?;
-        let signature = u32::from_le_bytes(*signature);
-        Some(Self::Place { signature, start: u64::from_le_bytes(start.try_into().ok()?) })
-    }
-
-    fn volume<'v>(&self, volumes: &'v Volumes, root: &VolumeName) -> Option<&'v VolumeName> {
-        match self {
-            Self::Place { signature, start } => volumes.at(*signature, *start, root),
-            Self::Partition(guid) => {
-                let find = |guid: String| volumes.find(&format!("PARTUUID={guid}"), root);
-                // The database of dynamic disks has its bytes as people write them.
-                find(little_endian(*guid)).or_else(|| find(big_endian(*guid)))
-            }
-        }
-    }
-}
-
-/// A GUID as people write it; its first three numbers are little-endian.
-fn little_endian(guid: [u8; 16]) -> String {
-    let [a, b, c, d, e, f, g, h, rest @ ..] = guid;
-    let [i, j, k, l, m, n, o, p] = rest;
-    big_endian([d, c, b, a, f, e, h, g, i, j, k, l, m, n, o, p])
-}
-
-/// A GUID whose bytes stand in the order in which people write them.
-fn big_endian(guid: [u8; 16]) -> String {
-    let hex = |range: std::ops::Range<usize>| -> String {
-        guid[range].iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    [hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16)].join("-")
 }
 
 #[cfg(test)]

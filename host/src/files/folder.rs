@@ -7,7 +7,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use guestmnt_protocol::attr::{Attr, DirEntry};
 use guestmnt_protocol::batch::{Plain, Planned, Stored, Wanted};
 use guestmnt_protocol::limits::MAX_SMALL_FILE;
-use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
 use guestmnt_protocol::xattr::Xattr;
 use log::debug;
 use nix::errno::Errno;
@@ -99,13 +99,25 @@ impl SmallFiles {
 
 impl Shared {
     fn folder(&self, path: GuestPath, wants: Wants) -> Result<Folder, Errno> {
-        let entries = self.entries(&path)?;
+        let mut entries = self.entries(&path)?;
+        self.add_targets(&path, &mut entries);
         let names = entries.iter().map(|entry| entry.name.clone()).collect();
         let xattrs = if wants.xattrs { self.xattrs(&path, names) } else { Vec::new() };
         let mut later = if wants.contents { batches(&entries) } else { VecDeque::new() };
         let here = later.pop_front().map(|asked| self.batch(&path, &asked)).unwrap_or_default();
         let small = SmallFiles { path, here: here.into(), coming: None, later };
         Ok(Folder { entries, xattrs, small })
+    }
+
+    /// Asks for the targets that the folder did not bring along: of links of Windows.
+    fn add_targets(&self, folder: &GuestPath, entries: &mut [DirEntry]) {
+        let is_link = |attr: Attr| attr.mode & libc::S_IFMT == libc::S_IFLNK;
+        let lacking =
+            |entry: &&mut DirEntry| entry.target.is_none() && entry.attr.is_some_and(is_link);
+        for entry in entries.iter_mut().filter(lacking) {
+            let target = folder.join(&entry.name).ok().map(|path| self.guest.read_link(path));
+            entry.target = target.and_then(|target| LinkTarget::new(&target.ok()?).ok());
+        }
     }
 
     /// The extended attributes of all files of a folder.

@@ -147,15 +147,13 @@ impl Operations {
     /// `ELOOP` where too many links are on the way, else as [`Operations::get_attr`].
     pub fn read_link(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
         let path = self.nodes.path(id)?;
-        let stored = match self.nodes.target(id) {
-            Some(target) => target.as_bytes().to_vec(),
-            None => self.guest.read_link(path.clone())?,
-        };
+        let known = self.nodes.target(id).map(|target| target.as_bytes().to_vec());
         match self.view.targets {
-            Targets::Raw => Ok(stored),
+            Targets::Raw => known.map_or_else(|| self.guest.stored_target(path), Ok),
             // What is no link has no target, which is all that counts here.
             Targets::Inside => {
-                symlinks::shown(&path, &stored, |at| self.guest.read_link(at.clone()).ok())
+                let target = known.map_or_else(|| self.guest.read_link(path.clone()), Ok)?;
+                symlinks::shown(&path, &target, |at| self.guest.read_link(at.clone()).ok())
                     .filter(|shown| shown.len() <= MAX_LINK)
                     .ok_or(Errno::ELOOP)
             }

@@ -10,7 +10,7 @@ kinds! {
     Asked {
         /// [`Request::Stat`]
         Stat = "stat",
-        /// [`Request::ReadLink`]
+        /// [`Request::ReadLink`] and [`Request::StoredTarget`]
         ReadLink = "readlink",
         /// [`Request::ReadDir`]
         ReadDir = "readdir",
@@ -55,7 +55,7 @@ impl Asked {
     pub fn of(request: &Request) -> Option<Self> {
         Some(match request {
             Request::Stat(_) => Self::Stat,
-            Request::ReadLink(_) => Self::ReadLink,
+            Request::ReadLink(_) | Request::StoredTarget(_) => Self::ReadLink,
             Request::ReadDir { .. } => Self::ReadDir,
             Request::Read { .. } => Self::Read,
             Request::ReadFiles { .. } => Self::ReadFiles,

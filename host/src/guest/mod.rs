@@ -144,12 +144,24 @@ impl Guest {
         })
     }
 
-    /// The target of a symbolic link: 1 to [`MAX_LINK`] bytes without NUL.
+    /// Where a symbolic link leads: 1 to [`MAX_LINK`] bytes without NUL.
     ///
     /// # Errors
     /// The guest's error, or `EIO`.
     pub fn read_link(&self, path: GuestPath) -> Result<Vec<u8>, Errno> {
-        self.call(&Request::ReadLink(path), MAX_LINK, |answer, payload| match answer {
+        self.target(&Request::ReadLink(path))
+    }
+
+    /// The target of a symbolic link as it is stored, likewise.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn stored_target(&self, path: GuestPath) -> Result<Vec<u8>, Errno> {
+        self.target(&Request::StoredTarget(path))
+    }
+
+    fn target(&self, request: &Request) -> Result<Vec<u8>, Errno> {
+        self.call(request, MAX_LINK, |answer, payload| match answer {
             Answer::Payload if !payload.is_empty() && !payload.contains(&0) => {
                 Some(payload.to_vec())
             }

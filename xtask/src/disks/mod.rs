@@ -29,6 +29,7 @@ pub mod mkfs;
 pub mod noise;
 pub mod ntfs;
 pub mod partitions;
+pub mod reparse;
 pub mod sparse;
 pub mod specimens;
 pub mod windows;

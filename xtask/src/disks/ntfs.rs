@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use guestmnt_protocol::path::Printable;
 
 use super::partitions::SECTOR;
+use super::reparse::{Link, Target};
 use super::sparse;
 use crate::Error;
 use crate::process::Tool;
@@ -61,12 +62,14 @@ pub enum Edit<'a> {
         /// What is in it.
         text: String,
     },
-    /// Makes an empty folder one into which Windows mounts a volume.
-    MountPoint {
-        /// The folder in the volume.
+    /// Makes an empty folder, or an empty file, a link of Windows.
+    Link {
+        /// The folder or file in the volume.
         at: String,
-        /// The volume's GUID.
-        volume: String,
+        /// Its kind.
+        link: Link,
+        /// Where it leads, as Windows opens it.
+        target: String,
     },
     /// Takes over a modification time.
     Time {
@@ -186,9 +189,12 @@ impl Edit<'_> {
             Self::Stream { to, name, text } => {
                 format!("printf %s {} > {}\n", quote(text), inside(&format!("{to}:{name}")))
             }
-            Self::MountPoint { at, volume } => format!(
-                "setfattr --name system.ntfs_reparse_data --value {} {}\n",
-                mount_point(volume),
+            Self::Link { at, link, target } => format!(
+                "setfattr --name system.ntfs_reparse_data --value 0x{} {}\n",
+                Target { link: *link, target }
+                    .data()
+                    .iter()
+                    .fold(String::new(), |text, byte| { format!("{text}{byte:02x}") }),
                 inside(at)
             ),
             Self::Time { from, to } => {
@@ -196,22 +202,6 @@ impl Edit<'_> {
             }
         }
     }
-}
-
-/// The data of a reparse point as mountvol.exe writes it, in hexadecimal: a name for programs and an
-/// empty one for people. Source: \[MS-FSCC\] 2.1.2.5.
-fn mount_point(volume: &str) -> String {
-    let name: Vec<u8> =
-        format!("\\??\\Volume{{{volume}}}\\").encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let length = u16::try_from(name.len()).expect("a GUID is short");
-    let mut data = 0xa000_0003_u32.to_le_bytes().to_vec();
-    // Both names end in NUL.
-    for number in [length + 12, 0, 0, length, length + 2, 0] {
-        data.extend(number.to_le_bytes());
-    }
-    data.extend(name);
-    data.extend([0; 4]);
-    data.iter().fold("0x".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// `text` as one word of sh(1).

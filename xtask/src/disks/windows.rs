@@ -8,11 +8,12 @@ use super::content::Tree;
 use super::hive::Key;
 use super::ntfs::{Edit, Format, Volume};
 use super::partitions::{self, Partition, SECTOR};
+use super::reparse::Link;
 use super::specimens::Specimens;
 use crate::Error;
 
 /// The images.
-pub const DISKS: [&str; 2] = ["windows-system.img", "windows-data.img"];
+pub const DISKS: [&str; 2] = ["windows-c.img", "windows-d.img"];
 
 /// Signatures of the disks, and sectors of a volume and before the first.
 const IDS: [u32; 2] = [0x1122_3344, 0x5566_7788];
@@ -117,10 +118,13 @@ fn make(specimens: &Specimens) -> Result<(), Error> {
         volume.edit(&[Edit::Tree(&folder)])?;
         Ok::<Volume, Error>(volume)
     };
-    let point = |at: &str, known: &Known| Edit::MountPoint {
+    let link = |link: Link, at: &str, target: &str| Edit::Link {
         at: at.to_owned(),
-        volume: known.guid.to_owned(),
+        link,
+        target: format!("\\??\\{target}"),
     };
+    let point =
+        |at: &str, known: &Known| link(Link::Junction, at, &format!("Volume{{{}}}\\", known.guid));
     let config = "Windows/System32/config";
     let (system_hive, software_hive) = (format!("{config}/SYSTEM"), format!("{config}/SOFTWARE"));
     let (system, software) = (system().hive(), software().hive());
@@ -128,6 +132,8 @@ fn make(specimens: &Specimens) -> Result<(), Error> {
         (system_hive.as_str(), system.as_slice()),
         (software_hive.as_str(), &software),
         ("Users/ann/letter.txt", b"Dear reader\r\n"),
+        ("links/file", b""),
+        ("links/relative", b""),
     ];
     let folders = [
         "Windows",
@@ -138,11 +144,38 @@ fn make(specimens: &Specimens) -> Result<(), Error> {
         "mounts",
         "mounts/mnt4",
         "mounts/gone",
+        "links",
+        "links/junction",
+        "links/to-d",
+        "links/to-volume",
+        "links/to-e",
+        "links/symbolic",
+        "links/rooted",
     ];
     let c = volume(&C, "system", &files, &folders)?;
     let gone = Known { guid: "4c1b02ff-d990-11dc-99ae-806e6f6e6963", ..C };
-    c.edit(&[point("mounts/mnt4", &DATA), point("mounts/gone", &gone)])?;
-    let d = volume(&D, "d", &[("d.txt", b"drive D\n")], &[])?;
+    c.edit(&[
+        point("mounts/mnt4", &DATA),
+        point("mounts/gone", &gone),
+        link(Link::Junction, "links/junction", "C:\\Users\\ann"),
+        link(Link::Junction, "links/to-d", "D:\\"),
+        link(Link::Junction, "links/to-volume", &format!("Volume{{{}}}\\Deeper", DATA.guid)),
+        link(Link::Junction, "links/to-e", "E:\\nothing"),
+        link(Link::Absolute, "links/symbolic", "c:\\USERS\\ann"),
+        link(Link::Absolute, "links/file", "C:\\Users\\ann\\letter.txt"),
+        Edit::Link {
+            at: "links/rooted".to_owned(),
+            link: Link::Relative,
+            target: "\\Users".to_owned(),
+        },
+        Edit::Link {
+            at: "links/relative".to_owned(),
+            link: Link::Relative,
+            target: "..\\Users\\ann\\letter.txt".to_owned(),
+        },
+    ])?;
+    let d = volume(&D, "d", &[("d.txt", b"drive D\n")], &["back"])?;
+    d.edit(&[link(Link::Junction, "back", "C:\\Users")])?;
     let data = volume(&DATA, "data", &[("data.txt", b"data\n")], &["deeper"])?;
     data.edit(&[point("deeper", &D)])?;
 
