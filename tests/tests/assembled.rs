@@ -227,14 +227,7 @@ fn a_key_is_asked_for_on_a_terminal_that_does_not_show_it() {
     let mut child = command.stdin(terminal).stderr(Stdio::piped()).spawn().unwrap();
     drop(command);
     let (mut said, mut typing) = (child.stderr.take().unwrap(), fs::File::from(pty.master));
-    let mut wait_for = |text: &str| {
-        let mut read = Vec::new();
-        while !String::from_utf8_lossy(&read).ends_with(text) {
-            let mut byte = [0];
-            assert_eq!(said.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&read));
-            read.push(byte[0]);
-        }
-    };
+    let mut wait_for = |text: &str| read_until(&mut said, text);
     wait_for("guestmnt: key of /dev/sda: ");
     typing.write_all(b"wrong\n").unwrap();
     wait_for("guestmnt: the key does not open /dev/sda\nguestmnt: key of /dev/sda: ");
@@ -250,6 +243,47 @@ fn a_key_is_asked_for_on_a_terminal_that_does_not_show_it() {
     let mut echoed = [0; 64];
     let count = typing.read(&mut echoed).unwrap();
     assert_eq!(&echoed[..count], b"end");
+    place.assert_clean(&["mnt"]);
+}
+
+/// Reads `said` until it ends in `text`.
+fn read_until(said: &mut impl Read, text: &str) {
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).ends_with(text) {
+        let mut byte = [0];
+        assert_eq!(said.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&read));
+        read.push(byte[0]);
+    }
+}
+
+#[test]
+fn keys_of_all_volumes_are_asked_for_and_nothing_leaves_one_closed() {
+    let Some(disks) = assembled(["luks1.img", "luks2.img"]) else { return };
+    let Some((_, entries)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let pty = openpty(None, None).unwrap();
+    let disks = ["-a", text(&disks[0]), "-a", text(&disks[1])];
+    for (selection, status) in [("-i", 1), ("--all", 0)] {
+        let arguments = [&["--format", "raw"], &disks[..], &[selection, text(&mnt)]].concat();
+        let mut command = place.command("guestmnt", &arguments);
+        let terminal = pty.slave.try_clone().unwrap();
+        let mut child = command.stdin(terminal).stderr(Stdio::piped()).spawn().unwrap();
+        drop(command);
+        let mut said = child.stderr.take().unwrap();
+        let mut typing = fs::File::from(pty.master.try_clone().unwrap());
+        read_until(&mut said, "guestmnt: key of /dev/sda, or nothing to leave it closed: ");
+        typing.write_all(b"\n").unwrap();
+        read_until(&mut said, "guestmnt: key of /dev/sdb, or nothing to leave it closed: ");
+        typing.write_all(format!("{PASSPHRASE}\n").as_bytes()).unwrap();
+        read_until(&mut said, "guestmnt: /dev/sda is encrypted; --key /dev/sda:file:PATH opens it");
+        if status == 1 {
+            read_until(&mut said, "guestmnt: there is no operating system on the disks");
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(status));
+    }
+    assert_same(&mnt.join("secret-root"), &entries);
+    place.unmount(&mnt);
     place.assert_clean(&["mnt"]);
 }
 

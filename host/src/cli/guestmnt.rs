@@ -17,13 +17,13 @@ use super::background::{self, Side};
 use super::images::{ImageArguments, KeyArguments, OverlayArguments};
 use super::selection::SelectionArguments;
 use super::{descriptor, harmless, is_root, raise_file_limit, start_logging};
-use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
 use crate::session::plan::{
     DEFAULT_MEMORY_MIB, DiskSpec, Plan, PlanError, WritesTo, check_count, check_overlays,
 };
+use crate::session::selection::Selection;
 use crate::session::timings::Timings;
 use crate::session::watcher::Watcher;
 use crate::session::{Session, SessionError};
@@ -229,6 +229,7 @@ fn run(
         accelerator: arguments.accel,
         use_template: !arguments.no_template,
         confinement,
+        declined: None,
         through_guest: arguments.through_guest,
         bulk: !arguments.no_bulk_memory,
         memory_mib: arguments.memsize.unwrap_or(usual_memory),

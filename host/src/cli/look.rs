@@ -12,13 +12,13 @@ use super::images::{ImageArguments, KeyArguments, ReadOverlayArguments};
 use super::selection::SelectionArguments;
 use crate::files::Files;
 use crate::guest::Guest;
-use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{Launched, launch};
 use crate::session::plan::{
     DEFAULT_MEMORY_MIB, DiskSpec, Plan, WritesTo, check_count, check_overlays,
 };
+use crate::session::selection::Selection;
 use crate::session::timings::Timings;
 use crate::vm::Vm;
 use crate::vm::accelerator::AcceleratorChoice;
@@ -98,6 +98,7 @@ impl LookArguments {
             accelerator: self.accel,
             use_template: true,
             memory_mib: self.memsize.unwrap_or(usual_memory),
+            declined: None,
             through_guest: false,
             bulk: true,
             timeout: TIMEOUT,

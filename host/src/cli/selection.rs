@@ -3,8 +3,8 @@
 use clap::Args;
 use guestmnt_protocol::volume::Mountable;
 
-use crate::session::arrangement::Selection;
 use crate::session::plan::{MountSpec, PlanError, in_order};
+use crate::session::selection::Selection;
 
 /// Which filesystems.
 #[derive(Args)]

@@ -18,6 +18,7 @@ use super::boot::{self, Awake, Origin, PORTS};
 use super::disks::Disks;
 use super::keys::{self, KeyError};
 use super::plan::{MountSpec, Plan};
+use super::selection::Encrypted;
 use super::templates::{MakeError, Templates};
 use super::timings::Timings;
 use crate::disk::DiskReader;
@@ -354,7 +355,7 @@ fn mount_all(
     let guest = &launched.guest;
     let mounted = plan
         .selection
-        .arrange(guest, &open)
+        .arrange(guest, Encrypted { open: &open, declined: plan.declined.as_deref() })
         .and_then(|arranged| arranged.mount(guest, plan.writing()));
     match mounted {
         Ok((mounted, names)) => {

@@ -9,11 +9,11 @@ use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::limits::MAX_DISKS;
 use guestmnt_protocol::message::{Dirty, MountRequest};
 use guestmnt_protocol::path::GuestPath;
-use guestmnt_protocol::volume::{Mountable, SUBVOLUME_PREFIX};
+use guestmnt_protocol::volume::{Mountable, SUBVOLUME_PREFIX, VolumeName};
 
-use super::arrangement::Selection;
 use super::fuse_options::FuseOptions;
 use super::keys::Key;
+use super::selection::Selection;
 use crate::image::{BlockSize, Format};
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::bulk;
@@ -32,6 +32,8 @@ pub struct Plan {
     pub selection: Selection,
     /// Keys of encrypted volumes.
     pub keys: Vec<Key>,
+    /// Encrypted volumes that the user leaves closed; `None` where nobody can be asked for their keys.
+    pub declined: Option<Vec<VolumeName>>,
     /// The folder on the host.
     pub mountpoint: PathBuf,
     /// What `-o` says.

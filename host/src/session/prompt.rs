@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::read;
 
+use super::arrangement::ArrangementError;
 use super::keys::{self, Key, KeyError};
 use super::launch::{LaunchError, Launched, launch};
 use super::plan::{DEFAULT_MEMORY_MIB, Plan};
@@ -24,58 +25,70 @@ use super::timings::Timings;
 /// How often a key is asked for.
 const ATTEMPTS: usize = 3;
 
-/// Launches what `plan` says. Where a volume that it names is encrypted and has no key, and standard
-/// input is a terminal, asks for one there and keeps it in the plan.
+/// Launches what `plan` says. Where an encrypted volume has no key and holds what is wanted, or may
+/// hold it, and standard input is a terminal, asks for one there and keeps it in the plan. What the
+/// user names has to be opened; else an empty line leaves a volume closed.
 ///
 /// # Errors
 /// [`LaunchError`]; nothing runs then.
 pub fn launch_asking(plan: &mut Plan, timings: &Timings) -> Result<Launched, LaunchError> {
-    let mut typed = false;
-    for _ in 0..ATTEMPTS {
+    let stdin = io::stdin();
+    plan.declined = tcgetattr(&stdin).is_ok().then(Vec::new);
+    // The volume for which keys were typed last, and how many.
+    let mut typed: Option<(VolumeName, usize)> = None;
+    loop {
         let error = match launch(plan, timings) {
             Ok(launched) => return Ok(launched),
             Err(error) => error,
         };
-        let volume = match &error {
-            LaunchError::Mount { locked: Some(volume), .. } => volume,
-            LaunchError::Key(KeyError::Refused(volume, _)) if typed => {
+        let tried = |volume| typed.as_ref().filter(|(last, _)| last == volume).map(|(_, n)| *n);
+        let (volume, is_named) = match &error {
+            LaunchError::Mount { locked: Some(volume), .. } => (volume.clone(), true),
+            LaunchError::Arrangement(ArrangementError::Locked(volume)) => (volume.clone(), false),
+            LaunchError::Key(KeyError::Refused(volume, _))
+                if tried(volume).is_some_and(|count| count < ATTEMPTS) =>
+            {
                 eprintln!("guestmnt: the key does not open {volume}");
-                volume
+                plan.keys.pop();
+                (volume.clone(), true)
             }
             _ => return Err(error),
         };
-        let stdin = io::stdin();
         let Ok(shown) = tcgetattr(&stdin) else { return Err(error) };
-        let key = ask(stdin.as_fd(), shown, volume)
-            .and_then(|secret| Key::of_volume(volume.clone(), secret).map_err(io::Error::other));
-        let key = match key {
-            Ok(key) => key,
+        let question = match is_named {
+            true => format!("guestmnt: key of {volume}: "),
+            false => format!("guestmnt: key of {volume}, or nothing to leave it closed: "),
+        };
+        match ask(stdin.as_fd(), shown, &question) {
+            Ok(secret) => {
+                let key = Key::of_volume(volume.clone(), secret).map_err(LaunchError::Key)?;
+                plan.keys.push(key);
+                typed = Some((volume.clone(), tried(&volume).unwrap_or(0) + 1));
+                // What the user asked for stays.
+                if plan.memory_mib == DEFAULT_MEMORY_MIB {
+                    plan.memory_mib = keys::MEMORY_MIB;
+                }
+            }
+            Err(reason) if reason.kind() == io::ErrorKind::UnexpectedEof && !is_named => {
+                plan.declined.get_or_insert_default().push(volume);
+            }
             Err(reason) => {
                 debug!("no key was typed: {reason}");
                 return Err(error);
             }
-        };
-        if std::mem::replace(&mut typed, true) {
-            plan.keys.pop();
-        }
-        plan.keys.push(key);
-        // What the user asked for stays.
-        if plan.memory_mib == DEFAULT_MEMORY_MIB {
-            plan.memory_mib = keys::MEMORY_MIB;
         }
     }
-    launch(plan, timings)
 }
 
 /// What is typed on `terminal` in one line while it shows nothing. Signals that end a process
 /// wait until it shows again what is typed, as it did by `shown`.
-fn ask(terminal: BorrowedFd, shown: Termios, volume: &VolumeName) -> io::Result<Vec<u8>> {
+fn ask(terminal: BorrowedFd, shown: Termios, question: &str) -> io::Result<Vec<u8>> {
     let ends: SigSet =
         [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
     let before = ends.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
     let line = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)
         .map_err(io::Error::from)
-        .and_then(|signals| read_unseen(terminal, &shown, &signals, volume));
+        .and_then(|signals| read_unseen(terminal, &shown, &signals, question));
     let restored = tcsetattr(terminal, SetArg::TCSAFLUSH, &shown);
     eprintln!();
     before.thread_set_mask()?;
@@ -88,13 +101,13 @@ fn read_unseen(
     terminal: BorrowedFd,
     shown: &Termios,
     signals: &SignalFd,
-    volume: &VolumeName,
+    question: &str,
 ) -> io::Result<Vec<u8>> {
     let mut unseen = shown.clone();
     unseen.local_flags.remove(LocalFlags::ECHO);
     // What was typed before was typed for all to see.
     tcsetattr(terminal, SetArg::TCSAFLUSH, &unseen)?;
-    eprint!("guestmnt: key of {volume}: ");
+    eprint!("{question}");
     io::stderr().flush()?;
     let mut line = Vec::new();
     let mut piece = [0; 512];

@@ -22,11 +22,11 @@ use super::utc::Utc;
 use crate::cli::images::{ImageArguments, KeyArguments, OverlayArguments};
 use crate::cli::selection::SelectionArguments;
 use crate::guest::Guest;
-use crate::session::arrangement::Selection;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::launch;
 use crate::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, WritesTo};
+use crate::session::selection::Selection;
 use crate::session::timings::Timings;
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::confinement::Policy;
@@ -85,6 +85,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         accelerator: arguments.accel,
         use_template: true,
         memory_mib,
+        declined: None,
         through_guest: true,
         bulk: true,
         timeout: TIMEOUT,

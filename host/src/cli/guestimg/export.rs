@@ -18,9 +18,9 @@ use crate::export::{Check, Form, Source, export};
 use crate::extract::new_file::NewFile;
 use crate::files::{Files, Follow};
 use crate::image::{Disk, OpenOptions};
-use crate::session::arrangement::Selection;
 use crate::session::launch::launch;
 use crate::session::plan::{DiskSpec, Plan};
+use crate::session::selection::Selection;
 use crate::session::timings::Timings;
 
 /// Writes a disk, or a partition or volume of it, to a file of its own
