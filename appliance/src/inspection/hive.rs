@@ -2,17 +2,18 @@
 //!
 //! A `SOFTWARE` has a hundred MiB and more, and a guest has less memory than that: so nothing is read
 //! but what lies on the way to a key. Values that are stored in several pieces, which begin at 16 KiB, are
-//! left out. So are the logs beside a hive: what is looked for here was written long ago.
+//! left out. A hive that was not closed is read with its [logs](super::hive_log).
 //!
 //! Follows "Windows registry file format specification" (msuhanov/regf). Everything is untrusted:
 //! what makes no sense is not there.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use super::hive_log::{LoggedFile, State};
 
 /// Where the cells begin, in bytes.
-const BASE: u64 = 4096;
+pub const BASE: u64 = 4096;
 
 /// Bytes of a cell that are read: the largest list of subkeys and the largest value in one piece fit.
 const MAX_CELL: usize = 1 << 20;
@@ -25,7 +26,7 @@ const MAX_LISTS: usize = 1024;
 
 /// A hive.
 pub struct Hive {
-    file: File,
+    file: LoggedFile,
     root: Offset,
 }
 
@@ -51,13 +52,18 @@ pub struct Value {
 }
 
 impl Hive {
-    /// The hive in `file`; `None` where it holds none.
+    /// The hive in `file`, of which `logs` are the logs; `None` where it holds none.
     #[must_use]
-    pub fn open(file: File) -> Option<Self> {
-        let mut header = [0; 0x30];
-        file.read_exact_at(&mut header, 0).ok()?;
-        let root = Offset(u32_at(&header, 0x24)?);
-        header.starts_with(b"regf").then_some(Self { file, root })
+    pub fn open(file: File, logs: impl FnOnce() -> Vec<File>) -> Option<Self> {
+        let file = LoggedFile::open(file, logs)?;
+        let root = Offset(file.root()?);
+        Some(Self { file, root })
+    }
+
+    /// How it was left.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.file.state()
     }
 
     /// The key at `path` from the root; names are separated by backslashes.
@@ -71,7 +77,10 @@ impl Hive {
     fn cell(&self, at: Offset) -> Option<Vec<u8>> {
         let start = BASE + u64::from(at.0);
         let mut size = [0; 4];
-        self.file.read_exact_at(&mut size, start).ok()?;
+        // Cells begin at multiples of eight bytes, so this comes in one piece.
+        if self.file.read_at(&mut size, start).ok()? < size.len() {
+            return None;
+        }
         // In use is what has a size below zero, which counts itself.
         let size = i32::from_le_bytes(size).checked_neg()?.checked_sub(4)?;
         let size = usize::try_from(size).ok()?.min(MAX_CELL);
@@ -246,7 +255,8 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+/// The little-endian number at byte `at`.
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
@@ -261,7 +271,7 @@ mod tests {
     fn open(bytes: &[u8]) -> Option<Hive> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        Hive::open(file)
+        Hive::open(file, Vec::new)
     }
 
     #[test]

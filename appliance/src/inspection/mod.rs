@@ -6,6 +6,7 @@
 
 mod fstab;
 mod hive;
+mod hive_log;
 mod linux;
 mod mounted_devices;
 mod named;

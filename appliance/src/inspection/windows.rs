@@ -5,6 +5,7 @@ use guestmnt_protocol::system::{Drive, Family, MountPoint, System, User};
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 
 use super::hive::{Hive, Key};
+use super::hive_log::State;
 use super::mounted_devices::MountedDevices;
 use super::named::Volumes;
 use super::{MAX_ITEMS, Mounted, words};
@@ -13,6 +14,9 @@ use crate::reparse::Root;
 
 /// Where the registry is, in the spelling of most.
 const REGISTRY: [&str; 2] = ["Windows/System32/config", "WINNT/system32/config"];
+
+/// What the names of a hive's logs end in.
+const LOGS: [&str; 3] = ["LOG1", "LOG2", "LOG"];
 
 /// From which build on it is Windows 11, though it calls itself 10.
 const ELEVEN: u32 = 22_000;
@@ -36,7 +40,13 @@ pub fn system_on(
     let host_name = computer.and_then(|key| text(&key, "ComputerName"));
     let known = MountedDevices::of(&system);
     let known: Vec<(&Root, &VolumeName)> = known.volumes(volumes, root.volume()).collect();
-    let (mounts, missing) = mounts(&known, root, points_of);
+    let (mounts, mut missing) = mounts(&known, root, points_of);
+    for (name, hive) in [("SYSTEM", Some(&system)), ("SOFTWARE", software.as_ref())] {
+        if hive.is_some_and(|hive| hive.state() == State::Incomplete) {
+            missing
+                .push(format!("the last changes of {name}, which was not closed, are in no log"));
+        }
+    }
     Some(System {
         root: root.clone(),
         family: Family::Windows,
@@ -68,8 +78,12 @@ impl<'m> Registry<'m> {
     }
 
     fn hive(&self, name: &str) -> Option<Hive> {
-        let path = self.mounted.spelled(&format!("{}/{name}", self.folder))?;
-        Hive::open(self.mounted.file(&path)?)
+        let file = |name: &str| {
+            let path = self.mounted.spelled(&format!("{}/{name}", self.folder))?;
+            self.mounted.file(&path)
+        };
+        let logs = || LOGS.iter().filter_map(|log| file(&format!("{name}.{log}"))).collect();
+        Hive::open(file(name)?, logs)
     }
 }
 
@@ -170,7 +184,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use xtask::disks::hive::Key;
+    use xtask::disks::hive::{Key, Log};
 
     use super::super::named::tests::volumes;
     use super::*;
@@ -258,6 +272,22 @@ mod tests {
         assert_eq!(full.version, "10.0.22631");
         let home = "C:\\Users\\ann".to_owned();
         assert_eq!(full.users, [User { name: "ann".to_owned(), home }]);
+    }
+
+    #[test]
+    fn a_registry_that_was_not_closed_is_completed_or_called_incomplete() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("Windows/System32/config");
+        fs::create_dir_all(&config).unwrap();
+        let left = Log::dirty(Key::root().hive(), 7);
+        fs::write(config.join("SYSTEM"), &left).unwrap();
+        let missing = "the last changes of SYSTEM, which was not closed, are in no log";
+        assert_eq!(found_in(folder.path()).unwrap().missing.last().unwrap(), missing);
+        let log = Log::of(&left).entry(7, &system_hive().hive()).finish();
+        fs::write(config.join("system.log2"), log).unwrap();
+        let found = found_in(folder.path()).unwrap();
+        assert_eq!((found.host_name.as_str(), found.drives.len()), ("WORK", 3));
+        assert_eq!(found.missing, ["/gone: Volume{dddd} is not there"]);
     }
 
     #[test]

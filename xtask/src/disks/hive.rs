@@ -69,12 +69,102 @@ impl Key {
         for (at, number) in fields {
             put(&mut hive, at, number);
         }
-        let words = hive[..CHECKSUM].chunks_exact(4).map(|word| word.try_into().expect("four"));
-        let checksum = words.map(u32::from_le_bytes).fold(0, |sum, word| sum ^ word);
-        put(&mut hive, CHECKSUM, checksum);
+        sign(&mut hive);
         hive.extend(cells.0);
         hive
     }
+}
+
+/// Writes a log, by which a hive that was not closed can be completed.
+pub struct Log {
+    header: Vec<u8>,
+    entries: Vec<u8>,
+}
+
+impl Log {
+    /// A hive as it is left by who noted in a log what it lacks: change `number` is to come.
+    #[must_use]
+    pub fn dirty(mut hive: Vec<u8>, number: u32) -> Vec<u8> {
+        put(&mut hive, 0x04, number + 1);
+        put(&mut hive, 0x08, number);
+        sign(&mut hive);
+        hive
+    }
+
+    /// A log of `hive`, with nothing in it.
+    #[must_use]
+    pub fn of(hive: &[u8]) -> Self {
+        const ENTRIES: u32 = 6;
+        let mut header = hive[..SECTOR].to_vec();
+        put(&mut header, 0x1c, ENTRIES);
+        sign(&mut header);
+        Self { header, entries: Vec::new() }
+    }
+
+    /// Adds change `number`, which makes the hive `after` of it, as an entry of Windows 8.1 and later.
+    #[must_use]
+    pub fn entry(mut self, number: u32, after: &[u8]) -> Self {
+        let bins = &after[BASE..];
+        let mut entry = vec![0; 40];
+        entry[..4].copy_from_slice(b"HvLE");
+        let pages: Vec<&[u8]> = bins.chunks(BASE).collect();
+        for (at, page) in (0..).step_by(BASE).zip(&pages) {
+            entry.extend(u32::try_from(at).expect("hives are small").to_le_bytes());
+            entry.extend(self::number(page.len()).to_le_bytes());
+        }
+        entry.extend(bins);
+        entry.resize(entry.len().next_multiple_of(SECTOR), 0);
+        let size = self::number(entry.len());
+        let fields = [(4, size), (0xc, number), (0x10, self::number(bins.len()))];
+        for (at, field) in fields.into_iter().chain([(0x14, self::number(pages.len()))]) {
+            put(&mut entry, at, field);
+        }
+        let contents = marvin(&entry[40..]);
+        entry[24..32].copy_from_slice(&contents);
+        let own = marvin(&entry[..32]);
+        entry[32..40].copy_from_slice(&own);
+        self.entries.extend(entry);
+        self
+    }
+
+    /// The log's file.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        [self.header, self.entries].concat()
+    }
+
+    /// The file of a log of Windows 8 and before, which makes the hive `after` of it.
+    #[must_use]
+    pub fn sectors(mut self, after: &[u8]) -> Vec<u8> {
+        const BITMAP: u32 = 1;
+        let bins = &after[BASE..];
+        put(&mut self.header, 0x1c, BITMAP);
+        let number = u32::from_le_bytes(self.header[8..12].try_into().expect("four"));
+        put(&mut self.header, 0x04, number);
+        put(&mut self.header, 0x28, self::number(bins.len()));
+        sign(&mut self.header);
+        let mut log = self.header;
+        log.extend(b"DIRT");
+        log.extend(vec![0xff; bins.len() / SECTOR / 8]);
+        log.resize(log.len().next_multiple_of(SECTOR), 0);
+        log.extend(bins);
+        log
+    }
+}
+
+/// Marvin32 of whole words, by the seed of the registry.
+fn marvin(bytes: &[u8]) -> [u8; 8] {
+    let (mut low, mut high) = (0x7a4e_55c5_u32, 0x82ef_4d88_u32);
+    let words = bytes.chunks_exact(4).map(|word| word.try_into().expect("four"));
+    for word in words.map(u32::from_le_bytes).chain([0x80, 0]) {
+        low = low.wrapping_add(word);
+        high ^= low;
+        low = low.rotate_left(20).wrapping_add(high);
+        high = high.rotate_left(9) ^ low;
+        low = low.rotate_left(27).wrapping_add(high);
+        high = high.rotate_left(19);
+    }
+    (u64::from(high) << 32 | u64::from(low)).to_le_bytes()
 }
 
 impl From<&str> for Data {
@@ -97,6 +187,8 @@ impl From<Vec<u8>> for Data {
 
 /// Bytes before the first bin, and what bins are multiples of.
 const BASE: usize = 4096;
+/// What logs are multiples of.
+const SECTOR: usize = 512;
 /// Where in the header its checksum is.
 const CHECKSUM: usize = 0x1fc;
 /// Bytes of a bin before its first cell.
@@ -200,6 +292,13 @@ fn key_list(keys: &[(u32, &str)]) -> Vec<u8> {
 
 fn joined(offsets: &[u32]) -> Vec<u8> {
     offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect()
+}
+
+/// Writes the checksum of a header.
+fn sign(header: &mut [u8]) {
+    let words = header[..CHECKSUM].chunks_exact(4).map(|word| word.try_into().expect("four"));
+    let checksum = words.map(u32::from_le_bytes).fold(0, |sum, word| sum ^ word);
+    put(header, CHECKSUM, checksum);
 }
 
 fn put(bytes: &mut [u8], at: usize, number: u32) {
