@@ -67,7 +67,7 @@ pub fn assembled<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
 /// As [`given`].
 #[must_use]
 pub fn windows_disks() -> Option<[PathBuf; 2]> {
-    windows::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+    windows::PAIR.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// The disks with BitLocker volumes: a system's, and one with the NTFS specimen. `None`, and a skip,
@@ -77,7 +77,7 @@ pub fn windows_disks() -> Option<[PathBuf; 2]> {
 /// As [`given`].
 #[must_use]
 pub fn bitlocker_disks() -> Option<[PathBuf; 2]> {
-    bitlocker::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+    bitlocker::PAIR.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// Two dynamic disks of Windows. `None`, and a skip, where they could not be made.
@@ -86,7 +86,7 @@ pub fn bitlocker_disks() -> Option<[PathBuf; 2]> {
 /// As [`given`].
 #[must_use]
 pub fn dynamic_disks() -> Option<[PathBuf; 2]> {
-    dynamic::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+    dynamic::PAIR.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// Disks with a Linux: on subvolumes of Btrfs, and on LVM in LUKS. `None`, and a skip, where they could
@@ -96,7 +96,7 @@ pub fn dynamic_disks() -> Option<[PathBuf; 2]> {
 /// As [`given`].
 #[must_use]
 pub fn linux_disks() -> Option<[PathBuf; 2]> {
-    linux::images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+    linux::PAIR.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
 /// The hash of a file.

@@ -5,16 +5,17 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::filesystems::Kind;
+use super::pair::Pair;
 use super::partitions::SECTOR;
 use super::sparse;
-use super::specimens::{Specimen, Specimens, keep_file};
+use super::specimens::{Specimen, Specimens};
 use crate::Error;
 
 /// The disks.
-pub const DISKS: [&str; 2] = ["dynamic-a.img", "dynamic-b.img"];
+pub const PAIR: Pair = Pair { disks: ["dynamic-a.img", "dynamic-b.img"], what: "dynamic disks" };
 
 /// What all volumes' names begin with: the name of their group begins with the machine's.
 pub const GROUP: &str = "WORK-PC-Dg0";
@@ -62,52 +63,20 @@ struct Volume {
 /// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
 ///
 /// # Errors
-/// [`Error::File`]. That they cannot be made is none.
+/// As [`Pair::ensure`].
 pub fn ensure(specimens: &Specimens) -> Result<(), Error> {
-    if are_there(specimens) {
-        return Ok(());
-    }
-    let missing = missing_in(specimens);
-    match make(specimens) {
-        Ok(()) => Ok(()),
-        Err(error) => fs::write(&missing, format!("dynamic disks cannot be made here: {error}"))
-            .map_err(Error::file("write", &missing)),
-    }
+    PAIR.ensure(specimens, |staging| make(staging, specimens))
 }
 
-/// Whether both are there.
-#[must_use]
-pub fn are_there(specimens: &Specimens) -> bool {
-    DISKS.iter().all(|name| specimens.folder().join(name).exists())
-}
-
-/// The two images, or why there are none.
-///
-/// # Errors
-/// The reason.
-pub fn images(specimens: &Specimens) -> Result<[PathBuf; 2], String> {
-    if are_there(specimens) {
-        return Ok(DISKS.map(|name| specimens.folder().join(name)));
-    }
-    let reason = fs::read_to_string(missing_in(specimens));
-    Err(reason.unwrap_or_else(|_| "dynamic disks were not made".to_owned()))
-}
-
-fn missing_in(specimens: &Specimens) -> PathBuf {
-    specimens.folder().join("dynamic.missing")
-}
-
-fn make(specimens: &Specimens) -> Result<(), Error> {
+fn make(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
     let Specimen::Image { path, .. } = specimens.of(Kind::Ntfs)? else {
         return Err(Error::unfit("there is no NTFS image", "cargo xtask setup"));
     };
     let content = fs::read(&path).map_err(Error::file("read", &path))?;
     let (volumes, data) = laid_out(content.len() as u64 / SECTOR);
-    let staging = tempfile::tempdir_in(specimens.folder())
-        .map_err(Error::file("write in", specimens.folder()))?;
     let entries = entries(&volumes);
-    for (number, name) in DISKS.iter().enumerate() {
-        let path = staging.path().join(name);
+    for (number, name) in PAIR.disks.iter().enumerate() {
+        let path = staging.join(name);
         let written = || {
             let disk = sparse::create(&path, (TRACK + data[number] + DATABASE) * SECTOR)
                 .map_err(std::io::Error::other)?;
@@ -116,7 +85,6 @@ fn make(specimens: &Specimens) -> Result<(), Error> {
             pieces.into_iter().try_for_each(|component| component.write(&disk, number, &content))
         };
         written().map_err(Error::file("write", &path))?;
-        keep_file(&path, &specimens.folder().join(name))?;
     }
     Ok(())
 }
@@ -239,7 +207,7 @@ fn contents() -> Vec<u8> {
 fn entries(volumes: &[Volume]) -> Vec<u8> {
     const DISK_NUMBERS: u64 = 2;
     let mut records = vec![(0x35, 0, group())];
-    for (disk, number) in (0..DISKS.len()).zip(DISK_NUMBERS..) {
+    for (disk, number) in (0..PAIR.disks.len()).zip(DISK_NUMBERS..) {
         records.push((0x34, 0, self::disk(disk, number)));
     }
     let mut counts = [0_u32, 0, 0, 2];

@@ -2,21 +2,22 @@
 //! LUKS, with one more encrypted volume that its `crypttab` names. Made in the
 //! [`workshop`](super::workshop).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::assembled::PASSPHRASE;
 use super::content::Tree;
 use super::filesystems::Kind;
+use super::pair::Pair;
 use super::partitions::gpt;
-use super::specimens::{Specimens, keep_file};
+use super::specimens::Specimens;
 use super::{mkfs, sparse, workshop};
 use crate::Error;
 use crate::places::Places;
 use crate::process::Tool;
 
 /// The disks.
-pub const DISKS: [&str; 2] = ["linux-btrfs.img", "linux-luks.img"];
+pub const PAIR: Pair =
+    Pair { disks: ["linux-btrfs.img", "linux-luks.img"], what: "disks of a Linux" };
 
 /// UUIDs that fstab and crypttab name.
 const BOOT: &str = "bbbbbbbb-0000-4000-8000-000000000001";
@@ -69,45 +70,13 @@ sync
 /// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
 ///
 /// # Errors
-/// [`Error::File`]. That they cannot be made is none.
+/// As [`Pair::ensure`].
 pub fn ensure(specimens: &Specimens, places: &Places) -> Result<(), Error> {
-    if are_there(specimens) {
-        return Ok(());
-    }
-    let missing = missing_in(specimens);
-    match make(specimens, places) {
-        Ok(()) => Ok(()),
-        Err(error) => fs::write(&missing, format!("disks of a Linux cannot be made here: {error}"))
-            .map_err(Error::file("write", &missing)),
-    }
+    PAIR.ensure(specimens, |staging| make(staging, places))
 }
 
-/// Whether both are there.
-#[must_use]
-pub fn are_there(specimens: &Specimens) -> bool {
-    DISKS.iter().all(|name| specimens.folder().join(name).exists())
-}
-
-/// The two images, or why there are none.
-///
-/// # Errors
-/// The reason.
-pub fn images(specimens: &Specimens) -> Result<[PathBuf; 2], String> {
-    if are_there(specimens) {
-        return Ok(DISKS.map(|name| specimens.folder().join(name)));
-    }
-    let reason = fs::read_to_string(missing_in(specimens));
-    Err(reason.unwrap_or_else(|_| "disks of a Linux were not made".to_owned()))
-}
-
-fn missing_in(specimens: &Specimens) -> PathBuf {
-    specimens.folder().join("linux.missing")
-}
-
-fn make(specimens: &Specimens, places: &Places) -> Result<(), Error> {
-    let staging = tempfile::tempdir_in(specimens.folder())
-        .map_err(Error::file("write in", specimens.folder()))?;
-    let in_staging = |name: &str| staging.path().join(name);
+fn make(staging: &Path, places: &Places) -> Result<(), Error> {
+    let in_staging = |name: &str| staging.join(name);
     let ext4 = |name: &str, files: &[(&str, String)], folders: &[&str]| {
         let (folder, image) = (in_staging(&format!("{name}.tree")), in_staging(name));
         let tree = Tree::new(&folder)?;
@@ -154,17 +123,12 @@ fn make(specimens: &Specimens, places: &Places) -> Result<(), Error> {
         sparse::create(&path, mebibytes << 20)?;
         Ok::<PathBuf, Error>(path)
     };
-    let disks = DISKS.map(in_staging);
+    let disks = PAIR.disks.map(in_staging);
     gpt(&disks[0], &[&boot, &blank("btrfs", 160)?])?;
     gpt(&disks[1], &[&boot, &blank("system", 100)?, &blank("data", 52)?])?;
     let script = [("PASSPHRASE", PASSPHRASE), ("BTRFS", BTRFS), ("LUKS", LUKS), ("DATA", DATA)]
         .iter()
         .fold(SCRIPT.to_owned(), |script, (name, value)| script.replace(name, value));
     let [btrfs, luks] = disks;
-    workshop::run(&script, &[root, home, btrfs.clone(), luks.clone()], places)?;
-    for made in [&btrfs, &luks] {
-        let name: &Path = made.file_name().expect("disks have names").as_ref();
-        keep_file(made, &specimens.folder().join(name))?;
-    }
-    Ok(())
+    workshop::run(&script, &[root, home, btrfs, luks], places)
 }

@@ -28,6 +28,7 @@ pub mod manifest;
 pub mod mkfs;
 pub mod noise;
 pub mod ntfs;
+pub mod pair;
 pub mod partitions;
 pub mod reparse;
 pub mod sparse;

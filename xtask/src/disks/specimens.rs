@@ -70,10 +70,10 @@ impl Specimens {
             Kind::ALL.into_iter().filter(|&kind| !specimens.file(kind, "json").exists()).collect()
         };
         let whole = assembled::are_there(&specimens)
-            && windows::are_there(&specimens)
-            && bitlocker::are_there(&specimens)
-            && dynamic::are_there(&specimens)
-            && linux::are_there(&specimens);
+            && windows::PAIR.is_there(&specimens)
+            && bitlocker::PAIR.is_there(&specimens)
+            && dynamic::PAIR.is_there(&specimens)
+            && linux::PAIR.is_there(&specimens);
         if lacking().is_empty() && specimens.crowd().exists() && whole {
             // Perhaps root made them, and this user may not lock anything there.
             return Ok(specimens);
@@ -102,7 +102,7 @@ impl Specimens {
                 Ok(((), size(sparse::size_on_disk(folder)?)))
             })?;
         }
-        if !linux::are_there(&specimens) {
+        if !linux::PAIR.is_there(&specimens) {
             step("disks of a Linux", || {
                 linux::ensure(&specimens, places)?;
                 Ok(((), size(sparse::size_on_disk(folder)?)))

@@ -2,18 +2,20 @@
 //! D: and the other is mounted into a folder of C:. Into a folder of that one D: is mounted once more.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::content::Tree;
 use super::hive::Key;
 use super::ntfs::{Edit, Format, Volume};
+use super::pair::Pair;
 use super::partitions::{self, Partition, SECTOR};
 use super::reparse::Link;
 use super::specimens::Specimens;
 use crate::Error;
 
 /// The images.
-pub const DISKS: [&str; 2] = ["windows-c.img", "windows-d.img"];
+pub const PAIR: Pair =
+    Pair { disks: ["windows-c.img", "windows-d.img"], what: "disks of a Windows" };
 
 /// Signatures of the disks, and sectors of a volume and before the first.
 const IDS: [u32; 2] = [0x1122_3344, 0x5566_7788];
@@ -35,40 +37,12 @@ const DATA: Known =
 /// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
 ///
 /// # Errors
-/// [`Error::File`]. That they cannot be made is none.
+/// As [`Pair::ensure`].
 pub fn ensure(specimens: &Specimens) -> Result<(), Error> {
-    if are_there(specimens) {
-        return Ok(());
-    }
-    let missing = missing_in(specimens);
-    match make(specimens) {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            fs::write(&missing, format!("disks of a Windows cannot be made here: {error}"))
-                .map_err(Error::file("write", &missing))
-        }
-    }
+    PAIR.ensure(specimens, make)
 }
 
-/// Whether both are there.
-#[must_use]
-pub fn are_there(specimens: &Specimens) -> bool {
-    DISKS.iter().all(|name| specimens.folder().join(name).exists())
-}
-
-/// The two images, or why there are none.
-///
-/// # Errors
-/// The reason.
-pub fn images(specimens: &Specimens) -> Result<[PathBuf; 2], String> {
-    if are_there(specimens) {
-        return Ok(DISKS.map(|name| specimens.folder().join(name)));
-    }
-    let reason = fs::read_to_string(missing_in(specimens));
-    Err(reason.unwrap_or_else(|_| "disks of a Windows were not made".to_owned()))
-}
-
-/// A volume on the first of the [`DISKS`].
+/// A volume on the first of the disks.
 pub struct Placed {
     /// Its first sector.
     pub start: u64,
@@ -96,15 +70,9 @@ pub fn system_volume() -> Placed {
     Placed { start: C.start, sectors: SECTORS, disk_id: IDS[C.disk] }
 }
 
-fn missing_in(specimens: &Specimens) -> PathBuf {
-    specimens.folder().join("windows.missing")
-}
-
-fn make(specimens: &Specimens) -> Result<(), Error> {
-    let staging = tempfile::tempdir_in(specimens.folder())
-        .map_err(Error::file("write in", specimens.folder()))?;
+fn make(staging: &Path) -> Result<(), Error> {
     let volume = |known: &Known, name: &str, files: &[(&str, &[u8])], folders: &[&str]| {
-        let folder = staging.path().join(name);
+        let folder = staging.join(name);
         let tree = Tree::new(&folder)?;
         for folder in folders {
             tree.folder(folder)?;
@@ -114,7 +82,7 @@ fn make(specimens: &Specimens) -> Result<(), Error> {
             fs::write(&file, bytes).map_err(Error::file("write", &file))?;
         }
         let format = Format { sectors: SECTORS, start: known.start, label: name };
-        let volume = Volume::format(staging.path().join(format!("{name}.raw")), &format)?;
+        let volume = Volume::format(staging.join(format!("{name}.raw")), &format)?;
         volume.edit(&[Edit::Tree(&folder)])?;
         Ok::<Volume, Error>(volume)
     };
@@ -181,12 +149,11 @@ fn make(specimens: &Specimens) -> Result<(), Error> {
 
     let rows: [&[(&Known, &Path)]; 2] =
         [&[(&C, c.image())], &[(&D, d.image()), (&DATA, data.image())]];
-    for ((name, id), rows) in DISKS.iter().zip(IDS).zip(rows) {
+    for ((name, id), rows) in PAIR.disks.iter().zip(IDS).zip(rows) {
         let rows: Vec<Partition> =
             rows.iter().map(|(known, image)| Partition { start: known.start, image }).collect();
-        let disk = staging.path().join(name);
+        let disk = staging.join(name);
         partitions::ntfs_disk(&disk, FIRST + 2 * SECTORS, id, &rows)?;
-        super::specimens::keep_file(&disk, &specimens.folder().join(name))?;
     }
     Ok(())
 }

@@ -13,11 +13,12 @@ mod metadata;
 mod sectors;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::filesystems::Kind;
+use super::pair::Pair;
 use super::partitions::{self, Partition, SECTOR};
-use super::specimens::{Specimen, Specimens, keep_file};
+use super::specimens::{Specimen, Specimens};
 use super::windows;
 use crate::Error;
 use metadata::Areas;
@@ -30,58 +31,26 @@ pub const PASSWORD: &str = "open, Sesame: now";
 pub const RECOVERY: &str = "135795-597531-001221-440000-345565-299002-109989-660011";
 
 /// The system disk, and the one with the diffuser.
-pub const DISKS: [&str; 2] = ["bitlocker-system.img", "bitlocker-elephant.img"];
+pub const PAIR: Pair =
+    Pair { disks: ["bitlocker-system.img", "bitlocker-elephant.img"], what: "BitLocker volumes" };
 
 /// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
 ///
 /// # Errors
-/// [`Error::File`]. That they cannot be made is none.
+/// As [`Pair::ensure`].
 pub fn ensure(specimens: &Specimens) -> Result<(), Error> {
-    if are_there(specimens) {
-        return Ok(());
-    }
-    let missing = missing_in(specimens);
-    match make(specimens) {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            fs::write(&missing, format!("BitLocker volumes cannot be made here: {error}"))
-                .map_err(Error::file("write", &missing))
-        }
-    }
+    PAIR.ensure(specimens, |staging| make(staging, specimens))
 }
 
-/// Whether both are there.
-#[must_use]
-pub fn are_there(specimens: &Specimens) -> bool {
-    DISKS.iter().all(|name| specimens.folder().join(name).exists())
-}
+fn make(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
+    let [system, elephant] = PAIR.disks.map(|name| staging.join(name));
 
-/// The two images, or why there are none.
-///
-/// # Errors
-/// The reason.
-pub fn images(specimens: &Specimens) -> Result<[PathBuf; 2], String> {
-    if are_there(specimens) {
-        return Ok(DISKS.map(|name| specimens.folder().join(name)));
-    }
-    let reason = fs::read_to_string(missing_in(specimens));
-    Err(reason.unwrap_or_else(|_| "BitLocker volumes were not made".to_owned()))
-}
-
-fn missing_in(specimens: &Specimens) -> PathBuf {
-    specimens.folder().join("bitlocker.missing")
-}
-
-fn make(specimens: &Specimens) -> Result<(), Error> {
-    let staging = tempfile::tempdir_in(specimens.folder())
-        .map_err(Error::file("write in", specimens.folder()))?;
-    let [system, elephant] = DISKS.map(|name| staging.path().join(name));
-
-    let [windows, _] =
-        windows::images(specimens).map_err(|reason| Error::unfit(reason, "cargo xtask setup"))?;
+    let [windows, _] = windows::PAIR
+        .images(specimens)
+        .map_err(|reason| Error::unfit(reason, "cargo xtask setup"))?;
     let disk = fs::read(&windows).map_err(Error::file("read", &windows))?;
     let c = windows::system_volume();
-    let encrypted = staging.path().join("volume");
+    let encrypted = staging.join("volume");
     write(&encrypted, &protected(&disk[c.bytes()], Cipher::Xts))?;
     let rows = [Partition { start: c.start, image: &encrypted }];
     let sectors = disk.len() as u64 / SECTOR;
@@ -91,12 +60,7 @@ fn make(specimens: &Specimens) -> Result<(), Error> {
         return Err(Error::unfit("there is no NTFS image", "cargo xtask setup"));
     };
     let plain = fs::read(&path).map_err(Error::file("read", &path))?;
-    write(&elephant, &protected(&plain, Cipher::Elephant))?;
-
-    for (made, name) in [system, elephant].iter().zip(DISKS) {
-        keep_file(made, &specimens.folder().join(name))?;
-    }
-    Ok(())
+    write(&elephant, &protected(&plain, Cipher::Elephant))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
