@@ -13,6 +13,7 @@ use guestmnt::image::{Disk, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, 
 use guestmnt_protocol::message::Extent;
 
 use crate::place::{with_folder, write_sparse};
+use crate::sealed::seal;
 
 const NAMES: [&str; 8] = [
     "disk.img",
@@ -25,7 +26,7 @@ const NAMES: [&str; 8] = [
     "disk.001",
 ];
 
-/// Opens them.
+/// Opens them, archives with the sums of their headers put right as well.
 ///
 /// # Panics
 /// Where what was opened is not as promised.
@@ -35,6 +36,12 @@ pub fn run(bytes: &[u8]) {
         let path = folder.join(NAMES[usize::from(name) % NAMES.len()]);
         write_sparse(&path, bytes);
         open(&path);
+        if path.extension().is_some_and(|extension| extension == "ova") {
+            let mut archive = std::fs::read(&path).expect("it was written");
+            seal(&mut archive);
+            std::fs::write(&path, archive).expect("the folder is ours");
+            open(&path);
+        }
     });
 }
 

@@ -12,6 +12,7 @@ pub mod image;
 pub mod machine;
 mod place;
 pub mod requests;
+mod sealed;
 pub mod tar;
 mod writing;
 
