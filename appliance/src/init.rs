@@ -16,6 +16,7 @@ use crate::guest::Guest;
 use crate::held::MAX_HELD;
 use crate::kmsg;
 use crate::ports::Lanes;
+use crate::sys;
 use crate::uevent::{Announced, Uevents};
 
 /// Type and place of the kernel's own filesystems.
@@ -42,6 +43,7 @@ const DISK_MODULES: [&str; 3] = ["virtio_blk", "virtio_scsi", "sd_mod"];
 
 /// Runs the guest.
 pub fn run() -> ! {
+    sys::keep_heap();
     mount_kernel_filesystems();
     // New files have the permissions that the host says.
     umask(Mode::empty());

@@ -8,6 +8,23 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
+/// Has the heap be one for all threads, begin with a MiB, and keep what was freed.
+///
+/// What the kernel does to enlarge a heap would be the larger part of many a request: a template
+/// that was restored has translated none of it.
+pub fn keep_heap() {
+    const HEAP: libc::c_int = 1 << 20;
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, 1),
+        (libc::M_TOP_PAD, HEAP),
+        (libc::M_TRIM_THRESHOLD, 16 * HEAP),
+        (libc::M_MMAP_THRESHOLD, 4 * HEAP),
+    ] {
+        // SAFETY: takes numbers, and touches nothing but the allocator's own settings.
+        let _ = unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
 /// Fills `buffer` with the next `linux_dirent64` records of a directory; 0 bytes at its end.
 ///
 /// # Errors
