@@ -24,7 +24,7 @@ const KERNEL_FILESYSTEMS: [(&str, &str); 3] =
     [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")];
 
 /// Settings of the kernel, below `/proc/sys`.
-const SETTINGS: [(&str, &str); 3] = [
+const SETTINGS: [(&str, &str); 5] = [
     // A driver that stumbles over an image would take its worker with it and leave its locks
     // held. The host can do better with a guest that is gone than with one that is silent: a panic
     // reboots at once, and QEMU, started with -no-reboot, ends.
@@ -32,6 +32,10 @@ const SETTINGS: [(&str, &str); 3] = [
     ("kernel/panic", "-1"),
     // The kernel would run a program to load modules; there is none, and not trying is faster.
     ("kernel/modprobe", "\n"),
+    // What the kernel does every second or half, in each VM that waits for a request and in the
+    // middle of each mount: looking for memory to be joined, and adding up its statistics.
+    ("vm/compaction_proactiveness", "0"),
+    ("vm/stat_interval", "3600"),
 ];
 
 /// Files that may be open: those held for the host, and some for reading them directly.

@@ -21,7 +21,7 @@ const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=rel
     no_timer_check clearcpuid=rep_good mitigations=off audit=0 lsm= psi=0 nowatchdog \
     numa_balancing=disable hashdist=0 cgroup_disable=memory,io,cpu,cpuacct init_on_alloc=0 \
     hardened_usercopy=off randomize_kstack_offset=off kfence.sample_interval=0 random.trust_cpu=on \
-    pci=lastbus=0 ipv6.disable=1 cryptomgr.notests initcall_blacklist=crypto_kdf108_init,\
+    pci=noacpi,lastbus=0 deferred_probe_timeout=0 ipv6.disable=1 cryptomgr.notests initcall_blacklist=acpi_init,crypto_kdf108_init,\
     jent_mod_init,btf_vmlinux_init,trace_eval_init,load_system_certificate_list";
 
 /// TCG's processor, without the promises that make the guest's kernel copy and clear memory with
