@@ -63,6 +63,7 @@ mod spelling;
 mod syncing;
 #[allow(unsafe_code)]
 mod sys;
+mod taking_apart;
 mod tree;
 mod uevent;
 mod volumes;

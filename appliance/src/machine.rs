@@ -39,6 +39,7 @@ use crate::mounts::Mounts;
 use crate::programs::Programs;
 use crate::remarks::Remarks;
 use crate::sys;
+use crate::taking_apart::take_apart;
 use crate::tree::Tree;
 use crate::volumes::{self, Probed};
 use crate::windows_links::{self, Knowledge, LinkTarget};
@@ -275,13 +276,20 @@ impl Machine {
         Some(target.in_tree(own, &mounted, known))
     }
 
-    /// Unmounts everything.
+    /// Unmounts everything, for good where something was written to: then it is taken apart as well.
     ///
     /// # Errors
     /// As [`Mounts::unmount_all`].
     pub fn unmount_all(&self) -> Result<(), Failure> {
         *self.knowledge() = None;
-        self.mounts().unmount_all()
+        let mut mounts = self.mounts();
+        let was_writable = mounts.any_writable();
+        mounts.unmount_all()?;
+        if was_writable && let Err(failure) = take_apart(&self.programs, &self.modules) {
+            // The disks have all that was written.
+            kmsg::warn(format_args!("{}", failure.detail));
+        }
+        Ok(())
     }
 
     fn assembly(&self) -> Assembly<'_> {

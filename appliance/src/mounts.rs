@@ -150,6 +150,11 @@ impl Mounts {
         self.0.iter().filter_map(volume).collect()
     }
 
+    /// Whether one of them is mounted for writing.
+    pub fn any_writable(&self) -> bool {
+        self.0.iter().any(|mounted| mounted.writable)
+    }
+
     /// Writes everything back and unmounts all, the last one first. Nothing below [`SYSROOT`] may
     /// be open. What stays mounted is still known afterwards.
     ///

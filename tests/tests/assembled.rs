@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -244,6 +245,47 @@ fn a_key_is_asked_for_on_a_terminal_that_does_not_show_it() {
     let count = typing.read(&mut echoed).unwrap();
     assert_eq!(&echoed[..count], b"end");
     place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn volume_groups_of_one_name_are_told_and_each_is_mounted_by_itself() {
+    let Some(disks) = assembled(["namesake-a.img", "namesake-b.img"]) else { return };
+    let finished = refusal(&disks, "/dev/system/root");
+    let reason = "cannot mount /dev/system/root on /: several volume groups are called system; \
+                  mount one disk at a time";
+    assert!(finished.stderr.contains(reason), "{finished:?}");
+    for disk in disks {
+        holds_the_specimen(&[disk], &["/dev/system/root"]);
+    }
+}
+
+/// Where the superblock of an array says how far its members are in step: to the end, once it was
+/// stopped. Source: `resync_offset` in include/uapi/linux/raid/md_p.h.
+const IN_STEP: u64 = 4096 + 208;
+
+#[test]
+fn an_array_that_was_written_to_is_stopped() {
+    let Some(originals) = assembled(["raid-a.img", "raid-b.img", "raid-lvm.img"]) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let disks = ["a", "b", "lvm"].map(|name| place.path().join(name));
+    for (original, disk) in originals.iter().zip(&disks) {
+        sparse::copy(original, disk).unwrap();
+    }
+    for volume in ["/dev/md0", "/dev/array/root"] {
+        place.mount(&[&["--rw"], &arguments(&disks, &[volume], &mnt)[..]].concat());
+        fs::write(mnt.join("new"), volume).unwrap();
+        place.unmount(&mnt);
+    }
+    for disk in &disks {
+        let mut end = [0; 8];
+        fs::File::open(disk).unwrap().read_exact_at(&mut end, IN_STEP).unwrap();
+        assert_eq!(u64::from_le_bytes(end), u64::MAX, "{}", disk.display());
+    }
+    place.mount(&arguments(&disks, &["/dev/array/root"], &mnt));
+    assert_eq!(fs::read_to_string(mnt.join("new")).unwrap(), "/dev/array/root");
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt", "a", "b", "lvm"]);
 }
 
 /// Reads `said` until it ends in `text`.

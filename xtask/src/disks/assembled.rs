@@ -36,8 +36,11 @@ struct Set {
 }
 
 /// All of them.
-const SETS: [Set; 2] =
-    [Set { disks: &DISKS, script: SCRIPT }, Set { disks: &REDUNDANT, script: REDUNDANT_SCRIPT }];
+const SETS: [Set; 3] = [
+    Set { disks: &DISKS, script: SCRIPT },
+    Set { disks: &REDUNDANT, script: REDUNDANT_SCRIPT },
+    Set { disks: &NAMESAKES, script: NAMESAKES_SCRIPT },
+];
 
 const DISKS: [Recipe; 9] = [
     Recipe { name: "lvm-a.img", mebibytes: 128, partitioned: true },
@@ -59,6 +62,9 @@ const REDUNDANT: [Recipe; 5] = [
     disk("btrfs-mirror-a.img", 160),
     disk("btrfs-mirror-b.img", 160),
 ];
+
+/// Disks with volume groups of one name.
+const NAMESAKES: [Recipe; 2] = [disk("namesake-a.img", 48), disk("namesake-b.img", 48)];
 
 const SCRIPT: &str = r#"
 copy() { dd if=/dev/vda of=$1 bs=1M 2>/dev/null || fail "copy $1"; }
@@ -133,6 +139,18 @@ mkfs_btrfs -q -d raid1 -m raid1 /dev/vde /dev/vdf || fail mkfs.btrfs
 mount -t btrfs -o device=/dev/vde,device=/dev/vdf /dev/vde /mnt || fail mount-btrfs
 (cd /source && tar cf - .) | (cd /mnt && tar xf -) || fail fill
 umount /mnt || fail umount-btrfs
+sync
+"#;
+
+const NAMESAKES_SCRIPT: &str = r#"
+for disk in /dev/vdb /dev/vdc; do
+    lvm pvcreate --devices $disk $disk || fail pvcreate
+    lvm vgcreate --devices $disk system $disk || fail vgcreate
+    lvm lvcreate --devices $disk -an -Zn -L 40M -n root system || fail lvcreate
+    lvm lvchange --devices $disk -ay system/root || fail lvchange
+    dd if=/dev/vda of=/dev/mapper/system-root bs=1M 2>/dev/null || fail copy
+    lvm vgchange --devices $disk -an system || fail vgchange
+done
 sync
 "#;
 
