@@ -8,6 +8,7 @@ use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{assembled, specimen};
 use guestmnt_tests::tree::{assert_same, assert_same_but_times};
 use xtask::disks::filesystems::Kind;
+use xtask::process::Tool;
 
 /// Mounts `volume` of `disks`, calls `look`, and checks the last line that was said.
 fn mounted_with_a_remark(disks: &[&Path], volume: &str, remark: &str, look: impl FnOnce(&Path)) {
@@ -38,6 +39,18 @@ fn a_mirrored_btrfs_that_lacks_a_device() {
     let Some((_, entries)) = specimen(Kind::Ext4) else { return };
     let remark = "guestmnt: /dev/sda lacks 1 of its 2 devices";
     mounted_with_a_remark(&[&b], "/dev/sda", remark, |mnt| assert_same_but_times(mnt, &entries));
+}
+
+#[test]
+fn an_ext4_whose_journal_cannot_be_replayed() {
+    let Some((image, entries)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let copy = place.path().join("image");
+    fs::copy(image, &copy).unwrap();
+    // Of the journal's superblock nothing is left.
+    Tool::new("debugfs").args(["-w", "-R", "zap_block -f <8> 0"]).arg(&copy).run().unwrap();
+    let remark = "guestmnt: /dev/sda: its journal cannot be replayed; it is shown as it was left";
+    mounted_with_a_remark(&[&copy], "/dev/sda", remark, |mnt| assert_same(mnt, &entries));
 }
 
 /// A copy of `image` whose index of access rights does not say how it is sorted. ntfs3 looks at that
