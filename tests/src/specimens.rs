@@ -80,6 +80,16 @@ pub fn bitlocker_disks() -> Option<[PathBuf; 2]> {
     bitlocker::PAIR.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
+/// Disks with the NTFS specimen in BitLocker volumes of other ciphers. `None`, and a skip, where they
+/// could not be made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn bitlocker_disks_of_other_ciphers() -> Option<[PathBuf; 2]> {
+    bitlocker::OTHERS.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+}
+
 /// Two dynamic disks of Windows. `None`, and a skip, where they could not be made.
 ///
 /// # Panics

@@ -4,7 +4,9 @@
 use std::fs;
 
 use guestmnt_tests::program::{Workplace, text};
-use guestmnt_tests::specimens::{bitlocker_disks, sha256, specimen, windows_disks};
+use guestmnt_tests::specimens::{
+    bitlocker_disks, bitlocker_disks_of_other_ciphers, sha256, specimen, windows_disks,
+};
 use guestmnt_tests::tree::assert_same;
 use xtask::disks::bitlocker::{PASSWORD, RECOVERY};
 use xtask::disks::filesystems::Kind;
@@ -26,6 +28,22 @@ fn a_volume_of_windows_7_shows_its_files() {
     place.unmount(&mnt);
     place.assert_clean(&["mnt"]);
     assert_eq!(sha256(&disk), before);
+}
+
+#[test]
+fn volumes_of_windows_8_and_with_longer_keys_show_their_files() {
+    let Some([cbc, xts]) = bitlocker_disks_of_other_ciphers() else { return };
+    let Some((_, entries)) = specimen(Kind::Ntfs) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let key = for_all(PASSWORD);
+    let disks = ["--format", "raw", "-a", text(&cbc), "-a", text(&xts)];
+    place.mount(&[&["--key", &key], &disks[..], &["--all", text(&mnt)]].concat());
+    for disk in ["cryptsda", "cryptsdb"] {
+        assert_same(&mnt.join(disk), &entries);
+    }
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt"]);
 }
 
 #[test]

@@ -72,6 +72,7 @@ impl Specimens {
         let whole = assembled::are_there(&specimens)
             && windows::PAIR.is_there(&specimens)
             && bitlocker::PAIR.is_there(&specimens)
+            && bitlocker::OTHERS.is_there(&specimens)
             && dynamic::PAIR.is_there(&specimens)
             && linux::PAIR.is_there(&specimens);
         if lacking().is_empty() && specimens.crowd().exists() && whole {

@@ -4,9 +4,11 @@
 //! bitlocker-system.img    the system disk of [`windows`](super::windows), C: encrypted by AES-XTS
 //!                         as Windows 10 does it
 //! bitlocker-elephant.img  the NTFS specimen, encrypted by AES-CBC with the diffuser of Windows 7
+//! bitlocker-cbc.img       likewise, by AES-CBC without it, as Windows 8 does it
+//! bitlocker-xts256.img    likewise, by AES-XTS with keys of 256 bits
 //! ```
 //!
-//! Both open with [`PASSWORD`] and with [`RECOVERY`].
+//! All open with [`PASSWORD`] and with [`RECOVERY`].
 
 mod keys;
 mod metadata;
@@ -34,12 +36,19 @@ pub const RECOVERY: &str = "135795-597531-001221-440000-345565-299002-109989-660
 pub const PAIR: Pair =
     Pair { disks: ["bitlocker-system.img", "bitlocker-elephant.img"], what: "BitLocker volumes" };
 
+/// Disks with the other ciphers.
+pub const OTHERS: Pair = Pair {
+    disks: ["bitlocker-cbc.img", "bitlocker-xts256.img"],
+    what: "BitLocker volumes with other ciphers",
+};
+
 /// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
 ///
 /// # Errors
 /// As [`Pair::ensure`].
 pub fn ensure(specimens: &Specimens) -> Result<(), Error> {
-    PAIR.ensure(specimens, |staging| make(staging, specimens))
+    PAIR.ensure(specimens, |staging| make(staging, specimens))?;
+    OTHERS.ensure(specimens, |staging| make_others(staging, specimens))
 }
 
 fn make(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
@@ -56,11 +65,23 @@ fn make(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
     let sectors = disk.len() as u64 / SECTOR;
     partitions::ntfs_disk(&system, sectors, c.disk_id, &rows)?;
 
+    write(&elephant, &protected(&ntfs(specimens)?, Cipher::Elephant))
+}
+
+fn make_others(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
+    let plain = ntfs(specimens)?;
+    for (name, cipher) in OTHERS.disks.iter().zip([Cipher::Cbc, Cipher::Xts256]) {
+        write(&staging.join(name), &protected(&plain, cipher))?;
+    }
+    Ok(())
+}
+
+/// The NTFS specimen.
+fn ntfs(specimens: &Specimens) -> Result<Vec<u8>, Error> {
     let Specimen::Image { path, .. } = specimens.of(Kind::Ntfs)? else {
         return Err(Error::unfit("there is no NTFS image", "cargo xtask setup"));
     };
-    let plain = fs::read(&path).map_err(Error::file("read", &path))?;
-    write(&elephant, &protected(&plain, Cipher::Elephant))
+    fs::read(&path).map_err(Error::file("read", &path))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {

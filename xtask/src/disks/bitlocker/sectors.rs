@@ -1,21 +1,30 @@
-//! How BitLocker encrypts a sector: AES-XTS, or AES-CBC over the Elephant diffuser.
+//! How BitLocker encrypts a sector: AES-XTS, or AES-CBC with and without the Elephant diffuser.
 //!
 //! Sources: IEEE 1619; Ferguson, "AES-CBC + Elephant diffuser" (2006); drivers/md/dm-crypt.c of Linux.
 
-use aes::Aes128;
-use aes::cipher::{BlockCipherEncrypt, KeyInit};
+use aes::cipher::consts::U16;
+use aes::cipher::{BlockCipherEncrypt, BlockSizeUser, KeyInit};
+use aes::{Aes128, Aes256};
 
 use super::keys::xor;
 use crate::disks::noise::Noise;
 
+/// AES with keys of any length.
+trait Aes: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16> {}
+impl<T: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16>> Aes for T {}
+
 /// Bytes of a sector.
 pub const SIZE: usize = 512;
 
-/// How sectors are encrypted, with keys of 128 bits.
+/// How sectors are encrypted; with keys of 128 bits, unless it says otherwise.
 #[derive(Clone, Copy)]
 pub enum Cipher {
     /// AES-XTS, the usual one since Windows 10.
     Xts,
+    /// The same with keys of 256 bits.
+    Xts256,
+    /// AES-CBC, the usual one of Windows 8 and of removable disks.
+    Cbc,
     /// AES-CBC with diffuser, the usual one of Vista and Windows 7.
     Elephant,
 }
@@ -25,17 +34,24 @@ impl Cipher {
     pub fn number(self) -> u16 {
         match self {
             Self::Xts => 0x8004,
+            Self::Xts256 => 0x8005,
+            Self::Cbc => 0x8002,
             Self::Elephant => 0x8000,
         }
     }
 
-    /// A key, as it is stored: two of AES, of which the diffuser's stands in the middle of the
+    /// A key, as it is stored: two of AES, or one for CBC. The diffuser's stands in the middle of the
     /// second half.
     pub fn key(self) -> Vec<u8> {
-        let mut key = vec![0; 32];
+        let length = match self {
+            Self::Cbc => 16,
+            Self::Xts | Self::Elephant => 32,
+            Self::Xts256 => 64,
+        };
+        let mut key = vec![0; length];
         Noise::of("the key of a volume").fill(&mut key);
         match self {
-            Self::Xts => key,
+            Self::Xts | Self::Xts256 | Self::Cbc => key,
             Self::Elephant => [&key[..16], &[0; 16], &key[16..], &[0; 16]].concat(),
         }
     }
@@ -45,21 +61,26 @@ impl Cipher {
         let aes = |key: &[u8]| Aes128::new(key.try_into().expect("16 bytes"));
         match self {
             Self::Xts => xts(&aes(&key[..16]), &aes(&key[16..]), number, sector),
+            Self::Xts256 => {
+                let aes = |key: &[u8]| Aes256::new(key.try_into().expect("32 bytes"));
+                xts(&aes(&key[..32]), &aes(&key[32..]), number, sector);
+            }
+            Self::Cbc => cbc(&aes(key), number, sector),
             Self::Elephant => elephant(&aes(&key[..16]), &aes(&key[32..48]), number, sector),
         }
     }
 }
 
-fn encrypted(aes: &Aes128, mut block: [u8; 16]) -> [u8; 16] {
+fn encrypted(aes: &impl Aes, mut block: [u8; 16]) -> [u8; 16] {
     aes.encrypt_block((&mut block).into());
     block
 }
 
-fn encrypt(aes: &Aes128, block: &mut [u8]) {
+fn encrypt(aes: &impl Aes, block: &mut [u8]) {
     aes.encrypt_block(block.try_into().expect("16 bytes"));
 }
 
-fn xts(data: &Aes128, tweaks: &Aes128, number: u64, sector: &mut [u8]) {
+fn xts(data: &impl Aes, tweaks: &impl Aes, number: u64, sector: &mut [u8]) {
     let mut tweak = encrypted(tweaks, u128::from(number).to_le_bytes());
     for block in sector.chunks_exact_mut(16) {
         xor(block, &tweak);
@@ -89,6 +110,12 @@ fn elephant(data: &Aes128, sectors: &Aes128, number: u64, sector: &mut [u8]) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
 
+    cbc(data, number, sector);
+}
+
+/// The first block is mixed with the sector's place, encrypted by the same key.
+fn cbc(data: &impl Aes, number: u64, sector: &mut [u8]) {
+    let place = u128::from(number * SIZE as u64);
     let mut before = encrypted(data, place.to_le_bytes());
     for block in sector.chunks_exact_mut(16) {
         xor(block, &before);
