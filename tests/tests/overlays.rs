@@ -3,10 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use guestmnt_tests::fsck::assert_sound;
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{sha256, specimen};
 use guestmnt_tests::worlds::writable::{OverImage, Writable};
 use xtask::disks::filesystems::Kind;
+use xtask::disks::sparse;
+use xtask::process::Tool;
 
 #[test]
 fn what_an_overlay_changes_is_listed_and_forgotten() {
@@ -62,6 +65,20 @@ fn what_an_overlay_changes_is_listed_and_forgotten() {
     fs::remove_dir_all(out).unwrap();
     run(&shown, &["discard"]);
     assert!(!first.exists());
+}
+
+/// Without the kernel's module for them it cannot be mounted for writing.
+#[test]
+fn an_ext4_that_keeps_quotas_counts_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let image = folder.path().join("disk");
+    sparse::create(&image, 64 << 20).unwrap();
+    Tool::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-O", "quota"]).arg(&image).run().unwrap();
+    let mut shown = OverImage::new(&image);
+    fs::write(shown.path().join("file"), [7; 100_000]).unwrap();
+    shown.unmount();
+    assert_sound(Kind::Ext4, shown.flattened().path());
 }
 
 /// More disks than a restored machine has a place for.

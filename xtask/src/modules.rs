@@ -53,9 +53,14 @@ const INDISPENSABLE: &[&str] = &["virtio_blk", "virtio_scsi", "sd_mod"];
 /// Aliases that the kernel or the daemon asks for, by how they begin.
 const ALIASES: &[&str] = &["crypto-", "dm-", "fs-", "md-", "nls_"];
 
-/// Modules that ask for another while they start, which no dependency says: they rely on
-/// modprobe, and the guest has none.
-const ASKED_FOR: &[(&str, &str)] = &[("nls_euc_jp", "nls_cp932"), ("nls_koi8_ru", "nls_koi8_u")];
+/// Modules that ask for another, when they start or when a filesystem that keeps quotas is mounted
+/// for writing, which no dependency says: they rely on modprobe, and the guest has none.
+const ASKED_FOR: &[(&str, &str)] = &[
+    ("ext4", "quota_v2"),
+    ("f2fs", "quota_v2"),
+    ("nls_euc_jp", "nls_cp932"),
+    ("nls_koi8_ru", "nls_koi8_u"),
+];
 
 /// The modules of an appliance.
 #[derive(Debug)]
