@@ -126,9 +126,14 @@ impl<'g> Writer<'g> {
             self.guest.create(entry.clone(), 0o600, metadata.owner, Taken::Refuse)
         })?;
         let filled = fill(&NewFile { guest: self.guest, held })
-            .and_then(|()| self.finish(&FileAt::Held(held), metadata));
-        let released = self.guest.release(held).map_err(Trouble::from);
-        let done = filled.and(released);
+            .and_then(|()| self.prepare(&FileAt::Held(held), metadata, true));
+        let done = match filled {
+            Ok(()) => self.guest.finish(held, &[], times(metadata)).map_err(Trouble::from),
+            Err(trouble) => {
+                let _ = self.guest.release(held);
+                Err(trouble)
+            }
+        };
         if done.is_err() {
             // Half a file would pass for a whole one.
             let _ = self.guest.remove(entry, Removed::File);
@@ -189,6 +194,17 @@ impl<'g> Writer<'g> {
         metadata: &Metadata,
         has_mode: bool,
     ) -> Result<(), Trouble> {
+        self.prepare(file, metadata, has_mode)?;
+        Ok(self.guest.set_attr(file.clone(), times(metadata)).map(drop)?)
+    }
+
+    /// Gives a file all but its times, which whatever comes after them would change.
+    fn prepare(
+        &mut self,
+        file: &FileAt,
+        metadata: &Metadata,
+        has_mode: bool,
+    ) -> Result<(), Trouble> {
         let set = |attributes| self.guest.set_attr(file.clone(), attributes).map(drop);
         let mode = has_mode.then_some(metadata.mode & 0o7777);
         // A change of the owner takes set-id bits away, and one of the contents capabilities.
@@ -205,9 +221,7 @@ impl<'g> Writer<'g> {
             let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
             self.guest.set_xattr(file.clone(), name, value, XattrMode::Set)?;
         }
-        let (accessed, modified) = (NewTime::At(metadata.accessed), NewTime::At(metadata.modified));
-        let (accessed, modified) = (Some(accessed), Some(modified));
-        Ok(set(NewAttributes { accessed, modified, ..NewAttributes::default() })?)
+        Ok(())
     }
 
     /// Makes something where there may be a file that is replaced then.
@@ -224,6 +238,12 @@ impl<'g> Writer<'g> {
             made => made,
         }
     }
+}
+
+fn times(metadata: &Metadata) -> NewAttributes {
+    let at = |time| Some(NewTime::At(time));
+    let (accessed, modified) = (at(metadata.accessed), at(metadata.modified));
+    NewAttributes { accessed, modified, ..NewAttributes::default() }
 }
 
 /// Where a path's last name is; `None` for the root.
