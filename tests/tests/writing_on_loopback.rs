@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, FileTimes, Permissions};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::time::{Duration, SystemTime};
 
 use guestmnt::guest::room::Room;
@@ -14,6 +14,7 @@ use guestmnt_tests::model::{ALL, same_as_a_plain_folder};
 use guestmnt_tests::worlds::loopback::guest_over;
 use guestmnt_tests::worlds::writable::{OverFolder, Writable};
 use nix::errno::Errno;
+use nix::unistd::geteuid;
 
 guestmnt_tests::writing_in!(OverFolder::new());
 
@@ -47,6 +48,25 @@ fn a_new_file_in_a_new_folder_costs_two_requests() {
         assert_eq!(fs::read(folder.join(n.to_string())).unwrap(), b"some bytes");
     }
     assert!(!folder.join("none").exists());
+}
+
+/// A filesystem may refuse an owner, so it is asked at once.
+#[test]
+fn a_new_file_that_gets_an_owner_costs_three_requests() {
+    const FILES: u64 = 20;
+    let shown = OverFolder::new();
+    let before = shown.requests();
+    for n in 0..FILES {
+        // As tar does for root.
+        let mut file = File::create_new(shown.path().join(format!("new {n}"))).unwrap();
+        file.write_all(b"some bytes").unwrap();
+        file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
+        fchown(&file, Some(geteuid().as_raw()), None).unwrap();
+        file.set_permissions(Permissions::from_mode(0o640)).unwrap();
+    }
+    // Each is looked for in the root, of which not all is known.
+    let requests = shown.requests() - before;
+    assert!(requests < 5 * FILES, "{requests}");
 }
 
 #[test]

@@ -193,6 +193,9 @@ impl Changes {
         if let Some(gone) = self.gone(node) {
             return Ok(gone);
         }
+        if let Some(attr) = self.new_attr(node) {
+            return Ok(self.operations.shown(node, &attr));
+        }
         self.complete(node);
         match self.nameless(node) {
             Some(held) => {

@@ -15,6 +15,9 @@ use super::view::since_1970;
 /// Bytes that are kept of a file.
 const MOST: usize = 32 << 10;
 
+/// What a file's blocks are counted in.
+const SECTOR: u64 = 512;
+
 /// How long after it was made something is kept of a file. The kernel hands over by itself, after some
 /// seconds, what was written to a file that stays open: a log, which nobody may close for days.
 const SOON: Duration = Duration::from_secs(1);
@@ -63,7 +66,9 @@ impl NewFile {
         let keeps = is_next && kept.len() + bytes.len() <= MOST && is_soon(self.made, now);
         if keeps {
             kept.extend_from_slice(bytes);
-            self.attr.size = self.attr.size.max(kept.len() as u64);
+            let size = kept.len() as u64;
+            self.attr.size = self.attr.size.max(size);
+            self.attr.blocks = self.attr.blocks.max(size.div_ceil(SECTOR));
         }
         keeps
     }
@@ -94,38 +99,39 @@ impl NewFile {
         Some(self.attr)
     }
 
+    /// Its attributes with what is kept; `None` where the guest knows them better. The kernel asks for
+    /// them before each change of an owner.
+    #[must_use]
+    pub fn attr(&self) -> Option<Attr> {
+        (!self.is_written).then_some(self.attr)
+    }
+
     /// Whether something is kept.
     #[must_use]
     pub fn keeps_something(&self) -> bool {
         !self.kept.is_empty()
     }
 
-    /// What is kept, with attributes that the guest has to be told now. `None` where these could not
-    /// come together: a change of the size sets times, and one of the owner takes permissions away.
-    pub fn with(&mut self, new: NewAttributes) -> Option<Kept> {
-        let apart = new.size.is_some() || self.kept.attributes.mode.is_some();
-        if apart {
-            return None;
-        }
-        let Kept { bytes, attributes } = std::mem::take(&mut self.kept);
-        let attributes = NewAttributes {
-            size: None,
-            owner: new.owner,
-            mode: new.mode,
-            accessed: new.accessed.or(attributes.accessed),
-            modified: new.modified.or(attributes.modified),
-        };
-        Some(Kept { bytes, attributes })
+    /// The attributes that are kept and `new` ones, which the guest has to be told now. `None` where
+    /// these cannot come together: a change of the size sets times, and one of the owner takes
+    /// permissions away.
+    #[must_use]
+    pub fn together_with(&self, new: NewAttributes) -> Option<NewAttributes> {
+        let kept = self.kept.attributes;
+        let apart = new.size.is_some() || kept.mode.is_some();
+        let accessed = new.accessed.or(kept.accessed);
+        let modified = new.modified.or(kept.modified);
+        (!apart).then_some(NewAttributes { accessed, modified, ..new })
     }
 
-    /// Notes what the guest told of it, which has taken all that was kept.
+    /// Notes what the guest told of it, which took what was kept.
     pub fn told(&mut self, attr: Attr) {
         self.attr = attr;
-        self.is_written = true;
     }
 
-    /// Takes what is kept, for the guest to write it before other bytes, which are not kept.
-    pub fn take_before_bytes(&mut self) -> Kept {
+    /// Takes what is kept, for the guest to write it before anything else. Further bytes are not
+    /// kept.
+    pub fn take(&mut self) -> Kept {
         self.is_written = true;
         std::mem::take(&mut self.kept)
     }
@@ -163,7 +169,7 @@ mod tests {
         assert!(!new.keep_bytes(7, b"behind a gap", now) && !new.keep_bytes(0, b"again", now));
         assert!(!new.keep_bytes(6, &vec![0; MOST], now), "too many");
         assert!(!new.keep_bytes(6, b"late", now + 2 * SOON));
-        assert_eq!(new.take_before_bytes().bytes, b"onetwo");
+        assert_eq!(new.take().bytes, b"onetwo");
         assert!(!new.keep_bytes(0, b"the guest writes", now));
     }
 
@@ -176,7 +182,8 @@ mod tests {
         let mode = NewAttributes { mode: Some(0o4600), modified: at(3), ..Default::default() };
         new.keep_attributes(times, now).unwrap();
         let told = new.keep_attributes(mode, now).unwrap();
-        assert_eq!((told.mode, told.size), (libc::S_IFREG | 0o4600, 10));
+        assert_eq!((told.mode, told.size, told.blocks), (libc::S_IFREG | 0o4600, 10, 1));
+        assert_eq!(new.attr(), Some(told));
         assert_eq!((told.accessed.secs, told.modified.secs), (1, 3));
         assert!(!new.keep_bytes(10, b"bytes come first", now));
         let size = NewAttributes { size: Some(1), ..Default::default() };
@@ -187,7 +194,7 @@ mod tests {
         }
         assert!(new.keep_attributes(times, now + 2 * SOON).is_none());
         // A new owner would take away the bits that were set before.
-        assert!(new.with(given).is_none());
+        assert!(new.together_with(given).is_none());
         let kept = new.into_kept();
         let attributes = NewAttributes { accessed: at(1), ..mode };
         assert_eq!((kept.bytes.as_slice(), kept.attributes), (&b"some bytes"[..], attributes));
@@ -200,11 +207,12 @@ mod tests {
         let times = NewAttributes { modified: at(2), ..Default::default() };
         assert!(new.keep_bytes(0, b"bytes", now) && new.keep_attributes(times, now).is_some());
         let owner = Owner { uid: Some(7), gid: None };
-        let kept = new.with(NewAttributes { owner, ..Default::default() }).unwrap();
-        assert_eq!(kept.bytes, b"bytes");
-        assert_eq!(kept.attributes, NewAttributes { owner, ..times });
+        let together = new.together_with(NewAttributes { owner, ..Default::default() });
+        assert_eq!(together, Some(NewAttributes { owner, ..times }));
+        let kept = new.take();
+        assert_eq!((kept.bytes.as_slice(), kept.attributes), (&b"bytes"[..], times));
         new.told(Attr { uid: 7, ..Attr::default() });
-        assert!(!new.keep_bytes(0, b"the guest has some", now));
+        assert!(!new.keep_bytes(0, b"the guest has some", now) && new.attr().is_none());
         assert_eq!(new.keep_attributes(times, now).unwrap().uid, 7);
     }
 }

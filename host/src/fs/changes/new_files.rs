@@ -7,6 +7,7 @@ use std::sync::RwLockReadGuard;
 use std::time::Instant;
 
 use fuser::FileAttr;
+use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::NewAttributes;
 use guestmnt_protocol::path::EntryName;
 use nix::errno::Errno;
@@ -87,7 +88,7 @@ impl Changes {
         if new.keep_bytes(offset, bytes, Instant::now()) {
             return Written::Kept;
         }
-        self.hand_over(file, &new.take_before_bytes());
+        self.hand_over(file, &new.take());
         Written::Not
     }
 
@@ -106,13 +107,14 @@ impl Changes {
             return Some(Ok(self.operations.shown(node, &attr)));
         }
         let held = file.held();
-        let together = held.zip(new.with(attributes));
-        let Some((held, Kept { bytes, attributes })) = together else {
+        let together = held.zip(new.together_with(attributes));
+        let Some((held, attributes)) = together else {
             let kept = guard.take().map(NewFile::into_kept)?;
             self.hand_over(&file, &kept);
             return None;
         };
-        let changed = self.guest.write_and_set(held.file(), &bytes, attributes);
+        let kept = new.take();
+        let changed = self.guest.write_and_set(held.file(), &kept.bytes, attributes);
         self.operations.changed();
         match changed {
             Ok(attr) => {
@@ -120,14 +122,17 @@ impl Changes {
                 Some(Ok(self.operations.shown(node, &attr)))
             }
             Err(errno) => {
+                // Such as an owner on a filesystem that knows none. The rest was answered for.
                 *guard = None;
-                if !bytes.is_empty() {
-                    // It may be the bytes that failed, which nobody would be told.
-                    file.owe(errno);
-                }
+                self.hand_over(&file, &kept);
                 Some(Err(errno))
             }
         }
+    }
+
+    /// Attributes of a new file of which the guest has written nothing.
+    pub(super) fn new_attr(&self, node: NodeId) -> Option<Attr> {
+        self.open.get(node)?.new_file().as_ref()?.attr()
     }
 
     fn hand_over(&self, file: &OpenFile, kept: &Kept) {
