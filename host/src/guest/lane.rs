@@ -395,24 +395,23 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_silent_is_asked_whether_it_runs() {
-        let waited = |answers: &[bool]| {
+        let waited = |answers: &[bool], longest| {
             let (mut lane, _peer) = lane_with(b"");
             let asked = std::cell::Cell::new(0);
             let runs = || {
                 asked.set(asked.get() + 1);
                 answers[asked.get() - 1]
             };
-            let wait =
-                Wait { deadline: Instant::now() + 5 * INSTANT, patience: INSTANT, runs: &runs };
+            let wait = Wait { deadline: Instant::now() + longest, patience: INSTANT, runs: &runs };
             let error = lane.call(&Request::Hello, 0, wait).unwrap_err();
             (error, asked.get(), lane.broken)
         };
-        let (error, asked, broken) = waited(&[true, false]);
+        let (error, asked, broken) = waited(&[true, false], 60 * SECOND);
         assert!(matches!(error, LaneError::Silent) && broken, "{error}");
         assert_eq!(asked, 2);
-        let (error, asked, broken) = waited(&[true; 5]);
+        let (error, asked, broken) = waited(&[true; 5], 5 * INSTANT);
         assert!(matches!(error, LaneError::Late) && !broken, "{error}");
-        assert!((1..5).contains(&asked), "{asked}: the last would be too late");
+        assert!(asked < 5, "{asked}: the last would be too late");
     }
 
     #[test]
