@@ -6,7 +6,7 @@
 //! Nothing depends on it: without, everything only takes longer.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -14,12 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{fstat, major, minor};
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statfs::fstatfs;
 
-use crate::ntfs::{BOOT_LEN, Geometry, Runs};
-
-/// `NTFS3_SUPER_MAGIC` is the text "ntfs" read as a number: fs/ntfs3/super.c.
-const NTFS: FsType = FsType(0x7366_746e);
+use crate::ntfs;
+use crate::records::Records;
 
 /// Records that are this close to each other, in bytes, are read in one piece.
 const GAP: u64 = 32 * 1024;
@@ -27,24 +25,24 @@ const GAP: u64 = 32 * 1024;
 /// Bytes of a directory's index that are read ahead when it is opened: some 10,000 entries.
 const MAX_INDEX: u64 = 1024 * 1024;
 
-/// The tables of the filesystems that were met, by device number; `None` for those that have
+/// The records of the filesystems that were met, by device number; `None` for those that have
 /// none to be read ahead.
 #[derive(Default)]
-pub struct Ahead(Mutex<HashMap<u64, Option<Arc<Tables>>>>);
+pub struct Ahead(Mutex<HashMap<u64, Option<Arc<Records>>>>);
 
 impl Ahead {
     /// What can be read ahead for `folder`.
     pub fn directory(&self, folder: BorrowedFd) -> Option<Inodes> {
         let stat = fstat(folder).ok()?;
         let known = self.lock().get(&stat.st_dev).cloned();
-        let tables = known.unwrap_or_else(|| {
+        let records = known.unwrap_or_else(|| {
             // Not under the lock: it reads the disk.
-            let tables = Tables::of(folder, stat.st_dev).map(Arc::new);
-            self.lock().insert(stat.st_dev, tables.clone());
-            tables
+            let records = records_of(folder, stat.st_dev).map(Arc::new);
+            self.lock().insert(stat.st_dev, records.clone());
+            records
         });
-        let inodes = Inodes { tables: tables? };
-        inodes.tables.read_index(stat.st_ino);
+        let inodes = Inodes { records: records? };
+        inodes.records.read_index(stat.st_ino);
         Some(inodes)
     }
 
@@ -53,7 +51,7 @@ impl Ahead {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Option<Arc<Tables>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Option<Arc<Records>>>> {
         // No step leaves the map half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,61 +59,48 @@ impl Ahead {
 
 /// The inodes of one filesystem.
 pub struct Inodes {
-    tables: Arc<Tables>,
+    records: Arc<Records>,
 }
 
 impl Inodes {
     /// Has the disk begin to read these.
     pub fn read(&self, numbers: impl Iterator<Item = u64>) {
-        let record = self.tables.geometry.record;
+        let record = self.records.geometry.record;
         let mut offsets: Vec<u64> =
             numbers.filter_map(|number| number.checked_mul(record)).collect();
         offsets.sort_unstable();
         for piece in offsets.chunk_by(|before, after| after - before <= GAP) {
             let (first, last) = (piece[0], piece[piece.len() - 1]);
-            for (start, length) in self.tables.records.places(first, last - first + record) {
-                self.tables.read(start, length);
+            for (start, length) in self.records.table.places(first, last - first + record) {
+                self.records.read_ahead(start, length);
             }
         }
     }
 }
 
-/// One volume's.
-struct Tables {
-    device: File,
-    geometry: Geometry,
-    records: Runs,
+/// The records of the volume that `folder` is on, which is the device `device`.
+fn records_of(folder: BorrowedFd, device: u64) -> Option<Records> {
+    if fstatfs(folder).ok()?.filesystem_type() != ntfs::MAGIC {
+        return None;
+    }
+    Records::open(&Path::new("/dev").join(node(device)?))
 }
 
-impl Tables {
-    fn of(folder: BorrowedFd, device: u64) -> Option<Self> {
-        if fstatfs(folder).ok()?.filesystem_type() != NTFS {
-            return None;
-        }
-        let device = File::open(Path::new("/dev").join(node(device)?)).ok()?;
-        let mut boot = [0; BOOT_LEN];
-        device.read_exact_at(&mut boot, 0).ok()?;
-        let geometry = Geometry::parse(&boot)?;
-        let mut record = vec![0; usize::try_from(geometry.record).ok()?];
-        device.read_exact_at(&mut record, geometry.table).ok()?;
-        let records = geometry.table_runs(&mut record)?;
-        Some(Self { device, geometry, records })
-    }
-
+impl Records {
     /// Has the disk begin to read the index of the directory with this number, whose record the
     /// driver has read before.
     fn read_index(&self, directory: u64) -> Option<()> {
         let size = self.geometry.record;
-        let (start, length) = self.records.places(directory.checked_mul(size)?, size).next()?;
+        let (start, length) = self.table.places(directory.checked_mul(size)?, size).next()?;
         let mut record = vec![0; usize::try_from(length).ok()?];
         self.device.read_exact_at(&mut record, start).ok()?;
         for (start, length) in self.geometry.index_runs(&mut record)?.places(0, MAX_INDEX) {
-            self.read(start, length);
+            self.read_ahead(start, length);
         }
         Some(())
     }
 
-    fn read(&self, start: u64, length: u64) {
+    fn read_ahead(&self, start: u64, length: u64) {
         if let (Ok(start), Ok(length)) = (i64::try_from(start), i64::try_from(length)) {
             // That it cannot be read ahead need not interest anyone.
             let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;

@@ -15,10 +15,11 @@ use nix::sys::statfs::fstatfs;
 use guestmnt_protocol::limits::MAX_RUNS;
 use guestmnt_protocol::message::{Layout, Run};
 
+use crate::ntfs;
 use crate::sys::{self, FiemapExtent};
 
 /// Filesystems whose extents lie on the one device that is mounted: ext4, XFS, ntfs3.
-const TRUSTED: [i64; 3] = [0xef53, 0x5846_5342, 0x7366_746e];
+const TRUSTED: [i64; 3] = [0xef53, 0x5846_5342, ntfs::MAGIC.0];
 
 /// Nothing is stored there, or nothing that counts: `FIEMAP_EXTENT_UNWRITTEN`.
 const UNWRITTEN: u32 = 0x800;

@@ -4,6 +4,11 @@
 //!
 //! Follows fs/ntfs3/ntfs.h of Linux. Everything is untrusted: what makes no sense gives nothing.
 
+use nix::sys::statfs::FsType;
+
+/// What statfs(2) calls ntfs3, `NTFS3_SUPER_MAGIC`: the text "ntfs" read as a number.
+pub const MAGIC: FsType = FsType(0x7366_746e);
+
 /// What the boot sector says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {

@@ -11,9 +11,12 @@ use crate::ntfs::{Attribute, BOOT_LEN, Geometry, Runs, attributes, mend, u16_at}
 
 /// An NTFS volume.
 pub struct Records {
-    device: File,
-    geometry: Geometry,
-    table: Runs,
+    /// The device.
+    pub device: File,
+    /// Its sizes.
+    pub geometry: Geometry,
+    /// Where the records are.
+    pub table: Runs,
 }
 
 impl Records {

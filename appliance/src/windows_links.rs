@@ -17,6 +17,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::volume::VolumeName;
 
+use crate::ntfs;
 use crate::records::Records;
 use crate::reparse::{self, Absolute, Link, Root};
 use crate::resolve;
@@ -63,9 +64,8 @@ pub struct Knowledge {
 /// alone is served by FUSE here.
 #[must_use]
 pub fn may_be_on_filesystem_of(file: BorrowedFd) -> bool {
-    const NTFS3: FsType = FsType(0x7366_746e);
     const FUSE: FsType = FsType(0x6573_5546);
-    fstatfs(file).is_ok_and(|stat| [NTFS3, FUSE].contains(&stat.filesystem_type()))
+    fstatfs(file).is_ok_and(|stat| [ntfs::MAGIC, FUSE].contains(&stat.filesystem_type()))
 }
 
 /// The link of Windows `link`, and the one of `mounted` that it is on. `None` for others, and for what
