@@ -137,9 +137,7 @@ fn volume(name: &str) -> Option<Absolute> {
 
 fn drive(name: &str) -> Option<Absolute> {
     let (letter, below) = name.split_once(':')?;
-    let mut letters = letter.chars();
-    let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
-    let letter = DriveLetter::try_from(letter).ok()?;
+    let letter: DriveLetter = letter.parse().ok()?;
     Some(Absolute { root: Root::Drive(letter), names: below_root(below)? })
 }
 

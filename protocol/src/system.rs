@@ -93,6 +93,18 @@ impl TryFrom<char> for DriveLetter {
     }
 }
 
+impl std::str::FromStr for DriveLetter {
+    type Err = NoDriveLetter;
+    /// The letter alone, without a colon.
+    fn from_str(text: &str) -> Result<Self, NoDriveLetter> {
+        let mut letters = text.chars();
+        match (letters.next(), letters.next()) {
+            (Some(letter), None) => letter.try_into(),
+            _ => Err(NoDriveLetter),
+        }
+    }
+}
+
 impl From<DriveLetter> for char {
     fn from(letter: DriveLetter) -> Self {
         letter.0
@@ -117,6 +129,14 @@ mod tests {
         );
         for other in ['1', '\u{c4}', '\u{1b}', ' '] {
             assert_eq!(DriveLetter::try_from(other), Err(NoDriveLetter));
+        }
+    }
+
+    #[test]
+    fn a_drive_is_named_by_one_letter() {
+        assert_eq!("c".parse(), DriveLetter::try_from('C'));
+        for other in ["", "c:", "cd", "1"] {
+            assert_eq!(other.parse::<DriveLetter>(), Err(NoDriveLetter), "{other}");
         }
     }
 }

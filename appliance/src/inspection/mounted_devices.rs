@@ -3,7 +3,6 @@
 //! A volume is known by the signature of the disk and its first byte in an MBR, by the partition's GUID
 //! in a GPT.
 
-use guestmnt_protocol::system::DriveLetter;
 use guestmnt_protocol::volume::VolumeName;
 
 use super::MAX_ITEMS;
@@ -44,9 +43,7 @@ fn root(name: &str) -> Option<Root> {
         return volume.strip_suffix('}').map(|guid| Root::Volume(guid.to_owned()));
     }
     let letter = name.strip_prefix("\\DosDevices\\")?.strip_suffix(':')?;
-    let mut letters = letter.chars();
-    let (Some(letter), None) = (letters.next(), letters.next()) else { return None };
-    DriveLetter::try_from(letter).ok().map(Root::Drive)
+    letter.parse().ok().map(Root::Drive)
 }
 
 /// What Windows remembers of a volume.
