@@ -232,15 +232,8 @@ fn confinement() -> Vec<Finding> {
         (Ok(me), Ok(null)) => (me, null),
         (Err(error), _) | (_, Err(error)) => return bad(&error),
     };
-    let program = Program {
-        path: &me,
-        arguments: &["--version".into()],
-        output: null.as_fd(),
-        inherited: &[],
-        reopened: &[],
-        kvm: false,
-        largest_file: 0,
-    };
+    let arguments = ["--version".into()];
+    let program = Program::alone(&me, &arguments, null.as_fd());
     match Confinement::new(Policy::BestEffort).start(&program) {
         Err(error) => bad(&error),
         Ok((mut process, report)) => {

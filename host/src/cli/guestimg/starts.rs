@@ -34,15 +34,8 @@ struct Starts {
 pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Display>> {
     let qemu = find_qemu().map_err(super::boxed)?;
     let null = File::options().write(true).open("/dev/null").map_err(super::boxed)?;
-    let program = Program {
-        path: &qemu,
-        arguments: &["--version".into()],
-        output: null.as_fd(),
-        inherited: &[],
-        reopened: &[],
-        kvm: false,
-        largest_file: 0,
-    };
+    let version = ["--version".into()];
+    let program = Program::alone(&qemu, &version, null.as_fd());
     let all = Confinement::default();
     let none =
         Layer::ALL.into_iter().fold(all.clone(), |rest, layer| rest.without(Part::Layer(layer)));

@@ -62,6 +62,15 @@ pub struct Program<'a> {
     pub largest_file: u64,
 }
 
+impl<'a> Program<'a> {
+    /// One that gets nothing but its output.
+    #[must_use]
+    pub fn alone(path: &'a Path, arguments: &'a [OsString], output: BorrowedFd<'a>) -> Self {
+        let (inherited, reopened) = (&[], &[]);
+        Self { path, arguments, output, inherited, reopened, kvm: false, largest_file: 0 }
+    }
+}
+
 /// What to do where the host does not offer a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
