@@ -138,7 +138,7 @@ fn chains_of_backing_files_end_at_the_limit() {
     for i in 1..40 {
         folder.write(&i.to_string(), over(&(i - 1).to_string(), "qcow2"));
     }
-    assert_eq!(folder.open("31").unwrap().chain.len(), MAX_LINKS);
-    assert!(matches!(folder.open("32").unwrap_err().problem(), Problem::TooDeep));
+    assert_eq!(folder.open("32").unwrap().chain.len(), MAX_LINKS);
+    assert!(matches!(folder.open("33").unwrap_err().problem(), Problem::TooDeep));
     assert!(matches!(folder.open("39").unwrap_err().problem(), Problem::TooDeep));
 }

@@ -207,8 +207,8 @@ fn chains_end_at_the_limit() {
         folder
             .write(&format!("{i}.vmdk"), child(i, i - 1, &format!("{}.vmdk", i - 1), "RW 1 ZERO"));
     }
-    assert_eq!(folder.open("31.vmdk").unwrap().chain.len(), MAX_LINKS);
-    assert!(matches!(folder.open("32.vmdk").unwrap_err().problem(), Problem::TooDeep));
+    assert_eq!(folder.open("32.vmdk").unwrap().chain.len(), MAX_LINKS);
+    assert!(matches!(folder.open("33.vmdk").unwrap_err().problem(), Problem::TooDeep));
     assert!(matches!(folder.open("39.vmdk").unwrap_err().problem(), Problem::TooDeep));
 }
 

@@ -77,8 +77,8 @@ pub const SECTOR_SIZE: u64 = 512;
 /// The largest virtual disk, in bytes: 64 TiB, a little above VMware's 62 TiB.
 pub const MAX_DISK_SIZE: u64 = 64 << 40;
 
-/// Most links of a chain, the leaf among them; what VMware supports in snapshots.
-pub const MAX_LINKS: usize = 32;
+/// Most links of a chain: VMware's most snapshots, 32, and the base below them.
+pub const MAX_LINKS: usize = 33;
 
 /// Most bytes of a VMDK descriptor.
 pub const MAX_DESCRIPTOR: usize = 64 << 10;
