@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 
 use super::boxed;
 use super::output::Output;
-use super::utc::Utc;
 use crate::cli::images::{ImageArguments, KeyArguments, OverlayArguments};
 use crate::cli::selection::SelectionArguments;
+use crate::cli::utc;
 use crate::guest::Guest;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
@@ -128,6 +128,7 @@ impl Difference {
     }
 
     fn json(&self) -> Value {
+        let rfc3339 = |Time { secs, nanos }: Time| utc::rfc3339(secs, nanos);
         let file = |entry: &Option<DirEntry>| -> Value {
             let Some(entry) = entry else { return Value::Null };
             let target = entry.target.as_ref().map(|to| Printable(to.as_bytes()).to_string());
@@ -136,8 +137,8 @@ impl Difference {
                 Some(attr) => json!({
                     "type": kind(attr.mode), "mode": format!("{:04o}", attr.mode & 0o7777),
                     "uid": attr.uid, "gid": attr.gid, "size": attr.size, "links": attr.nlink,
-                    "modified": Utc(attr.modified).to_string(),
-                    "changed": Utc(attr.changed).to_string(), "target": target,
+                    "modified": rfc3339(attr.modified), "changed": rfc3339(attr.changed),
+                    "target": target,
                 }),
             }
         };
@@ -177,7 +178,8 @@ impl Display for Difference {
             if !is_directory(&a) || !is_directory(&b) {
                 note("size", &a.size, &b.size);
                 note("links", &a.nlink, &b.nlink);
-                note("time", &Utc(a.modified), &Utc(b.modified));
+                let time = |attr: &Attr| utc::date_and_time(attr.modified.secs);
+                note("time", &time(&a), &time(&b));
             }
         }
         let target = |entry: &DirEntry| {

@@ -17,7 +17,6 @@ mod starts;
 mod status;
 mod table;
 mod tar;
-mod utc;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
