@@ -1,6 +1,8 @@
 //! What QEMU is confined by, shown by a canary in its place, and by what the kernel says of a real
 //! one.
 
+use std::time::UNIX_EPOCH;
+
 use guestmnt::vm::confinement::{ConfineError, Confinement, Layer, Part, Policy};
 use guestmnt_tests::canary::{Aims, duties};
 use guestmnt_tests::lacking::Lacking;
@@ -85,15 +87,21 @@ fn what_is_missing_is_named_and_refused_where_all_is_required() {
 }
 
 #[test]
-fn status_shows_the_layers_of_a_live_mount() {
+fn status_shows_since_when_a_mount_lives_its_memory_and_its_layers() {
     let place = Workplace::new();
     let mnt = place.folder("mnt");
     let disk = disks().path(SYSTEM);
     assert_eq!(place.run("guestimg", &["status", text(&mnt)]).status, Some(3));
+    let now = || UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let before = now();
     place.mount(&["-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
     let finished = place.run("guestimg", &["status", "--json", text(&mnt)]);
     let shown: Value = serde_json::from_str(&finished.stdout).unwrap();
     let mount = &shown[0];
+    assert!((before..=now()).contains(&mount["session"]["since"].as_u64().unwrap()), "{mount:#}");
+    // More than QEMU takes without a guest, less than the guest has.
+    let memory = mount["memory"].as_u64().unwrap() >> 20;
+    assert!((8..256).contains(&memory), "{mount:#}");
     assert_eq!(mount["session"]["images"][0], text(&disk.canonicalize().unwrap()));
     assert_eq!(mount["qemu"]["no_new_privileges"], true, "{mount:#}");
     assert_eq!(mount["qemu"]["root"], false, "{mount:#}");
@@ -108,7 +116,9 @@ fn status_shows_the_layers_of_a_live_mount() {
     let complete = layers.iter().all(|layer| layer["missing"].is_null());
     assert_eq!(finished.status, Some(if complete { 0 } else { 2 }));
     let plain = place.run("guestimg", &["status"]);
-    assert!(plain.stdout.contains(text(&mnt)), "{plain:?}");
+    for words in [text(&mnt), "\n  since        20", "\n  memory       "] {
+        assert!(plain.stdout.contains(words), "{plain:?}");
+    }
     place.unmount(&mnt);
     place.assert_clean(&["mnt"]);
 }

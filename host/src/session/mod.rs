@@ -24,7 +24,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use log::{error, info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -122,8 +122,19 @@ impl<'p> Session<'p> {
         let overlays = origin.kept.iter().map(|overlay| overlay.path().to_owned()).collect();
         let (revivals, end) = (0, End::Open);
         let writable = plan.is_writable();
-        let record =
-            Record { images, accelerator, qemu, revivals, confinement, overlays, writable, end };
+        // A clock that is before 1970 is wrong anyway.
+        let since = UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs());
+        let record = Record {
+            images,
+            since,
+            accelerator,
+            qemu,
+            revivals,
+            confinement,
+            overlays,
+            writable,
+            end,
+        };
         let shown =
             record.publish().map_err(|error| SessionError::Io("say what is mounted", error))?;
         // What a VM has not yet written when it dies, no other one knows.

@@ -29,6 +29,8 @@ const MAX_LEN: u64 = 2 << 20;
 pub struct Record {
     /// The images, sda first.
     pub images: Vec<PathBuf>,
+    /// When it was mounted, in seconds since 1970.
+    pub since: u64,
     /// What runs the guest.
     pub accelerator: Accelerator,
     /// QEMU's process id.
@@ -120,6 +122,7 @@ mod tests {
     fn a_record_is_found_while_its_file_is_open() {
         let record = Record {
             images: vec!["/a b.vmdk".into()],
+            since: 1_400_000_000,
             accelerator: Accelerator::Tcg,
             qemu: 7,
             revivals: 0,

@@ -1,4 +1,5 @@
-//! `guestimg status`: the live mounts of this user, and what their QEMUs are confined by.
+//! `guestimg status`: the live mounts of this user, since when they are there, what memory they take,
+//! and what their QEMUs are confined by.
 
 use std::fmt::Display;
 use std::fs;
@@ -11,10 +12,12 @@ use guestmnt_protocol::path::Printable;
 use serde::Serialize;
 
 use super::output::say;
+use super::table::human;
+use crate::cli::utc;
 use crate::session::mountpoint::{MountEntry, absolute, mounts};
 use crate::session::record::Record;
 
-/// Shows live mounts: images, accelerator, QEMU, and the layers around it
+/// Shows live mounts: images, since when, memory, accelerator, QEMU, and the layers around it
 #[derive(Args)]
 pub struct Arguments {
     /// Print JSON
@@ -34,9 +37,14 @@ struct Mount {
     server: u32,
     /// What the serving process says; `None` where it cannot be asked.
     session: Option<Record>,
+    /// Bytes of memory of its own; `None` where it has no QEMU.
+    memory: Option<u64>,
     /// What the kernel says of QEMU; `None` where it has ended.
     qemu: Option<Seen>,
 }
+
+/// What `/proc/PID/status` says of a process.
+struct Status(String);
 
 /// What `/proc` shows of QEMU, whatever was said when it started.
 #[derive(Serialize)]
@@ -78,8 +86,43 @@ fn looked_at(entry: &MountEntry, me: u32) -> Option<Mount> {
         return None;
     }
     let session = Record::of(server);
-    let qemu = session.as_ref().and_then(|record| Seen::of(record.qemu, server));
-    Some(Mount { mountpoint: entry.mountpoint.clone(), server, session, qemu })
+    let status = session.as_ref().and_then(|record| Status::of_child(record.qemu, server));
+    let memory = status.as_ref().and_then(|qemu| memory(&Status::of(server)?, qemu));
+    let qemu = session
+        .as_ref()
+        .zip(status)
+        .and_then(|(record, status)| Seen::of(record.qemu, server, &status));
+    Some(Mount { mountpoint: entry.mountpoint.clone(), server, session, memory, qemu })
+}
+
+/// Bytes that a mount alone has in memory: what is in no file, of the server and of QEMU, and bulk
+/// memory, which both have. Pages of images and template are the page cache's, all mounts' alike.
+fn memory(server: &Status, qemu: &Status) -> Option<u64> {
+    Some(server.bytes("RssAnon")? + qemu.bytes("RssAnon")? + qemu.bytes("RssShmem")?)
+}
+
+impl Status {
+    /// Of the process `pid`, if it is still there.
+    fn of(pid: u32) -> Option<Self> {
+        fs::read_to_string(format!("/proc/{pid}/status")).ok().map(Self)
+    }
+
+    /// Of `pid`, if it is still a child of `parent`.
+    fn of_child(pid: u32, parent: u32) -> Option<Self> {
+        Self::of(pid).filter(|status| status.field("PPid") == Some(parent.to_string().as_str()))
+    }
+
+    /// The first word behind `name:`.
+    fn field(&self, name: &str) -> Option<&str> {
+        let mut lines = self.0.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()
+    }
+
+    /// An amount of memory, which it gives in KiB.
+    fn bytes(&self, name: &str) -> Option<u64> {
+        self.field(name)?.parse::<u64>().ok()?.checked_mul(1024)
+    }
 }
 
 impl Mount {
@@ -90,26 +133,21 @@ impl Mount {
 }
 
 impl Seen {
-    /// What is seen of `qemu`, if it is still a child of `server`.
-    fn of(qemu: u32, server: u32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{qemu}/status")).ok()?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            line.split_whitespace().next()
-        };
-        if field("PPid")?.parse() != Ok(server) {
-            return None;
-        }
+    /// What is seen of `qemu`, a child of `server` with this status.
+    fn of(qemu: u32, server: u32, status: &Status) -> Option<Self> {
         let all = ["user", "mnt", "pid", "ipc", "uts", "net"];
         let namespace = |pid: u32, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).ok();
         let is_own = |name: &&'static str| {
             namespace(qemu, name).is_some_and(|its| namespace(server, name) != Some(its))
         };
         Some(Self {
-            no_new_privileges: field("NoNewPrivs") == Some("1"),
-            seccomp_filters: field("Seccomp_filters").and_then(|n| n.parse().ok()).unwrap_or(0),
-            capabilities: u64::from_str_radix(field("CapPrm")?, 16) != Ok(0),
-            root: field("Uid") == Some("0"),
+            no_new_privileges: status.field("NoNewPrivs") == Some("1"),
+            seccomp_filters: status
+                .field("Seccomp_filters")
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0),
+            capabilities: u64::from_str_radix(status.field("CapPrm")?, 16) != Ok(0),
+            root: status.field("Uid") == Some("0"),
             namespaces: all.into_iter().filter(is_own).collect(),
         })
     }
@@ -124,6 +162,11 @@ fn print(mount: &Mount) {
     };
     for image in &record.images {
         say!("  image        {}", shown(image));
+    }
+    let since = i64::try_from(record.since).unwrap_or(i64::MAX);
+    say!("  since        {} UTC", utc::date_and_time(since));
+    if let Some(memory) = mount.memory {
+        say!("  memory       {} of its own", human(memory));
     }
     say!("  accelerator  {}", record.accelerator);
     for state in &record.confinement.0 {
