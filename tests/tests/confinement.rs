@@ -1,6 +1,7 @@
 //! What QEMU is confined by, shown by a canary in its place, and by what the kernel says of a real
 //! one.
 
+use std::fs;
 use std::time::UNIX_EPOCH;
 
 use guestmnt::vm::confinement::{ConfineError, Confinement, Layer, Part, Policy};
@@ -129,9 +130,19 @@ fn doctor_names_what_a_host_lacks() {
     let finished = place.run("guestimg", &["doctor", "--json"]);
     let findings: Value = serde_json::from_str(&finished.stdout).unwrap();
     let findings = findings.as_array().unwrap();
-    for subject in ["QEMU", "KVM", "FUSE", "fusermount3", "Landlock", "confinement", "appliance"] {
-        assert!(findings.iter().any(|finding| finding["subject"] == subject), "{subject}");
+    let found = |subject: &str| {
+        let finding = findings.iter().find(|finding| finding["subject"] == subject);
+        finding.unwrap_or_else(|| panic!("{subject}: {findings:#?}"))["found"].as_str().unwrap()
+    };
+    for subject in ["QEMU", "KVM", "FUSE", "fusermount3", "user namespaces", "Landlock"] {
+        assert!(!found(subject).is_empty());
     }
+    for subject in ["confinement", "template"] {
+        assert!(!found(subject).is_empty());
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(found("kernel"), format!("Linux {}", release.trim_end()));
+    assert!(found("appliance").contains(": Linux "), "{findings:#?}");
     assert!(matches!(finished.status, Some(0 | 2)), "{finished:?}");
 
     let mut command = place.command("guestimg", &["doctor"]);

@@ -24,6 +24,8 @@ pub struct Appliance {
 pub struct Manifest {
     /// [`guestmnt_protocol::VERSION`] of the daemon.
     pub protocol: u32,
+    /// Which kernel it is, as `uname -r` calls it.
+    pub kernel: String,
 }
 
 /// Why there is no appliance.

@@ -1,9 +1,11 @@
 //! `guestimg doctor`: what this host offers to a mount, what it lacks, and what to do about it.
-//! The confinement is not guessed: a program is started in it.
+//! The confinement is not guessed: a program is started in it. Where a command mends what is missing,
+//! the hint is that command.
 
 use std::env;
 use std::fmt::Display;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use crate::vm::appliance::Appliance;
 use crate::vm::confinement::{Confinement, LayerState, Policy, Program};
 use crate::vm::find_qemu;
 
-/// Says what this host offers to a mount: QEMU, KVM, FUSE, confinement, appliance, template
+/// Says what this host offers to a mount: QEMU, KVM, FUSE, kernel, confinement, appliance, template
 #[derive(Args)]
 pub struct Arguments {
     /// Print JSON
@@ -70,7 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Display>> {
     });
     let (kvm, accelerator) = kvm(qemu.as_deref().unwrap_or(Path::new("")));
     findings.push(kvm);
-    findings.extend([fuse(), fusermount(), user_namespaces(), landlock()]);
+    findings.extend([fuse(), fusermount(), kernel(), user_namespaces(), landlock()]);
     findings.extend(confinement());
     findings.extend(appliance(qemu.ok().as_deref(), accelerator));
     if arguments.json {
@@ -122,8 +124,10 @@ fn version(qemu: &Path) -> Finding {
     if numbers.is_some_and(|numbers| numbers >= (8, 2)) {
         Finding::new("QEMU", State::Good, found)
     } else {
-        Finding::new("QEMU", State::Less, found)
-            .hint("8.2 or later maps a template's memory without being able to write it")
+        Finding::new("QEMU", State::Less, found).hint(
+            "8.2 or later maps a template's memory without being able to write it (Debian 12, with \
+                   backports: apt install -t bookworm-backports qemu-system-x86)",
+        )
     }
 }
 
@@ -138,14 +142,22 @@ fn kvm(qemu: &Path) -> (Finding, Accelerator) {
     match (device, remembered) {
         (Err(error), _) => {
             let finding = less(&format!("/dev/kvm: {error}"));
-            (
-                finding.hint("where the machine has KVM, join the group of /dev/kvm"),
-                Accelerator::Tcg,
-            )
+            let hint = match error.kind() {
+                ErrorKind::PermissionDenied => {
+                    "as root, `usermod -aG kvm USER` with your name, then log in anew"
+                }
+                _ => {
+                    "as root, `modprobe kvm_intel` or `modprobe kvm_amd`; the firmware, and the host \
+                     of a virtual machine, have to allow it"
+                }
+            };
+            (finding.hint(hint), Accelerator::Tcg)
         }
-        (Ok(_), Some(false)) => {
-            (less("/dev/kvm opens, but did not run a guest since this boot"), Accelerator::Tcg)
-        }
+        (Ok(_), Some(false)) => (
+            less("/dev/kvm opens, but did not run a guest since this boot")
+                .hint("`guestmnt --prepare --accel kvm` tries again, and says why not"),
+            Accelerator::Tcg,
+        ),
         (Ok(_), Some(true)) => {
             (Finding::new("KVM", State::Good, "/dev/kvm has run a guest"), Accelerator::Kvm)
         }
@@ -185,7 +197,37 @@ fn fusermount() -> Finding {
     } else {
         let text = format!("{} does not run as root", found.display());
         Finding::new(SUBJECT, State::Bad, text)
-            .hint("it needs its set-user-id bit to mount for users")
+            .hint("it needs its set-user-id bit to mount for users: as root, `chmod u+s` it")
+    }
+}
+
+/// The oldest kernel that has all calls that are made, and the oldest with all layers around QEMU.
+const KERNELS: [(u32, u32); 2] = [(5, 11), (6, 12)];
+
+fn kernel() -> Finding {
+    const SUBJECT: &str = "kernel";
+    let release = match nix::sys::utsname::uname() {
+        Ok(name) => name.release().to_string_lossy().into_owned(),
+        Err(errno) => return Finding::new(SUBJECT, State::Less, errno),
+    };
+    let state = fitness(&release);
+    let finding = Finding::new(SUBJECT, state, format!("Linux {release}"));
+    match state {
+        State::Good => finding,
+        _ => finding.hint(
+            "5.11 or later mounts, 6.12 or later confines QEMU by all layers (Debian 12, \
+                           with backports: apt install -t bookworm-backports linux-image-amd64)",
+        ),
+    }
+}
+
+/// What the kernel `release` lets a mount do. One whose number cannot be read is tried.
+fn fitness(release: &str) -> State {
+    let mut numbers = release.split(['.', '-', '+']).map_while(|part| part.parse().ok());
+    match numbers.next().zip(numbers.next()) {
+        Some(version) if version < KERNELS[0] => State::Bad,
+        Some(version) if version >= KERNELS[1] => State::Good,
+        _ => State::Less,
     }
 }
 
@@ -203,8 +245,10 @@ fn user_namespaces() -> Finding {
     } else if is("kernel/unprivileged_userns_clone", "0") {
         less("not for users").hint("as root, `sysctl kernel.unprivileged_userns_clone=1`")
     } else if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        less("AppArmor leaves them without rights")
-            .hint("an AppArmor profile for guestmnt with `userns,` gives them back")
+        less("AppArmor leaves them without rights").hint(
+            "an AppArmor profile for guestmnt with `userns,` gives them back, or for all programs, \
+                   as root, `sysctl kernel.apparmor_restrict_unprivileged_userns=0`",
+        )
     } else {
         Finding::new(SUBJECT, State::Good, "no switch is set against them")
     }
@@ -255,7 +299,8 @@ fn appliance(qemu: Option<&Path>, accelerator: Accelerator) -> Vec<Finding> {
         }
     };
     let folder = appliance.kernel.parent().map(PathBuf::from).unwrap_or_default();
-    let mut findings = vec![Finding::new("appliance", State::Good, folder.display())];
+    let found = format!("{}: Linux {}", folder.display(), appliance.manifest.kernel);
+    let mut findings = vec![Finding::new("appliance", State::Good, found)];
     if let Some(qemu) = qemu {
         findings.push(if templates::is_there(qemu, &appliance, accelerator) {
             Finding::new("template", State::Good, format!("there is one for {accelerator}"))
@@ -265,4 +310,26 @@ fn appliance(qemu: Option<&Path>, accelerator: Accelerator) -> Vec<Finding> {
         });
     }
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_told_by_their_numbers() {
+        let table = [
+            ("4.19.0-27-amd64", State::Bad),
+            ("5.10.0", State::Bad),
+            ("5.11.0", State::Less),
+            ("6.1.0-40-amd64", State::Less),
+            ("6.12", State::Good),
+            ("6.12.95+deb12-amd64", State::Good),
+            ("10.0-rc1", State::Good),
+            ("next", State::Less),
+        ];
+        for (release, state) in table {
+            assert!(fitness(release) == state, "{release}");
+        }
+    }
 }
