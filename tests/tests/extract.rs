@@ -11,7 +11,7 @@ use guestmnt::image::{Disk, OpenOptions};
 use guestmnt_tests::program::{Finished, Workplace, disks, text};
 use guestmnt_tests::specimens::{assembled, sha256, specimen};
 use guestmnt_tests::tree::assert_same;
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::disks::filesystems::Kind;
 use xtask::disks::manifest::Entry;
 use xtask::disks::{NEWEST, SYSTEM};
@@ -190,6 +190,15 @@ fn files_are_listed_and_printed() {
         place.run("guestimg", &[&["cat"], &disk[..], &["/no", "/ufos/ufo.txt"]].concat());
     assert_eq!((finished.status, finished.stdout.as_str()), (Some(1), "Ufos are not real\n"));
     assert_eq!(finished.stderr, "guestimg: /no: No such file or directory\n");
+    let both = ["cat", "--json", "/no", "/ufos/ufo.txt"];
+    let finished = place.run("guestimg", &[&both[..], &disk].concat());
+    assert_eq!(finished.status, Some(1), "{finished:?}");
+    let files: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let expected = json!([
+        { "path": "/no", "error": "No such file or directory" },
+        { "path": "/ufos/ufo.txt", "size": 18, "base64": "VWZvcyBhcmUgbm90IHJlYWwK" },
+    ]);
+    assert_eq!(files, expected);
 
     let finished = place.run("guestimg", &["ls", "-a", text(&newest)]);
     assert_eq!(finished.status, Some(1), "{finished:?}");

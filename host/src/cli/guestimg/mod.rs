@@ -1,5 +1,6 @@
 //! `guestimg`: tells about images, mounts and this host. Each subcommand has a file of its own.
 
+mod base64;
 mod canary;
 mod cat;
 mod chain;
