@@ -204,6 +204,21 @@ fn without_qemu_or_an_appliance_the_remedy_is_named() {
 }
 
 #[test]
+fn a_missing_folder_for_overlays_is_no_fault_of_the_template() {
+    let place = place();
+    let disk = disks().path(SYSTEM);
+    let mut command = place.command("guestmnt", &["-a", text(&disk), "-m", "/dev/sda1", "mnt"]);
+    let output = command.env("TMPDIR", "/nonexistent").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = "cannot make the overlay in /nonexistent: No such file or directory";
+    assert!(said.contains(expected) && said.contains("hint: $TMPDIR"), "{said}");
+    // Nothing else was tried.
+    assert!(!said.contains("template"), "{said}");
+    place.assert_clean(&["mnt"]);
+}
+
+#[test]
 fn an_appliance_of_another_version_is_refused() {
     let place = place();
     let folder = place.folder("appliance");

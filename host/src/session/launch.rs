@@ -181,9 +181,10 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
             lanes: PORTS,
         };
         let started = start(&config, plan, &disks, cache.as_deref(), timings);
-        if let Err(error @ LaunchError::Vm(VmError::Confine(..))) = started {
+        match started {
             // That says nothing of the accelerator.
-            return Err(error);
+            Err(LaunchError::Vm(error)) if error.is_the_hosts() => return Err(error.into()),
+            _ => {}
         }
         if accelerator == Accelerator::Kvm && plan.accelerator == AcceleratorChoice::Auto {
             verdict.remember(started.is_ok());
@@ -234,8 +235,11 @@ pub fn prepare(
             lanes: PORTS,
         };
         let made = template(&config, Some(&cache));
-        if let Err(NoTemplate::Machine(error @ LaunchError::Vm(VmError::Confine(..)))) = made {
-            return Err(error);
+        match made {
+            Err(NoTemplate::Machine(LaunchError::Vm(error))) if error.is_the_hosts() => {
+                return Err(error.into());
+            }
+            _ => {}
         }
         if accelerator == Accelerator::Kvm && choice == AcceleratorChoice::Auto {
             verdict.remember(made.is_ok());
@@ -262,10 +266,8 @@ fn start(
                 let restored = Boot::Restore(&template.found);
                 match boot::boot(config, &restored, plan, &disks.opened, &disks.kept, timings) {
                     Ok(awake) => return Ok((awake, Some(template.found))),
-                    // The disks are at fault, and no boot would change that.
-                    Err(error @ LaunchError::Vm(VmError::Disk(..))) => return Err(error),
-                    // Nor is the template where QEMU cannot be confined.
-                    Err(error @ LaunchError::Vm(VmError::Confine(..))) => return Err(error),
+                    // No boot would change that.
+                    Err(LaunchError::Vm(error)) if error.is_the_hosts() => return Err(error.into()),
                     Err(error) => {
                         info!("the template cannot be restored: {error}");
                         warn!("the template does not work and is removed; starting without");

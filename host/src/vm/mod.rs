@@ -109,6 +109,24 @@ pub enum VmError {
     Descriptor(io::Error),
 }
 
+impl VmError {
+    /// Whether the same would happen without the template, and by another accelerator: the images, the
+    /// overlays or what this host offers are at fault.
+    #[must_use]
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::NoQemu
+            | Self::Confine(..)
+            | Self::Disk(_)
+            | Self::Overlay { .. }
+            | Self::Appliance(..)
+            | Self::Bulk(_)
+            | Self::Descriptor(_) => true,
+            Self::Start(..) | Self::Qmp(_) | Self::Save(..) => false,
+        }
+    }
+}
+
 impl fmt::Display for VmError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
