@@ -26,6 +26,10 @@ pub const FLAGS: MsFlags =
 /// Reading is no change: the host keeps what it read and would not know of it.
 const FLAGS_FOR_WRITING: MsFlags = FLAGS.difference(MsFlags::MS_RDONLY).union(MsFlags::MS_NOATIME);
 
+/// What can be done about a dirty NTFS.
+const CHECK_IT: &str =
+    "hint: chkdsk of Windows makes it clean; --force-dirty writes to it all the same";
+
 /// Whether a filesystem may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writing {
@@ -114,7 +118,9 @@ impl Attempt<'_> {
         self.call(FLAGS_FOR_WRITING, &options).map_err(|errno| {
             let log = log.read(MAX_DETAIL);
             if how.force.is_some() && log.contains("dirty") {
-                return "it is dirty, since who used it last did not unmount it".to_owned();
+                return format!(
+                    "it is dirty, since who used it last did not unmount it\n{CHECK_IT}"
+                );
             }
             self.why(errno, &log)
         })

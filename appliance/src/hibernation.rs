@@ -17,6 +17,10 @@ const PLACE: &str = "/look";
 const FILE: &str = "hiberfil.sys";
 const HIBERNATED: &[u8] = b"hibr";
 
+/// What can be done about it.
+const END_IT: &str =
+    "hint: a restart of Windows ends that; --force-dirty writes to it all the same";
+
 /// Checks that Windows is not hibernated on the filesystem that `mount` mounts, read-only.
 ///
 /// # Errors
@@ -28,7 +32,7 @@ pub fn check(mount: impl FnOnce(&Path) -> nix::Result<()>) -> Result<(), String>
     mount(place).map_err(unclear)?;
     let hibernated = is_hibernated(place);
     umount2(place, MntFlags::UMOUNT_NOFOLLOW).map_err(unclear)?;
-    if hibernated { Err("Windows is hibernated on it".to_owned()) } else { Ok(()) }
+    if hibernated { Err(format!("Windows is hibernated on it\n{END_IT}")) } else { Ok(()) }
 }
 
 /// Whether the filesystem whose root is `root` holds the memory of a Windows that will go on.

@@ -4,6 +4,7 @@
 pub mod canary;
 pub mod chance;
 pub mod differencing;
+pub mod dirty;
 pub mod fsck;
 pub mod hungry;
 pub mod images;

@@ -2,9 +2,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 
+use guestmnt_tests::dirty::marked_dirty;
 use guestmnt_tests::specimens::specimen;
 use guestmnt_tests::worlds::writable::{OverImage, Writable};
 use nix::errno::Errno;
@@ -70,6 +71,27 @@ fn an_ntfs_that_windows_is_hibernated_on_is_not_written_to() {
     let refused = fs::write(&new, "").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(Errno::EROFS as i32));
     assert!(shown.said().contains("Windows is hibernated on it"), "{}", shown.said());
+    shown.unmount();
+    shown.options = vec!["--force-dirty".to_owned()];
+    shown.mount();
+    fs::write(&new, "all the same").unwrap();
+    shown.remount();
+    assert_eq!(fs::read_to_string(&new).unwrap(), "all the same");
+}
+
+#[test]
+fn an_ntfs_that_is_marked_dirty_is_not_written_to() {
+    let Some(image) = image(Kind::Ntfs) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let dirty = folder.path().join("dirty");
+    fs::write(&dirty, marked_dirty(fs::read(image).unwrap())).unwrap();
+    let mut shown = OverImage::new(&dirty);
+    let new = shown.path().join("new");
+    let refused = fs::write(&new, "").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(Errno::EROFS as i32));
+    let said = shown.said();
+    assert!(said.contains("it is dirty") && said.contains("hint: chkdsk"), "{said}");
     shown.unmount();
     shown.options = vec!["--force-dirty".to_owned()];
     shown.mount();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use guestmnt_tests::dirty::marked_dirty;
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{sha256, specimen, specimens};
 use guestmnt_tests::tree::{assert_same, assert_same_but_times, assert_same_in_pieces};
@@ -123,21 +124,8 @@ fn an_ntfs_that_is_marked_dirty_is_shown() {
     let Some((image, entries)) = specimen(Kind::Ntfs) else { return };
     let place = Workplace::new();
     let mnt = place.folder("mnt");
-    let mut bytes = fs::read(&image).unwrap();
-    let number =
-        |bytes: &[u8], at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
-    // The flags are in $VOLUME_INFORMATION of the file with the number 3.
-    let cluster = number(&bytes, 0x0b) * usize::from(bytes[0x0d]);
-    let record = number(&bytes, 0x30) * cluster + 3 * 1024;
-    let mut attribute = record + number(&bytes, record + 0x14);
-    while bytes[attribute] != 0x70 {
-        attribute += number(&bytes, attribute + 4);
-    }
-    let flags = attribute + number(&bytes, attribute + 0x14) + 10;
-    assert_eq!(bytes[flags], 0);
-    bytes[flags] = 1;
     let dirty = place.path().join("dirty");
-    fs::write(&dirty, bytes).unwrap();
+    fs::write(&dirty, marked_dirty(fs::read(&image).unwrap())).unwrap();
     place.mount(&["--format", "raw", "-a", text(&dirty), "-m", "/dev/sda", text(&mnt)]);
     assert_same(&mnt, &entries);
     place.unmount(&mnt);

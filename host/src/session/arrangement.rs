@@ -184,7 +184,7 @@ fn mount(
     if let Some(reason) = how.read_only {
         let mut lines = reason.lines().map(|line| Printable(line.as_bytes()).to_string());
         warn!("{} is mounted read-only: {}", spec.device, lines.next().unwrap_or_default());
-        lines.for_each(|line| warn!("    {line}"));
+        lines.for_each(|line| warn!("  {line}"));
     }
     Ok(how.names)
 }
