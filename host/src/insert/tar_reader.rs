@@ -85,7 +85,7 @@ impl<R: Read> TarReader<R> {
         loop {
             self.skip()?;
             let mut header = [0; BLOCK];
-            self.stream.read_exact(&mut header)?;
+            self.read_exact(&mut header)?;
             if header == [0; BLOCK] {
                 // Whoever writes the stream is not to be stopped in the middle.
                 io::copy(&mut self.stream, &mut io::sink())?;
@@ -142,7 +142,14 @@ impl<R: Read> TarReader<R> {
     fn bytes(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let count = buffer.len() as u64;
         self.left = self.left.checked_sub(count).ok_or_else(|| damaged("an entry is too short"))?;
-        self.stream.read_exact(buffer)
+        self.read_exact(buffer)
+    }
+
+    fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        self.stream.read_exact(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => cut_off(),
+            _ => error,
+        })
     }
 
     /// Where the bytes of a sparse file of `size` bytes go: numbers, each in a line, in whole blocks
@@ -190,7 +197,7 @@ impl<R: Read> TarReader<R> {
     fn skip(&mut self) -> io::Result<()> {
         let rest = self.left.saturating_add(self.padding);
         if io::copy(&mut (&mut self.stream).take(rest), &mut io::sink())? < rest {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(cut_off());
         }
         self.expect(0);
         Ok(())
@@ -254,12 +261,24 @@ fn kind(flag: u8) -> Kind {
     }
 }
 
+/// How compressed streams begin, and what is said of them.
+const COMPRESSED: [(&[u8], &str); 4] = [
+    (b"\x1f\x8b", "it is compressed, which `gzip -dc` undoes"),
+    (b"BZh", "it is compressed, which `bzip2 -dc` undoes"),
+    (b"\xfd7zXZ\0", "it is compressed, which `xz -dc` undoes"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed, which `zstd -dc` undoes"),
+];
+
 /// Checks a header's sum, which is reckoned as if spaces stood in its own place.
 fn check_sum(header: &[u8; BLOCK]) -> io::Result<()> {
     let bytes = header.iter().enumerate();
     let sum: u64 =
         bytes.map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u64::from(byte) }).sum();
-    if number(&header[148..156])? == sum { Ok(()) } else { Err(damaged("it is no tar stream")) }
+    if number(&header[148..156]).is_ok_and(|told| told == sum) {
+        return Ok(());
+    }
+    let known = COMPRESSED.into_iter().find(|(magic, _)| header.starts_with(magic));
+    Err(damaged(known.map_or("it is no tar stream", |(_, what)| what)))
 }
 
 /// A number in octal digits, or, as GNU's tar writes large ones, in bytes.
@@ -281,6 +300,10 @@ fn number(field: &[u8]) -> io::Result<u64> {
 /// The bytes before the first zero.
 fn text(field: &[u8]) -> &[u8] {
     field.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+fn cut_off() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the stream ends too early")
 }
 
 pub(super) fn damaged(what: &'static str) -> io::Error {
@@ -362,10 +385,23 @@ mod tests {
 
     #[test]
     fn streams_that_mislead_are_errors() {
-        let errors = |bytes: &[u8]| TarReader::new(bytes).next_entry().is_err();
-        assert!(errors(b""));
-        assert!(errors(&[1; 512]));
-        assert!(errors(&[b'0'; 600]));
+        let gzip = [b"\x1f\x8b".as_slice(), &[0xee; 600]].concat();
+        for (bytes, expected) in [
+            (&b""[..], "ends too early"),
+            (&[1; 512], "no tar stream"),
+            (&[b'0'; 600], "no tar stream"),
+            (&header(b'0', 5), "ends too early"),
+            (&gzip, "gzip -dc"),
+        ] {
+            let mut reader = TarReader::new(bytes);
+            let said = loop {
+                match reader.next_entry() {
+                    Ok(entry) => assert!(entry.is_some()),
+                    Err(error) => break error.to_string(),
+                }
+            };
+            assert!(said.contains(expected), "{said}");
+        }
         assert!(TarReader::new(&[0; 1024][..]).next_entry().unwrap().is_none());
     }
 }
