@@ -1,6 +1,7 @@
 //! `guestimg cp` and `tar` into a disk.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,8 +10,11 @@ use std::time::{Duration, SystemTime};
 use guestmnt_tests::program::{Finished, Workplace, text};
 use guestmnt_tests::showing::Showing;
 use guestmnt_tests::specimens::sha256;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use xtask::disks::filesystems::Kind;
 use xtask::disks::mkfs;
+use xtask::process::Tool;
 
 /// Mounts the whole of the disk that `arguments` name, and looks at what is there.
 fn look(place: &Workplace, arguments: &[&str], at: impl FnOnce(&Path)) {
@@ -147,4 +151,49 @@ fn a_stream_leads_nowhere_but_into_the_folder_and_says_where_it_ends_too_early()
     let told = said(&finished, 1);
     assert!(told.contains("files were written before that and are kept"), "{told}");
     fs::remove_file(all).unwrap();
+}
+
+/// Whether the ext4 called `disk` was unmounted, so that its journal has nothing to be replayed.
+fn is_unmounted(place: &Workplace) -> bool {
+    let features = Tool::new("dumpe2fs").arg("-h").arg(place.path().join("disk")).output().unwrap();
+    !String::from_utf8_lossy(&features).contains("needs_recovery")
+}
+
+#[test]
+fn who_interrupts_it_finds_whole_files_and_a_filesystem_that_was_unmounted() {
+    let place = Workplace::new();
+    let _ = place.folder("mnt");
+    empty(&place);
+    let tree = place.folder("t");
+    for (name, length) in [("a", 100_000), ("b", 100_000), ("c", 4 << 20)] {
+        fs::write(tree.join(name), vec![7; length]).unwrap();
+    }
+    let tar = Command::new("tar").current_dir(&tree).args(["-c", "a", "b", "c"]).output().unwrap();
+    let words = ["tar", "--format", "raw", "-a", "disk", "--rw"];
+    let mut running = place.command("guestimg", &words);
+    let mut running =
+        running.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    // Not all of the last file. What a pipe took was read, but for the last of it.
+    let mut stdin = running.stdin.take().unwrap();
+    stdin.write_all(&tar.stdout[..3 << 20]).unwrap();
+    kill(Pid::from_raw(running.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = running.wait_with_output().unwrap();
+    drop(stdin);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("interrupted; 2 files were written before that and are kept"), "{told}");
+    assert!(is_unmounted(&place));
+    look(&place, &["--format", "raw", "-a", "disk"], |mnt| {
+        assert!(fs::read(mnt.join("b")).unwrap() == vec![7; 100_000]);
+        assert_eq!(fs::read_dir(mnt).unwrap().count(), 2);
+    });
+}
+
+#[test]
+fn a_folder_that_is_not_there_leaves_the_filesystem_unmounted() {
+    let place = Workplace::new();
+    empty(&place);
+    let words = ["cp", "--format", "raw", "-a", "disk", "--rw", "disk", "/missing"];
+    assert!(said(&place.run("guestimg", &words), 1).contains("/missing: No such file"));
+    assert!(is_unmounted(&place));
 }

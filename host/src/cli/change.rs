@@ -10,9 +10,11 @@ use guestmnt_protocol::path::{GuestPath, Printable};
 
 use super::images::OverlayArguments;
 use super::look::FilesArguments;
+use super::progress::Progress;
 use crate::files::{Files, Follow};
 use crate::guest::Guest;
-use crate::insert::{Inserted, Trouble};
+use crate::insert::interruption::Interruption;
+use crate::insert::{self, Complain, Existing, Inserted, Trouble, Writer};
 use crate::session::boot::Origin;
 use crate::session::launch::{Launched, launch};
 use crate::session::plan::{WritesTo, check_overlays};
@@ -41,6 +43,22 @@ pub struct Changing {
     vm: Vm,
     /// Images and overlays, which are locked as long as this is there.
     _origin: Origin,
+    /// With it, no signal ends this process before the guest has unmounted.
+    interruption: Interruption,
+}
+
+/// What files are put into a guest with.
+pub struct Insertion<'a> {
+    /// Where they go.
+    pub folder: &'a GuestPath,
+    /// What makes them.
+    pub writer: Writer<'a>,
+    /// Told how far it is.
+    pub progress: insert::Progress<'a>,
+    /// Told of files that there is trouble with.
+    pub complain: Complain<'a>,
+    /// Counts them.
+    pub sum: &'a mut Inserted,
 }
 
 impl ChangeArguments {
@@ -74,7 +92,9 @@ impl ChangeArguments {
         let dirty = if self.force_dirty { Dirty::Force } else { Dirty::ReadOnly };
         plan.writes = if self.rw { WritesTo::Images(dirty) } else { WritesTo::Overlays(dirty) };
         let Launched { guest, vm, origin, .. } = launch(&plan, &Timings::start()).map_err(boxed)?;
-        Ok(Changing { guest: Arc::new(guest), vm, _origin: origin })
+        let failed = |error| boxed(format!("cannot wait for signals: {error}"));
+        let interruption = Interruption::expect().map_err(failed)?;
+        Ok(Changing { guest: Arc::new(guest), vm, _origin: origin, interruption })
     }
 }
 
@@ -83,7 +103,7 @@ impl Changing {
     ///
     /// # Errors
     /// Where there is none, in words for people.
-    pub fn folder(&self, path: &[u8]) -> Result<GuestPath, Box<dyn Display>> {
+    fn folder(&self, path: &[u8]) -> Result<GuestPath, Box<dyn Display>> {
         let files = Files::of(Arc::clone(&self.guest), Vec::new()).map_err(boxed)?;
         let failed = |reason: &str| boxed(format!("{}: {reason} in the image", Printable(path)));
         match files.find(path, Follow::Last) {
@@ -93,15 +113,35 @@ impl Changing {
         }
     }
 
-    /// Brings what was written to the disk and ends the VM. `done` is what came of it so far.
+    /// Has `insert` put files into the folder of the image that the user calls `folder`, while a line
+    /// tells how far it is. Brings what was written to the disk then, and ends the VM.
     ///
     /// # Errors
-    /// Where not all is on the disk, with how far it came.
-    pub fn end(
+    /// Where there is no such folder, or not all is on the disk, with how far it came.
+    pub fn insert(
         self,
-        done: Result<(), Trouble>,
-        sum: Inserted,
+        folder: &[u8],
+        existing: Existing,
+        insert: impl FnOnce(Insertion) -> Result<(), Trouble>,
     ) -> Result<Inserted, Box<dyn Display>> {
+        let mut sum = Inserted::default();
+        let folder = match self.folder(folder) {
+            Ok(folder) => folder,
+            Err(error) => return self.end(Ok(()), sum).and(Err(error)),
+        };
+        let progress = Progress::open_ended();
+        let done = insert(Insertion {
+            folder: &folder,
+            writer: Writer::of(&self.guest, existing, &self.interruption),
+            progress: &mut |bytes| progress.advance(bytes),
+            complain: &mut |path: &[u8], trouble: &Trouble| progress.tell(path, trouble),
+            sum: &mut sum,
+        });
+        drop(progress);
+        self.end(done, sum)
+    }
+
+    fn end(self, done: Result<(), Trouble>, sum: Inserted) -> Result<Inserted, Box<dyn Display>> {
         let flushed = self.guest.unmount();
         drop(self.guest);
         self.vm.quit();

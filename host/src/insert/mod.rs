@@ -6,6 +6,7 @@
 
 pub mod from_host;
 pub mod from_tar;
+pub mod interruption;
 mod pax;
 pub mod tar_reader;
 mod writer;
@@ -16,6 +17,7 @@ use std::io;
 use guestmnt_protocol::path::GuestPath;
 use nix::errno::Errno;
 
+use self::interruption::Interrupted;
 pub use self::writer::{Metadata, Target, Writer};
 
 /// What is done with a file of the image that is in the way.
@@ -36,6 +38,8 @@ pub enum Trouble {
     Source(io::Error),
     /// It is of a kind that is left out; the text says which.
     LeftOut(&'static str),
+    /// The user wants it to end.
+    Interrupted,
 }
 
 impl fmt::Display for Trouble {
@@ -53,6 +57,7 @@ impl fmt::Display for Trouble {
                 None => write!(f, "cannot read: {error}"),
             },
             Self::LeftOut(what) => write!(f, "left out: it is {what}"),
+            Self::Interrupted => Interrupted.fmt(f),
         }
     }
 }
@@ -67,7 +72,16 @@ impl From<Errno> for Trouble {
 
 impl From<io::Error> for Trouble {
     fn from(error: io::Error) -> Self {
-        Self::Source(error)
+        match error.get_ref() {
+            Some(inner) if inner.is::<Interrupted>() => Self::Interrupted,
+            _ => Self::Source(error),
+        }
+    }
+}
+
+impl From<Interrupted> for Trouble {
+    fn from(Interrupted: Interrupted) -> Self {
+        Self::Interrupted
     }
 }
 
@@ -76,7 +90,7 @@ impl Trouble {
     #[must_use]
     pub fn is_final(&self) -> bool {
         use Errno::{EDQUOT, EIO, ENOSPC, EROFS};
-        matches!(self, Self::Guest(ENOSPC | EDQUOT | EROFS | EIO))
+        matches!(self, Self::Interrupted | Self::Guest(ENOSPC | EDQUOT | EROFS | EIO))
     }
 }
 

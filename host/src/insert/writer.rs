@@ -10,6 +10,7 @@ use guestmnt_protocol::xattr::XattrName;
 use log::warn;
 use nix::errno::Errno;
 
+use super::interruption::Interruption;
 use super::{Existing, Trouble};
 use crate::guest::Guest;
 
@@ -41,6 +42,7 @@ pub enum Target {
 pub struct Writer<'g> {
     guest: &'g Guest,
     existing: Existing,
+    interruption: &'g Interruption,
     /// Whether it was told that the filesystem keeps no owners and permissions.
     without_owners: bool,
 }
@@ -49,14 +51,16 @@ pub struct Writer<'g> {
 pub struct NewFile<'g> {
     guest: &'g Guest,
     held: HeldFile,
+    interruption: &'g Interruption,
 }
 
 impl NewFile<'_> {
     /// Writes all of `bytes` at byte `offset`.
     ///
     /// # Errors
-    /// The guest's.
+    /// The guest's, or [`Trouble::Interrupted`].
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Trouble> {
+        self.interruption.check()?;
         Ok(self.guest.write(self.held, offset, bytes)?)
     }
 
@@ -71,17 +75,24 @@ impl NewFile<'_> {
 }
 
 impl<'g> Writer<'g> {
-    /// One for the files of `guest`.
+    /// One for the files of `guest`, which begins nothing more after `interruption`.
     #[must_use]
-    pub fn of(guest: &'g Guest, existing: Existing) -> Self {
-        Self { guest, existing, without_owners: false }
+    pub fn of(guest: &'g Guest, existing: Existing, interruption: &'g Interruption) -> Self {
+        Self { guest, existing, interruption, without_owners: false }
+    }
+
+    /// What it does not go on after.
+    #[must_use]
+    pub fn interruption(&self) -> &'g Interruption {
+        self.interruption
     }
 
     /// Makes a folder, or takes the one that is there.
     ///
     /// # Errors
-    /// The guest's; `EEXIST` where something else is there.
+    /// The guest's, `EEXIST` where something else is there; or [`Trouble::Interrupted`].
     pub fn folder(&self, at: &GuestPath) -> Result<(), Trouble> {
+        self.interruption.check()?;
         let Some(entry) = entry(at) else { return Ok(()) };
         match self.guest.make(entry, NewNode::Directory(0o700), Owner::default()) {
             Ok(_) => Ok(()),
@@ -114,18 +125,19 @@ impl<'g> Writer<'g> {
     /// Makes a regular file of what `fill` writes. One that cannot be completed is not left there.
     ///
     /// # Errors
-    /// The guest's, or that of `fill`.
+    /// The guest's, that of `fill`, or [`Trouble::Interrupted`].
     pub fn file(
         &mut self,
         at: &GuestPath,
         metadata: &Metadata,
         fill: impl FnOnce(&NewFile) -> Result<(), Trouble>,
     ) -> Result<(), Trouble> {
+        self.interruption.check()?;
         let entry = entry(at).ok_or(Errno::EISDIR)?;
         let (held, _) = self.make_room(&entry, || {
             self.guest.create(entry.clone(), 0o600, metadata.owner, Taken::Refuse)
         })?;
-        let filled = fill(&NewFile { guest: self.guest, held })
+        let filled = fill(&NewFile { guest: self.guest, held, interruption: self.interruption })
             .and_then(|()| self.prepare(&FileAt::Held(held), metadata, true));
         let done = match filled {
             Ok(()) => self.guest.finish(held, &[], times(metadata)).map_err(Trouble::from),
@@ -144,13 +156,14 @@ impl<'g> Writer<'g> {
     /// Makes what has no contents.
     ///
     /// # Errors
-    /// The guest's.
+    /// The guest's, or [`Trouble::Interrupted`].
     pub fn other(
         &mut self,
         at: &GuestPath,
         metadata: &Metadata,
         target: &Target,
     ) -> Result<(), Trouble> {
+        self.interruption.check()?;
         let entry = entry(at).ok_or(Errno::EISDIR)?;
         let node = match target {
             Target::Link(to) => {
@@ -173,8 +186,9 @@ impl<'g> Writer<'g> {
     /// Gives the file at `first` one more name.
     ///
     /// # Errors
-    /// The guest's.
+    /// The guest's, or [`Trouble::Interrupted`].
     pub fn hard_link(&self, first: &GuestPath, at: &GuestPath) -> Result<(), Trouble> {
+        self.interruption.check()?;
         let entry = entry(at).ok_or(Errno::EISDIR)?;
         self.make_room(&entry, || self.guest.hard_link(first.clone(), entry.clone()))?;
         Ok(())

@@ -11,12 +11,12 @@ use guestmnt_protocol::path::GuestPath;
 use serde_json::json;
 
 use super::output::say;
-use crate::cli::change::ChangeArguments;
+use crate::cli::change::{ChangeArguments, Insertion};
 use crate::cli::look::FilesArguments;
 use crate::cli::progress::Progress;
 use crate::extract::copy::{Copy, Existing};
 use crate::files::{Files, Follow, Trouble, Walked};
-use crate::insert::{self, from_host::FromHost};
+use crate::insert::{self, Inserted, from_host::FromHost};
 
 /// Copies files and folders out of an image, with times, permissions, holes and links; with
 /// --overlay or --rw, into an image
@@ -97,17 +97,15 @@ impl Arguments {
         matches: &ArgMatches,
     ) -> Result<ExitCode, Box<dyn Display>> {
         let changing = self.change.open(&self.files, matches)?;
-        let folder = changing.folder(folder.as_encoded_bytes())?;
-        let progress = Progress::open_ended();
         let existing = if self.force { insert::Existing::Replace } else { insert::Existing::Keep };
-        let mut advance = |bytes| progress.advance(bytes);
-        let mut complain = |path: &[u8], trouble: &insert::Trouble| progress.tell(path, trouble);
-        let writer = insert::Writer::of(&changing.guest, existing);
-        let mut copy = FromHost::new(writer, &mut advance, &mut complain);
-        let done = paths.iter().try_for_each(|path| copy.copy(Path::new(path), &folder));
-        let sum = copy.sum();
-        drop(progress);
-        let insert::Inserted { files, troubles } = changing.end(done, sum)?;
+        let insert = |to: Insertion| {
+            let mut copy = FromHost::new(to.writer, to.progress, to.complain);
+            let done = paths.iter().try_for_each(|path| copy.copy(Path::new(path), to.folder));
+            *to.sum = copy.sum();
+            done
+        };
+        let folder = folder.as_encoded_bytes();
+        let Inserted { files, troubles } = changing.insert(folder, existing, insert)?;
         if self.json {
             say!("{}", json!({ "files": files, "troubles": troubles }));
         }

@@ -3,8 +3,9 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::io::{self, BufReader, BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
@@ -12,13 +13,13 @@ use guestmnt_protocol::path::GuestPath;
 use serde_json::json;
 
 use super::output::{Output, say};
-use crate::cli::change::ChangeArguments;
+use crate::cli::change::{ChangeArguments, Insertion};
 use crate::cli::look::FilesArguments;
 use crate::cli::progress::Progress;
 use crate::extract::new_file::NewFile;
 use crate::extract::tar::Tar;
 use crate::files::{Files, Follow, Trouble, Walked};
-use crate::insert::{self, from_tar::unpack};
+use crate::insert::{self, Inserted, from_tar::unpack};
 
 /// Writes files and folders of an image as a tar stream, with everything that is known of them;
 /// with --overlay or --rw, unpacks a tar stream into an image
@@ -88,29 +89,27 @@ impl Arguments {
         let [folder] = self.paths.as_slice() else {
             return Err(super::boxed("one folder of the image is unpacked into"));
         };
-        let stream: Box<dyn Read> = match &self.input {
+        let stream = match &self.input {
             None if io::stdin().is_terminal() => {
                 let text = "no tar stream is typed on a terminal\n  hint: --input FILE, or < FILE";
                 return Err(super::boxed(text));
             }
-            None => Box::new(io::stdin().lock()),
-            Some(path) => {
-                let failed = |error| format!("cannot read {}: {error}", path.display());
-                Box::new(File::open(path).map_err(|error| super::boxed(failed(error)))?)
-            }
+            None => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+            Some(path) => File::open(path),
         };
-        let stream = BufReader::with_capacity(1 << 20, stream);
+        let name = self.input.as_deref().unwrap_or(Path::new("standard input"));
+        let failed = |error| super::boxed(format!("cannot read {}: {error}", name.display()));
+        let stream = stream.map_err(failed)?;
         let changing = self.change.open(&self.files, matches)?;
-        let folder = changing.folder(folder.as_encoded_bytes())?;
-        let progress = Progress::open_ended();
         let existing = if self.force { insert::Existing::Replace } else { insert::Existing::Keep };
-        let mut advance = |bytes| progress.advance(bytes);
-        let mut complain = |path: &[u8], trouble: &insert::Trouble| progress.tell(path, trouble);
-        let mut writer = insert::Writer::of(&changing.guest, existing);
-        let mut sum = insert::Inserted::default();
-        let done = unpack(stream, &folder, &mut writer, &mut sum, &mut advance, &mut complain);
-        drop(progress);
-        let insert::Inserted { files, troubles } = changing.end(done, sum)?;
+        let insert = |to: Insertion| {
+            let Insertion { folder, mut writer, progress, complain, sum } = to;
+            let stream = writer.interruption().reader(stream);
+            let stream = BufReader::with_capacity(1 << 20, stream);
+            unpack(stream, folder, &mut writer, sum, progress, complain)
+        };
+        let folder = folder.as_encoded_bytes();
+        let Inserted { files, troubles } = changing.insert(folder, existing, insert)?;
         if self.json {
             say!("{}", json!({ "files": files, "troubles": troubles }));
         }
