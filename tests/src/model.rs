@@ -1,7 +1,9 @@
 //! A reference model: random sequences of changes, made on a mount and in a plain folder. Each has to
-//! end alike in both, and the two have to hold the same afterwards, and after a remount too.
+//! end alike in both; the files that it was about have to be the same afterwards, and all of them now
+//! and then, and after a remount.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
@@ -30,18 +32,25 @@ pub struct Keeps {
     pub holes: bool,
     /// The exchange of two names.
     pub exchange: bool,
+    /// Space that is allocated before it is written.
+    pub allocation: bool,
 }
 
 /// Everything: ext4, XFS, Btrfs.
 pub const ALL: Keeps =
-    Keeps { modes: true, links: true, xattrs: true, holes: true, exchange: true };
+    Keeps { modes: true, links: true, xattrs: true, holes: true, exchange: true, allocation: true };
 
-/// FAT and exFAT have names, contents and times, and no more.
-pub const FAT: Keeps =
-    Keeps { modes: false, links: false, xattrs: false, holes: false, exchange: false };
+/// FAT has names, contents and times.
+pub const FAT: Keeps = Keeps { modes: false, links: false, xattrs: false, holes: false, ..ALL };
 
-/// Steps between two looks at everything.
+/// exFAT can do still less.
+pub const EXFAT: Keeps = Keeps { exchange: false, allocation: false, ..FAT };
+
+/// Steps between two looks at everything, and how many of each such run come before it is looked
+/// after each step at what that concerned. Looking has the guest take what is kept, so that the others
+/// meet files of which something is.
 const STEPS_BETWEEN: usize = 40;
+const STEPS_UNSEEN: usize = 20;
 
 /// Few names, so that steps meet the files of earlier ones.
 const NAMES: u64 = 6;
@@ -94,6 +103,7 @@ enum Step {
     RemoveFolder(PathBuf),
     Rename(PathBuf, PathBuf),
     Exchange(PathBuf, PathBuf),
+    RenameIfFree(PathBuf, PathBuf),
     Link(PathBuf, PathBuf),
     Symlink(PathBuf, PathBuf),
     Fifo(PathBuf),
@@ -102,6 +112,7 @@ enum Step {
     SetXattr(PathBuf, Vec<u8>),
     RemoveXattr(PathBuf),
     Punch(PathBuf, u64, u64),
+    Allocate(PathBuf, u64),
     Copy(PathBuf, PathBuf),
 }
 
@@ -109,7 +120,7 @@ impl Step {
     fn any(random: &mut Random, keeps: &Keeps) -> Self {
         loop {
             let path = random.path();
-            let step = match random.below(26) {
+            let step = match random.below(28) {
                 0..=2 => Self::Make(path),
                 3..=5 => Self::Write { path, offset: random.below(LONGEST), bytes: random.bytes() },
                 6 => Self::Append(path, random.bytes()),
@@ -130,6 +141,8 @@ impl Step {
                 23 if keeps.xattrs => Self::SetXattr(path, random.bytes()[..1].to_vec()),
                 24 if keeps.xattrs => Self::RemoveXattr(path),
                 25 if keeps.holes => Self::Punch(path, random.below(LONGEST), 70_000),
+                26 => Self::RenameIfFree(path, random.path()),
+                27 if keeps.allocation => Self::Allocate(path, 1 + random.below(LONGEST)),
                 _ if random.below(4) == 0 => Self::Copy(path, random.path()),
                 _ => continue,
             };
@@ -167,11 +180,21 @@ impl Step {
             Self::MakeFolder(path) => fs::create_dir(root.join(path)).map(nothing),
             Self::Remove(path) => fs::remove_file(root.join(path)).map(nothing),
             Self::RemoveFolder(path) => fs::remove_dir(root.join(path)).map(nothing),
-            Self::Rename(from, to) => fs::rename(root.join(from), root.join(to)).map(nothing),
+            Self::Rename(from, to) => {
+                fs::rename(root.join(from), root.join(to)).map(nothing).map_err(|error| {
+                    // XFS calls a folder in the way that is not empty so, which POSIX allows.
+                    if error.kind() == io::ErrorKind::AlreadyExists {
+                        Errno::ENOTEMPTY.into()
+                    } else {
+                        error
+                    }
+                })
+            }
             Self::Exchange(from, to) => {
-                let (from, to) = (root.join(from), root.join(to));
-                let exchange = RenameFlags::RENAME_EXCHANGE;
-                renameat2(AT_FDCWD, &from, AT_FDCWD, &to, exchange).map_err(Into::into).map(nothing)
+                renamed(root, from, to, RenameFlags::RENAME_EXCHANGE).map(nothing)
+            }
+            Self::RenameIfFree(from, to) => {
+                renamed(root, from, to, RenameFlags::RENAME_NOREPLACE).map(nothing)
             }
             Self::Link(from, to) => fs::hard_link(root.join(from), root.join(to)).map(nothing),
             Self::Symlink(target, path) => symlink(target, root.join(path)).map(nothing),
@@ -197,6 +220,10 @@ impl Step {
                 let (offset, length) = (offset.cast_signed(), length.cast_signed());
                 fallocate(&file, how, offset, length).map_err(Into::into).map(nothing)
             }),
+            Self::Allocate(path, length) => writable(&root.join(path)).and_then(|file| {
+                let all = FallocateFlags::empty();
+                fallocate(&file, all, 0, length.cast_signed()).map_err(Into::into).map(nothing)
+            }),
             Self::Copy(from, to) => real(root, from).and_then(|from| {
                 // copy_file_range(2), where the two are regular files.
                 let mut source = File::open(from)?;
@@ -206,6 +233,37 @@ impl Step {
         };
         done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
     }
+
+    /// The files that it is about.
+    fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::Make(path)
+            | Self::Write { path, .. }
+            | Self::Append(path, _)
+            | Self::WriteNameless(path, _)
+            | Self::Truncate(path, _)
+            | Self::MakeFolder(path)
+            | Self::Remove(path)
+            | Self::RemoveFolder(path)
+            | Self::Fifo(path)
+            | Self::SetMode(path, _)
+            | Self::SetTime(path, _)
+            | Self::SetXattr(path, _)
+            | Self::RemoveXattr(path)
+            | Self::Punch(path, ..)
+            | Self::Allocate(path, _) => vec![path],
+            Self::Rename(from, to)
+            | Self::Exchange(from, to)
+            | Self::RenameIfFree(from, to)
+            | Self::Link(from, to)
+            | Self::Copy(from, to) => vec![from, to],
+            Self::Symlink(_, path) => vec![path],
+        }
+    }
+}
+
+fn renamed(root: &Path, from: &Path, to: &Path, how: RenameFlags) -> io::Result<()> {
+    Ok(renameat2(AT_FDCWD, &root.join(from), AT_FDCWD, &root.join(to), how)?)
 }
 
 /// A file to be written, without waiting for the reader of a FIFO.
@@ -240,32 +298,51 @@ fn contents(root: &Path, keeps: &Keeps) -> BTreeMap<PathBuf, String> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("the folder can be read") {
             let path = entry.expect("the folder can be read").path();
-            let stat = fs::symlink_metadata(&path).expect("it was listed");
-            let kind = stat.file_type();
-            let mut what = format!("{kind:?} ");
-            if keeps.modes {
-                what += &format!("{:o} ", stat.mode() & 0o7777);
-            }
-            if kind.is_dir() {
+            let what = described(&path, keeps).expect("it was listed");
+            if fs::symlink_metadata(&path).is_ok_and(|stat| stat.is_dir()) {
                 folders.push(path.clone());
-            } else if keeps.links {
-                what += &format!("links {} ", stat.nlink());
-            }
-            if kind.is_symlink() {
-                what += &format!("{:?}", fs::read_link(&path).expect("it is a link"));
-            }
-            if kind.is_file() {
-                let bytes = fs::read(&path).expect("it can be read");
-                assert_eq!(bytes.len() as u64, stat.len(), "{}", path.display());
-                what += &format!("{} bytes {}", bytes.len(), hash(&bytes));
-            }
-            if keeps.xattrs && (kind.is_file() || kind.is_dir()) {
-                what += &format!(" {:?}", xattr::get(&path, "user.model").unwrap_or_default());
             }
             all.insert(path.strip_prefix(root).expect("it is below").to_owned(), what);
         }
     }
     all
+}
+
+/// What tells a file from others; `None` where there is none.
+fn described(path: &Path, keeps: &Keeps) -> Option<String> {
+    let stat = fs::symlink_metadata(path).ok()?;
+    let kind = stat.file_type();
+    let mut what = format!("{kind:?} ");
+    if keeps.modes {
+        what += &format!("{:o} ", stat.mode() & 0o7777);
+    }
+    if !kind.is_dir() && keeps.links {
+        what += &format!("links {} ", stat.nlink());
+    }
+    if kind.is_symlink() {
+        what += &format!("{:?}", fs::read_link(path).expect("it is a link"));
+    }
+    if kind.is_file() {
+        let bytes = fs::read(path).expect("it can be read");
+        assert_eq!(bytes.len() as u64, stat.len(), "{}", path.display());
+        what += &format!("{} bytes {}", bytes.len(), hash(&bytes));
+    }
+    if keeps.xattrs && (kind.is_file() || kind.is_dir()) {
+        what += &format!(" {:?}", xattr::get(path, "user.model").unwrap_or_default());
+    }
+    Some(what)
+}
+
+/// What there is of the files that a step was about, and of their folders.
+fn concerned(root: &Path, step: &Step, keeps: &Keeps) -> Vec<(Option<String>, Vec<OsString>)> {
+    let names = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+        names.sort();
+        names
+    };
+    let one = |path: PathBuf| (described(&path, keeps), path.parent().map_or_else(Vec::new, names));
+    step.paths().into_iter().map(|path| one(root.join(path))).collect()
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -303,6 +380,15 @@ pub fn same_as_a_plain_folder(shown: &mut dyn Writable, keeps: &Keeps, seed: u64
         if let (Step::SetTime(path, seconds), Ok(_)) = (&step, &ours) {
             set.insert(path.clone(), *seconds);
             assert_eq!(times(&place, &set), times(plain.path(), &set), "{}", about());
+        }
+        if number % STEPS_BETWEEN >= STEPS_UNSEEN {
+            let (ours, theirs) = (&place, plain.path());
+            assert_eq!(
+                concerned(ours, &step, keeps),
+                concerned(theirs, &step, keeps),
+                "{}",
+                about()
+            );
         }
         let last = number + 1 == steps;
         if last || number % STEPS_BETWEEN == STEPS_BETWEEN - 1 {

@@ -3,15 +3,20 @@
 
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{
+    FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
+};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use nix::fcntl::{
+    AT_FDCWD, FallocateFlags, FcntlArg, Flock, FlockArg, RenameFlags, copy_file_range, fallocate,
+    fcntl, renameat2,
+};
 use nix::sys::stat::Mode;
 use nix::unistd::Whence::{SeekData, SeekHole};
-use nix::unistd::{lseek, mkfifo};
+use nix::unistd::{getegid, geteuid, lseek, mkfifo};
 
 use crate::worlds::writable::Writable;
 
@@ -31,7 +36,12 @@ macro_rules! writing_in {
             what_a_folder_lists_is_what_is_in_it,
             appended_bytes_come_behind_all_others,
             holes_are_made_and_found,
+            space_is_allocated,
+            names_are_exchanged_or_left_alone_as_asked,
+            files_are_given_to_others,
+            bytes_are_copied_from_file_to_file,
             locks_hold_between_processes,
+            locks_of_ranges_keep_out_those_that_overlap,
         }
     };
     ($world:expr; $($body:ident,)*) => {
@@ -339,6 +349,85 @@ pub fn holes_are_made_and_found(shown: &mut dyn Writable) {
     }
 }
 
+pub fn space_is_allocated(shown: &mut dyn Writable) {
+    let path = shown.path().join("roomy");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.write_all_at(&[7; 100_000], 0).unwrap();
+    let allocate = |mode, length: i64| fallocate(&file, mode, 0, length);
+    allocate(FallocateFlags::empty(), 300_000).unwrap();
+    allocate(FallocateFlags::FALLOC_FL_KEEP_SIZE, 900_000).unwrap();
+    // The kernel does not hand these to FUSE.
+    for mode in [FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, FallocateFlags::FALLOC_FL_INSERT_RANGE] {
+        assert_eq!(allocate(mode, 65_536), Err(Errno::EOPNOTSUPP));
+    }
+    drop(file);
+    for _ in 0..2 {
+        let bytes = fs::read(&path).unwrap();
+        assert!(bytes[..100_000] == [7; 100_000] && bytes[100_000..] == [0; 200_000]);
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 >= 900_000);
+        shown.remount();
+    }
+}
+
+pub fn names_are_exchanged_or_left_alone_as_asked(shown: &mut dyn Writable) {
+    let folder = shown.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let [one, other, new] = ["one", "other", "new"].map(|name| folder.join(name));
+    fs::write(&one, "first").unwrap();
+    fs::write(&other, "second").unwrap();
+    let rename = |from: &Path, to: &Path, how| renameat2(AT_FDCWD, from, AT_FDCWD, to, how);
+    let leave = RenameFlags::RENAME_NOREPLACE;
+    assert_eq!(rename(&one, &other, leave), Err(Errno::EEXIST));
+    assert_eq!(fs::read_to_string(&other).unwrap(), "second");
+    rename(&one, &new, leave).unwrap();
+    rename(&new, &other, RenameFlags::RENAME_EXCHANGE).unwrap();
+    assert_eq!(rename(&one, &other, RenameFlags::RENAME_EXCHANGE), Err(Errno::ENOENT));
+    assert_eq!(rename(&new, &one, RenameFlags::RENAME_WHITEOUT), Err(Errno::EINVAL));
+    for _ in 0..2 {
+        assert_eq!(names(&folder), ["new", "other"]);
+        assert_eq!(fs::read_to_string(&new).unwrap(), "second");
+        assert_eq!(fs::read_to_string(&other).unwrap(), "first");
+        shown.remount();
+    }
+}
+
+pub fn files_are_given_to_others(shown: &mut dyn Writable) {
+    // Those to whom anybody may give a file of his own.
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    let [file, link] = ["file", "its link"].map(|name| shown.path().join(name));
+    fs::write(&file, "").unwrap();
+    symlink("file", &link).unwrap();
+    chown(&file, Some(user), Some(group)).unwrap();
+    lchown(&link, Some(user), Some(group)).unwrap();
+    for _ in 0..2 {
+        for path in [&file, &link] {
+            let stat = fs::symlink_metadata(path).unwrap();
+            assert_eq!((stat.uid(), stat.gid()), (user, group), "{}", path.display());
+        }
+        shown.remount();
+    }
+}
+
+pub fn bytes_are_copied_from_file_to_file(shown: &mut dyn Writable) {
+    let [from, to] = ["from", "to"].map(|name| shown.path().join(name));
+    let bytes: Vec<u8> = (0..1_000_001u32).map(|n| (n % 251) as u8).collect();
+    fs::write(&from, &bytes).unwrap();
+    fs::write(&to, [9; 100]).unwrap();
+    let (source, target) = (File::open(&from), OpenOptions::new().write(true).open(&to));
+    let (source, target) = (source.unwrap(), target.unwrap());
+    let (mut read_at, mut write_at) = (1, 50);
+    while copy_file_range(&source, Some(&mut read_at), &target, Some(&mut write_at), 1 << 30)
+        .unwrap()
+        > 0
+    {}
+    drop((source, target));
+    for _ in 0..2 {
+        let copied = fs::read(&to).unwrap();
+        assert!(copied[..50] == [9; 50] && copied[50..] == bytes[1..]);
+        shown.remount();
+    }
+}
+
 pub fn locks_hold_between_processes(shown: &mut dyn Writable) {
     let path = shown.path().join("locked");
     fs::write(&path, "").unwrap();
@@ -347,4 +436,39 @@ pub fn locks_hold_between_processes(shown: &mut dyn Writable) {
     assert_eq!(lock().map_err(|(_, errno)| errno).err(), Some(Errno::EWOULDBLOCK));
     drop(held);
     assert!(lock().is_ok());
+}
+
+/// The kernel takes the locks of a process, and those of an open file, for those of two.
+pub fn locks_of_ranges_keep_out_those_that_overlap(shown: &mut dyn Writable) {
+    let path = shown.path().join("locked");
+    fs::write(&path, "").unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let range = |kind: i32, start: i64, length: i64| nix::libc::flock {
+        l_type: i16::try_from(kind).unwrap(),
+        l_whence: i16::try_from(nix::libc::SEEK_SET).unwrap(),
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    };
+    let (ours, theirs) = (open(), open());
+    let take = |kind| fcntl(&ours, FcntlArg::F_SETLK(&range(kind, 10, 100))).unwrap();
+    let try_at = |kind, start| {
+        let lock = range(kind, start, 10);
+        let taken = fcntl(&theirs, FcntlArg::F_OFD_SETLK(&lock));
+        if taken.is_ok() {
+            let free = range(nix::libc::F_UNLCK, start, 10);
+            fcntl(&theirs, FcntlArg::F_OFD_SETLK(&free)).unwrap();
+        }
+        taken.map(drop)
+    };
+    take(nix::libc::F_WRLCK);
+    for start in [1, 50, 109] {
+        assert_eq!(try_at(nix::libc::F_RDLCK, start), Err(Errno::EAGAIN), "{start}");
+    }
+    assert_eq!((try_at(nix::libc::F_WRLCK, 0), try_at(nix::libc::F_WRLCK, 110)), (Ok(()), Ok(())));
+    take(nix::libc::F_RDLCK);
+    assert_eq!(try_at(nix::libc::F_RDLCK, 50), Ok(()));
+    assert_eq!(try_at(nix::libc::F_WRLCK, 50), Err(Errno::EAGAIN));
+    drop(ours);
+    assert_eq!(try_at(nix::libc::F_WRLCK, 50), Ok(()));
 }

@@ -10,7 +10,7 @@ use guestmnt::fs::operations::Operations;
 use guestmnt::fs::view::View;
 use guestmnt_protocol::attr::{Attr, Time};
 use guestmnt_protocol::change::{
-    Change, HeldFile, HeldRequest, NewAttributes, NewTime, Owner, Removed, Synced,
+    Change, HeldFile, HeldRequest, NewAttributes, NewNode, NewTime, Owner, Removed, Synced,
 };
 use guestmnt_protocol::message::{Answer, Failure, NameMatching, Outcome, Request};
 use guestmnt_protocol::path::GuestPath;
@@ -141,4 +141,20 @@ fn what_nobody_was_told_is_lost_when_it_ends() {
     let (changes, node) = new_file();
     let path = GuestPath::parse(b"/new").unwrap();
     assert_eq!(untold(&changes, node), Some(Lost { path, errno: Errno::ENOSPC }));
+}
+
+#[test]
+fn errors_of_the_guests_filesystem_arrive_as_themselves() {
+    use Errno::{EDQUOT, EEXIST, EFBIG, EIO, EMLINK, ENAMETOOLONG, ENOSPC, EPERM, EROFS};
+    for errno in [EDQUOT, EEXIST, EFBIG, EIO, EMLINK, ENAMETOOLONG, ENOSPC, EPERM, EROFS] {
+        let failure = Failure::new(u16::try_from(errno as i32).unwrap());
+        let (changes, node) = new_file_in(move |request| match request {
+            Request::Change(Change::Sync { .. } | Change::Make { .. }) => Err(failure.clone()),
+            Request::Change(Change::Finish { .. }) => Ok(Answer::Attr(FILE)),
+            other => full(other),
+        });
+        let made = changes.make(ROOT, b"folder", NewNode::Directory(0o755));
+        assert_eq!(made.err(), Some(errno));
+        assert_eq!(changes.sync(node, Synced::All), Err(errno));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use guestmnt_tests::model::{ALL, FAT, Keeps, same_as_a_plain_folder};
+use guestmnt_tests::model::{ALL, EXFAT, FAT, Keeps, same_as_a_plain_folder};
 use guestmnt_tests::specimens::specimen;
 use guestmnt_tests::worlds::writable::OverImage;
 use xtask::disks::filesystems::Kind;
@@ -43,5 +43,5 @@ each_kind! {
     btrfs: Btrfs ALL,
     ntfs: Ntfs NTFS,
     vfat: Vfat FAT,
-    exfat: Exfat FAT,
+    exfat: Exfat EXFAT,
 }
