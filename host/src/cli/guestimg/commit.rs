@@ -13,7 +13,7 @@ use crate::vm::commit::commit;
 use crate::vm::find_qemu;
 use crate::vm::kept_overlay::KeptOverlay;
 
-/// Write the changes that an overlay holds into its image, and remove the overlay. What they are,
+/// Writes the changes that an overlay holds into its image, and removes the overlay. What they are,
 /// `guestimg diff` lists; they cannot be taken back. If it is interrupted, the same command goes on
 #[derive(clap::Args)]
 pub struct Arguments {

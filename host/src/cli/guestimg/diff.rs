@@ -37,7 +37,7 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of a directory's page.
 const PAGE: u32 = 256 * 1024;
 
-/// List what an overlay changes of its image: files added, removed and changed
+/// Lists what an overlay changes of its image: files added, removed and changed
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -9,7 +9,7 @@ use crate::cli::images::{ImageArguments, OverlayArguments};
 use crate::image::{Disk, OpenOptions};
 use crate::vm::kept_overlay::KeptOverlay;
 
-/// Forget the changes of an image: remove its overlay, unless a mount has it or it is another's
+/// Forgets the changes of an image: removes its overlay, unless a mount has it or it is another's
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

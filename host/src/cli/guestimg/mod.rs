@@ -27,9 +27,13 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use super::{harmless, raise_file_limit, start_logging};
 
 const AFTER_HELP: &str = "\
-Exit status: 0 all is well; 1 usage or internal error, or an error that is told, of one file also; 2 doctor: mounts work,
-but something is missing; status: a mount lacks a layer or cannot be looked into; chain: something is
-broken; 3 doctor: mounts do not work; status: no such mount; 141 nobody reads the output any more.";
+Exit status:
+  0    all is well
+  1    usage or internal error, or an error that is told, of one file also
+  2    doctor: mounts work, but something is missing; status: a mount lacks a layer or cannot be
+       looked into; chain: something is broken
+  3    doctor: mounts do not work; status: no such mount
+  141  nobody reads the output any more";
 
 /// Tells about untrusted disk images, mounts of guestmnt and what this host offers to them.
 #[derive(Parser)]
@@ -41,7 +45,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List filesystems, partitions, logical volumes and what else is on the disks
+    /// Lists filesystems, partitions, logical volumes and what else is on the disks
     Filesystems(filesystems::Arguments),
     Inspect(inspect::Arguments),
     Ls(ls::Arguments),
