@@ -73,6 +73,7 @@ mod tests {
             "fish/vendor_completions.d/guestimg.fish",
         ] {
             assert!(text(path).contains("filesystems"), "{path}");
+            assert!(!text(path).contains("canary"), "{path} offers what is hidden");
         }
         fs::remove_dir_all(&folder).expect("it was made above");
     }

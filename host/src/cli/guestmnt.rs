@@ -76,7 +76,7 @@ struct Arguments {
     #[arg(short = 'w', long, group = "writing")]
     rw: bool,
 
-    /// FUSE options: allow_other, allow_root, default_permissions, uid=, gid=, umask=, fmask=, dmask=, noexec
+    /// FUSE options: allow_other, allow_root, default_permissions, uid=, gid=, umask=, fmask=, dmask=, noexec, symlinks=raw
     #[arg(short = 'o', long = "option", value_name = "OPTION[,OPTION…]")]
     option: Vec<FuseOptions>,
 

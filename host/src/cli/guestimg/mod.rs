@@ -26,6 +26,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{harmless, raise_file_limit, start_logging};
 
+const NAME: &str = "guestimg";
+
 const AFTER_HELP: &str = "\
 Exit status:
   0    all is well
@@ -37,7 +39,7 @@ Exit status:
 
 /// Tells about untrusted disk images, mounts of guestmnt and what this host offers to them.
 #[derive(Parser)]
-#[command(name = "guestimg", version, after_help = AFTER_HELP)]
+#[command(name = NAME, version, after_help = AFTER_HELP)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -65,10 +67,18 @@ enum Command {
     Starts(starts::Arguments),
 }
 
-/// The command line.
+/// The command line as people see it. Some shells' completions offer also what is hidden, so that is
+/// left out.
 #[must_use]
 pub fn command() -> clap::Command {
-    Arguments::command()
+    let whole = Arguments::command();
+    let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(whole.get_about().cloned().unwrap_or_default())
+        .after_help(AFTER_HELP)
+        .subcommand_required(true)
+        .subcommands(shown)
 }
 
 /// Runs the program with the process's arguments.
