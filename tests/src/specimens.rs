@@ -90,6 +90,16 @@ pub fn bitlocker_disks_of_other_ciphers() -> Option<[PathBuf; 2]> {
     bitlocker::OTHERS.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
 }
 
+/// Disks with the NTFS specimen in BitLocker volumes with keys of 256 bits, that a startup key opens.
+/// `None`, and a skip, where they could not be made.
+///
+/// # Panics
+/// As [`given`].
+#[must_use]
+pub fn bitlocker_disks_with_a_startup_key() -> Option<[PathBuf; 2]> {
+    bitlocker::LONG_KEYS.images(&specimens()).inspect_err(|reason| skip(reason)).ok()
+}
+
 /// Two dynamic disks of Windows. `None`, and a skip, where they could not be made.
 ///
 /// # Panics

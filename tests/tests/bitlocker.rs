@@ -5,10 +5,11 @@ use std::fs;
 
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{
-    bitlocker_disks, bitlocker_disks_of_other_ciphers, sha256, specimen, windows_disks,
+    bitlocker_disks, bitlocker_disks_of_other_ciphers, bitlocker_disks_with_a_startup_key, sha256,
+    specimen, windows_disks,
 };
 use guestmnt_tests::tree::assert_same;
-use xtask::disks::bitlocker::{PASSWORD, RECOVERY};
+use xtask::disks::bitlocker::{PASSWORD, RECOVERY, startup_key};
 use xtask::disks::filesystems::Kind;
 
 fn for_all(key: &str) -> String {
@@ -44,6 +45,24 @@ fn volumes_of_windows_8_and_with_longer_keys_show_their_files() {
     }
     place.unmount(&mnt);
     place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn a_startup_key_opens_the_volumes_that_it_was_made_for() {
+    let Some([cbc, elephant]) = bitlocker_disks_with_a_startup_key() else { return };
+    let Some((_, entries)) = specimen(Kind::Ntfs) else { return };
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let file = place.path().join("startup.BEK");
+    fs::write(&file, startup_key()).unwrap();
+    let key = format!("all:file:{}", file.display());
+    let disks = ["--format", "raw", "-a", text(&cbc), "-a", text(&elephant)];
+    place.mount(&[&["--key", &key], &disks[..], &["--all", text(&mnt)]].concat());
+    for disk in ["cryptsda", "cryptsdb"] {
+        assert_same(&mnt.join(disk), &entries);
+    }
+    place.unmount(&mnt);
+    place.assert_clean(&["mnt", "startup.BEK"]);
 }
 
 #[test]

@@ -103,18 +103,28 @@ pub enum Refusal {
     /// It has other letters than ASCII's, of which cryptsetup before 2.8.1 does not make the key that
     /// Windows makes of them.
     Letters,
+    /// It is a startup key.
+    StartupKey,
 }
 
 impl Refusal {
     fn of(volume: &Volume, key: &Secret) -> Self {
         let is_bitlocker = matches!(&volume.content, Content::Other(kind) if kind == BITLOCKER);
-        if is_bitlocker && !key.as_bytes().is_ascii() { Self::Letters } else { Self::Plain }
+        match key.as_bytes() {
+            bytes if is_startup_key(bytes) => Self::StartupKey,
+            bytes if is_bitlocker && !bytes.is_ascii() => Self::Letters,
+            _ => Self::Plain,
+        }
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::StartupKey => {
+                "a startup key opens the volume that it was made for, as long as that has not got \
+                 another one"
+            }
             Self::Plain => {
                 "a file's last line break is not taken for a part of the key, all else is"
             }
@@ -175,11 +185,18 @@ impl KeySpec {
     }
 }
 
-/// All of a file, up to what is certainly too long, without a line break at its end.
+/// All of a file, up to what is certainly too long; of text, without a line break at its end.
 fn read_key(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MAX_SECRET as u64 + 2).read_to_end(&mut bytes)?;
-    Ok(without_line_break(bytes))
+    Ok(if is_startup_key(&bytes) { bytes } else { without_line_break(bytes) })
+}
+
+/// Whether this is a startup key of BitLocker, a file `GUID.BEK`. It begins with its length and a
+/// version, and its last byte, whatever that is, is the key's.
+fn is_startup_key(bytes: &[u8]) -> bool {
+    let number = |at: usize| bytes.get(at..)?.first_chunk().copied().map(u32::from_le_bytes);
+    number(0) == u32::try_from(bytes.len()).ok() && number(4) == Some(1)
 }
 
 /// `bytes` without a line break at their end.
@@ -285,11 +302,11 @@ fn open_one(guest: &Guest, volume: &Volume, keys: &[Key]) -> Result<bool, KeyErr
     }
     match (meant, any) {
         (Some(refusal), _) => return Err(KeyError::Refused(name.clone(), refusal)),
-        (None, Some(Refusal::Letters)) => warn!("no key fits {name}: {}", Refusal::Letters),
         (None, Some(Refusal::Plain)) => match volume.uuid.as_str() {
             "" => warn!("no key fits {name}"),
             uuid => warn!("no key fits {name} ({})", Printable(uuid.as_bytes())),
         },
+        (None, Some(refusal)) => warn!("no key fits {name}: {refusal}"),
         (None, None) => {}
     }
     Ok(false)
@@ -338,6 +355,26 @@ mod tests {
             file.write_all(content.as_bytes()).unwrap();
             let fetched = key(&format!("all:file:{}", file.path().display()));
             assert_eq!(fetched.secret.as_bytes(), expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_startup_key_is_taken_as_it_is_and_called_so() {
+        let volume = Volume {
+            device: "/dev/sda".parse().unwrap(),
+            size: 1 << 30,
+            content: Content::Other(BITLOCKER.to_owned()),
+            label: String::new(),
+            uuid: String::new(),
+        };
+        let file_of = |length: u32| [&length.to_le_bytes()[..], &[1, 0, 0, 0, 200], b"\n"].concat();
+        let table = [(file_of(10), 10, Refusal::StartupKey), (file_of(11), 9, Refusal::Letters)];
+        for (content, kept, refusal) in table {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(&content).unwrap();
+            let key = key(&format!("all:file:{}", file.path().display()));
+            assert_eq!(key.secret.as_bytes(), &content[..kept]);
+            assert_eq!(Refusal::of(&volume, &key.secret), refusal);
         }
     }
 

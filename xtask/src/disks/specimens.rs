@@ -73,6 +73,7 @@ impl Specimens {
             && windows::PAIR.is_there(&specimens)
             && bitlocker::PAIR.is_there(&specimens)
             && bitlocker::OTHERS.is_there(&specimens)
+            && bitlocker::LONG_KEYS.is_there(&specimens)
             && dynamic::PAIR.is_there(&specimens)
             && linux::PAIR.is_there(&specimens);
         if lacking().is_empty() && specimens.crowd().exists() && whole {

@@ -6,6 +6,8 @@ use aes::Aes256;
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use sha2::{Digest, Sha256};
 
+use crate::disks::noise::Noise;
+
 /// A key that wraps another.
 pub type Key = [u8; 32];
 
@@ -37,6 +39,13 @@ pub fn of_recovery(password: &str, salt: &[u8; 16]) -> Key {
     };
     let bytes: Vec<u8> = password.split('-').flat_map(number).collect();
     stretched(Sha256::digest(bytes).into(), salt)
+}
+
+/// The key in a startup key's file. Its last byte is a line break.
+pub fn of_startup() -> Key {
+    let mut key = [b'\n'; 32];
+    Noise::of("a startup key").fill(&mut key[..31]);
+    key
 }
 
 /// The hash of the last hash, the first one, salt and count, again and again.

@@ -26,6 +26,7 @@ const HEADER: usize = 8 << 10;
 const PROPERTY: u16 = 0;
 const VOLUME_MASTER_KEY: u16 = 2;
 const FULL_VOLUME_KEY: u16 = 3;
+const STARTUP_KEY: u16 = 6;
 const DESCRIPTION: u16 = 7;
 const VOLUME_HEADER: u16 = 0xf;
 const KEY: u16 = 1;
@@ -33,14 +34,23 @@ const STRING: u16 = 2;
 const STRETCH_KEY: u16 = 3;
 const WRAPPED_KEY: u16 = 5;
 const MASTER_KEY: u16 = 8;
+const EXTERNAL_KEY: u16 = 9;
 const OFFSET_AND_SIZE: u16 = 0xf;
 
 /// Protectors, in an entry of a master key.
+const BY_STARTUP_KEY: u16 = 0x0200;
 const BY_RECOVERY: u16 = 0x0800;
 const BY_PASSWORD: u16 = 0x2000;
 
+/// 2026-11-22 as Windows counts.
+const WRITTEN: u64 = 134_402_112_000_000_000;
+
+/// The protector by a startup key, which names it.
+const STARTUP: [u8; 16] = *b"a protector's id";
+
 /// Ways to use a key: to make one of a password, to wrap another, to know the entries by.
 const STRETCHING: u32 = 0x1000;
+const EXTERNAL: u32 = 0x2002;
 const WRAPPING: u32 = 0x2003;
 const HASHING: u16 = 0x2005;
 
@@ -95,15 +105,23 @@ pub fn block(areas: &Areas, cipher: u16, key: &[u8]) -> Vec<u8> {
         let head = [&guid[..], &[0; 10], &kind.to_le_bytes()].concat();
         entry(VOLUME_MASTER_KEY, MASTER_KEY, &[head, properties.concat()].concat())
     };
-    let protectors = [
+    let by_passwords = [
         protector(BY_RECOVERY, "RecoveryPassword", |salt| keys::of_recovery(RECOVERY, salt)),
         protector(BY_PASSWORD, "DiskPassword", |salt| keys::of_password(PASSWORD, salt)),
     ];
+    let kept = container(WRAPPING, &master);
+    let kept = wrapped(&keys::of_startup(), nonce(random()), &kept);
+    let properties =
+        [entry(PROPERTY, STRING, &utf16("ExternalKey")), entry(PROPERTY, WRAPPED_KEY, &kept)];
+    let head = [&STARTUP[..], &[0; 10], &BY_STARTUP_KEY.to_le_bytes()].concat();
+    let by_startup_key =
+        entry(VOLUME_MASTER_KEY, MASTER_KEY, &[head, properties.concat()].concat());
     let full = wrapped(&master, nonce(random()), &container(cipher.into(), key));
     let place = [areas.header.start as u64, HEADER as u64].map(u64::to_le_bytes).concat();
     let entries = [
         entry(DESCRIPTION, STRING, &utf16("WORK-PC C: 22.11.2026")),
-        protectors.concat(),
+        by_startup_key,
+        by_passwords.concat(),
         entry(FULL_VOLUME_KEY, WRAPPED_KEY, &full),
         entry(VOLUME_HEADER, OFFSET_AND_SIZE, &place),
     ]
@@ -111,6 +129,17 @@ pub fn block(areas: &Areas, cipher: u16, key: &[u8]) -> Vec<u8> {
     let block = with_heads(areas, cipher, &random(), &entries);
     let check = check(&master, nonce(random()), &block);
     [block, check].concat()
+}
+
+/// What a startup key's file holds: a header as that of the entries, and one entry with the key.
+pub fn startup_key() -> Vec<u8> {
+    let properties =
+        [entry(PROPERTY, STRING, &utf16("ExternalKey")), container(EXTERNAL, &keys::of_startup())];
+    let external = [&STARTUP[..], &WRITTEN.to_le_bytes(), &properties.concat()].concat();
+    let entry = entry(STARTUP_KEY, EXTERNAL_KEY, &external);
+    let length = u32::try_from(48 + entry.len()).expect("short");
+    let heads = [length, 1, 48, length].map(u32::to_le_bytes).concat();
+    [&heads[..], &STARTUP, &1_u32.to_le_bytes(), &[0; 4], &WRITTEN.to_le_bytes(), &entry].concat()
 }
 
 /// The entries behind their two headers, in units of 16 bytes.
@@ -140,8 +169,7 @@ fn with_heads(areas: &Areas, cipher: u16, guid: &[u8; 32], entries: &[u8]) -> Ve
         &long(16), // the next nonce
         &cipher.to_le_bytes(),
         &[0; 2],
-        // 2026-11-22 as Windows counts.
-        &134_402_112_000_000_000_u64.to_le_bytes(),
+        &WRITTEN.to_le_bytes(),
         entries,
     ]
     .concat();

@@ -6,9 +6,11 @@
 //! bitlocker-elephant.img  the NTFS specimen, encrypted by AES-CBC with the diffuser of Windows 7
 //! bitlocker-cbc.img       likewise, by AES-CBC without it, as Windows 8 does it
 //! bitlocker-xts256.img    likewise, by AES-XTS with keys of 256 bits
+//! bitlocker-cbc256.img, bitlocker-elephant256.img
+//!                         likewise, by AES-CBC with keys of 256 bits, without and with the diffuser
 //! ```
 //!
-//! All open with [`PASSWORD`] and with [`RECOVERY`].
+//! All open with [`PASSWORD`] and with [`RECOVERY`], the last two also with [`startup_key`].
 
 mod keys;
 mod metadata;
@@ -42,13 +44,30 @@ pub const OTHERS: Pair = Pair {
     what: "BitLocker volumes with other ciphers",
 };
 
+/// Disks with keys of 256 bits, that a startup key opens too.
+pub const LONG_KEYS: Pair = Pair {
+    disks: ["bitlocker-cbc256.img", "bitlocker-elephant256.img"],
+    what: "BitLocker volumes with a startup key",
+};
+
 /// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
 ///
 /// # Errors
 /// As [`Pair::ensure`].
 pub fn ensure(specimens: &Specimens) -> Result<(), Error> {
     PAIR.ensure(specimens, |staging| make(staging, specimens))?;
-    OTHERS.ensure(specimens, |staging| make_others(staging, specimens))
+    OTHERS.ensure(specimens, |staging| {
+        make_pair(&OTHERS, [Cipher::Cbc, Cipher::Xts256], staging, specimens)
+    })?;
+    LONG_KEYS.ensure(specimens, |staging| {
+        make_pair(&LONG_KEYS, [Cipher::Cbc256, Cipher::Elephant256], staging, specimens)
+    })
+}
+
+/// What a file `GUID.BEK` holds that opens a volume. It ends in a line break, as one in 256 does.
+#[must_use]
+pub fn startup_key() -> Vec<u8> {
+    metadata::startup_key()
 }
 
 fn make(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
@@ -68,9 +87,14 @@ fn make(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
     write(&elephant, &protected(&ntfs(specimens)?, Cipher::Elephant))
 }
 
-fn make_others(staging: &Path, specimens: &Specimens) -> Result<(), Error> {
+fn make_pair(
+    pair: &Pair,
+    ciphers: [Cipher; 2],
+    staging: &Path,
+    specimens: &Specimens,
+) -> Result<(), Error> {
     let plain = ntfs(specimens)?;
-    for (name, cipher) in OTHERS.disks.iter().zip([Cipher::Cbc, Cipher::Xts256]) {
+    for (name, cipher) in pair.disks.iter().zip(ciphers) {
         write(&staging.join(name), &protected(&plain, cipher))?;
     }
     Ok(())

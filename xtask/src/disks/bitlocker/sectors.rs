@@ -25,8 +25,12 @@ pub enum Cipher {
     Xts256,
     /// AES-CBC, the usual one of Windows 8 and of removable disks.
     Cbc,
+    /// The same with a key of 256 bits.
+    Cbc256,
     /// AES-CBC with diffuser, the usual one of Vista and Windows 7.
     Elephant,
+    /// The same with keys of 256 bits.
+    Elephant256,
 }
 
 impl Cipher {
@@ -36,37 +40,38 @@ impl Cipher {
             Self::Xts => 0x8004,
             Self::Xts256 => 0x8005,
             Self::Cbc => 0x8002,
+            Self::Cbc256 => 0x8003,
             Self::Elephant => 0x8000,
+            Self::Elephant256 => 0x8001,
         }
     }
 
-    /// A key, as it is stored: two of AES, or one for CBC. The diffuser's stands in the middle of the
-    /// second half.
+    /// A key, as it is stored: two of AES, or one for CBC. With the diffuser, each has room for 256 bits.
     pub fn key(self) -> Vec<u8> {
         let length = match self {
             Self::Cbc => 16,
-            Self::Xts | Self::Elephant => 32,
-            Self::Xts256 => 64,
+            Self::Xts | Self::Cbc256 | Self::Elephant => 32,
+            Self::Xts256 | Self::Elephant256 => 64,
         };
         let mut key = vec![0; length];
         Noise::of("the key of a volume").fill(&mut key);
         match self {
-            Self::Xts | Self::Xts256 | Self::Cbc => key,
             Self::Elephant => [&key[..16], &[0; 16], &key[16..], &[0; 16]].concat(),
+            Self::Xts | Self::Xts256 | Self::Cbc | Self::Cbc256 | Self::Elephant256 => key,
         }
     }
 
     /// Encrypts the sector with the number `number`.
     pub fn encrypt(self, key: &[u8], number: u64, sector: &mut [u8]) {
         let aes = |key: &[u8]| Aes128::new(key.try_into().expect("16 bytes"));
+        let aes256 = |key: &[u8]| Aes256::new(key.try_into().expect("32 bytes"));
         match self {
             Self::Xts => xts(&aes(&key[..16]), &aes(&key[16..]), number, sector),
-            Self::Xts256 => {
-                let aes = |key: &[u8]| Aes256::new(key.try_into().expect("32 bytes"));
-                xts(&aes(&key[..32]), &aes(&key[32..]), number, sector);
-            }
+            Self::Xts256 => xts(&aes256(&key[..32]), &aes256(&key[32..]), number, sector),
             Self::Cbc => cbc(&aes(key), number, sector),
+            Self::Cbc256 => cbc(&aes256(key), number, sector),
             Self::Elephant => elephant(&aes(&key[..16]), &aes(&key[32..48]), number, sector),
+            Self::Elephant256 => elephant(&aes256(&key[..32]), &aes256(&key[32..]), number, sector),
         }
     }
 }
@@ -93,7 +98,7 @@ fn xts(data: &impl Aes, tweaks: &impl Aes, number: u64, sector: &mut [u8]) {
     }
 }
 
-fn elephant(data: &Aes128, sectors: &Aes128, number: u64, sector: &mut [u8]) {
+fn elephant(data: &impl Aes, sectors: &impl Aes, number: u64, sector: &mut [u8]) {
     let place = u128::from(number * SIZE as u64);
     let halves = [place, place | 0x80 << 120];
     let sector_key = halves.map(|half| encrypted(sectors, half.to_le_bytes())).concat();
