@@ -38,6 +38,7 @@ mod kmsg;
 mod lane;
 mod layouts;
 mod listing;
+mod little_endian;
 mod lvm;
 mod machine;
 mod modules;

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use guestmnt_protocol::path::GuestPath;
 
-use crate::ntfs::{attributes, mend, u16_at, u32_at, u64_at};
+use crate::little_endian::{u16_at, u32_at, u64_at};
+use crate::ntfs::{attributes, mend};
 use crate::records::Records;
 use crate::reparse::{self, Absolute, Link, Root, text};
 

@@ -6,6 +6,8 @@
 
 use nix::sys::statfs::FsType;
 
+use crate::little_endian::{u16_at, u32_at, u64_at};
+
 /// What statfs(2) calls ntfs3, `NTFS3_SUPER_MAGIC`: the text "ntfs" read as a number.
 pub const MAGIC: FsType = FsType(0x7366_746e);
 
@@ -229,24 +231,6 @@ fn number(bytes: &[u8], size: usize) -> Option<(i64, &[u8])> {
 
 fn i8_at(bytes: &[u8], at: usize) -> Option<i8> {
     bytes.get(at).map(|byte| byte.cast_signed())
-}
-
-/// The little-endian number at byte `at`.
-#[must_use]
-pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-/// Likewise, of four bytes.
-#[must_use]
-pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// Likewise, of eight bytes.
-#[must_use]
-pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 #[cfg(test)]

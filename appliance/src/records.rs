@@ -7,7 +7,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::ntfs::{Attribute, BOOT_LEN, Geometry, Runs, attributes, mend, u16_at};
+use crate::little_endian::u16_at;
+use crate::ntfs::{Attribute, BOOT_LEN, Geometry, Runs, attributes, mend};
 
 /// An NTFS volume.
 pub struct Records {

@@ -5,7 +5,7 @@
 
 use guestmnt_protocol::system::DriveLetter;
 
-use crate::ntfs::{u16_at, u32_at};
+use crate::little_endian::{u16_at, u32_at};
 
 /// The kind of the attribute that has it.
 pub const ATTRIBUTE: u32 = 0xc0;

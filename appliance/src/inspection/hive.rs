@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 
 use super::hive_log::{LoggedFile, State};
+use crate::little_endian::{u16_at, u32_at};
 
 /// Where the cells begin, in bytes.
 pub const BASE: u64 = 4096;
@@ -249,15 +250,6 @@ fn text(bytes: &[u8], one_byte: bool) -> String {
     }
     let units = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
     char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-/// The little-endian number at byte `at`.
-pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 #[cfg(test)]

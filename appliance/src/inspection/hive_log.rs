@@ -11,7 +11,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::hive::{BASE, u32_at};
+use super::hive::BASE;
+use crate::little_endian::u32_at;
 
 /// What logs are made of, in bytes.
 const SECTOR: u64 = 512;
