@@ -76,9 +76,16 @@ fn a_disk_without_room_for_an_overlay_is_named() {
     let small = Small::of(&overlays, 4);
     let finished = run(&place, &image, &overlays, &mnt);
     assert_eq!(finished.status, Some(1), "{finished:?}");
-    let text = format!("cannot make the overlay in {}: No space left", overlays.display());
-    assert!(finished.stderr.contains(&text), "{finished:?}");
+    let words = format!("cannot make the overlay in {}: No space left", overlays.display());
+    assert!(finished.stderr.contains(&words), "{finished:?}");
     assert!(finished.stderr.contains("hint: $TMPDIR"), "{finished:?}");
+
+    let out = overlays.join("out.tar");
+    let tar = ["tar", "--accel", "tcg", "--format", "raw", "-a", text(&image), "-o", text(&out)];
+    let finished = place.run("guestimg", &tar);
+    assert_eq!(finished.status, Some(1), "{finished:?}");
+    let words = format!("guestimg: cannot write {}: No space left on device\n", out.display());
+    assert!(finished.stderr.contains(&words), "{finished:?}");
     drop(small);
     place.assert_clean(&["mnt", "overlays"]);
 }

@@ -16,7 +16,7 @@ use super::output::{Output, say};
 use crate::cli::change::{ChangeArguments, Insertion};
 use crate::cli::look::FilesArguments;
 use crate::cli::progress::Progress;
-use crate::extract::new_file::NewFile;
+use crate::extract::new_file::{NewFile, NewFileError};
 use crate::extract::tar::Tar;
 use crate::files::{Files, Follow, Trouble, Walked};
 use crate::insert::{self, Inserted, from_tar::unpack};
@@ -130,7 +130,12 @@ impl Arguments {
         let written = written.and_then(|sum| Ok(tar.finish().map(|_| sum)?));
         drop(progress);
         opened.close();
-        written.map_err(super::boxed)
+        written.map_err(|trouble| match (trouble, &self.output) {
+            (Trouble::Host(error), Some(path)) => {
+                super::boxed(NewFileError::Write(path.clone(), error))
+            }
+            (trouble, _) => super::boxed(trouble),
+        })
     }
 
     fn all<W: Write>(
