@@ -7,6 +7,7 @@ use guestmnt_tests::specimens::assembled;
 use serde_json::Value;
 use xtask::disks::assembled::PASSPHRASE;
 use xtask::disks::{BASE, NEWEST, SNAPSHOTS};
+use xtask::process::Tool;
 
 /// What is printed for `arguments`.
 fn listed(arguments: &[&str]) -> String {
@@ -98,6 +99,22 @@ fn arrays_and_subvolumes_are_listed_by_the_names_that_mount_them() {
     }
     let printed = listed(&arguments);
     let expected = "/dev/sdc\nbtrfsvol:/dev/sdc/@\nbtrfsvol:/dev/sdc/@home\n/dev/sdd\n/dev/md0\n";
+    assert_eq!(printed, expected);
+}
+
+#[test]
+fn swap_and_what_is_unknown_are_listed_where_they_are_asked_for() {
+    let place = Workplace::new();
+    let [swap, unknown] = ["swap", "unknown"].map(|name| place.path().join(name));
+    for image in [&swap, &unknown] {
+        std::fs::write(image, vec![0; 1 << 20]).unwrap();
+    }
+    Tool::new("mkswap").args(["-L", "sleepy"]).arg(&swap).run().unwrap();
+    let disks = ["--format", "raw", "-a", text(&swap), "-a", text(&unknown)];
+    assert_eq!(listed(&disks), "");
+    let printed = listed(&[&disks[..], &["--extra", "--long", "--csv", "--no-title"]].concat());
+    let expected =
+        "/dev/sda,filesystem,swap,sleepy,1048576,\n/dev/sdb,filesystem,unknown,,1048576,\n";
     assert_eq!(printed, expected);
 }
 

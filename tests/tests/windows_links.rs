@@ -75,6 +75,11 @@ fn links_to_what_is_not_mounted_are_shown_as_windows_shows_them() {
         assert_own_lead(&mnt);
         assert_eq!(target(&mnt, "links/to-d"), "D:/", "{device}");
         assert_eq!(target(&mnt, "links/relative"), "../Users/ann/letter.txt", "{device}");
+        // ntfs-3g shows what is stored as well: a junction by its tag.
+        let stored = xattr::get(mnt.join("links/junction"), "system.ntfs_reparse_data");
+        let tag = stored.ok().flatten().map(|stored| stored[..4].to_vec());
+        let is_shown = device.ends_with("ntfs-3g");
+        assert_eq!(tag, is_shown.then(|| 0xa000_0003_u32.to_le_bytes().to_vec()), "{device}");
         place.unmount(&mnt);
 
         let raw = ["-o", "symlinks=raw", "-m", device, text(&mnt)];
