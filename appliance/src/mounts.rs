@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, stat, umask};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, fstatfs};
 use nix::unistd::{fsync, mkdir, syncfs};
 
 use guestmnt_protocol::device::DeviceName;
@@ -158,17 +159,24 @@ impl Mounts {
     /// Writes everything back and unmounts all, the last one first. Nothing below [`SYSROOT`] may
     /// be open. What stays mounted is still known afterwards.
     ///
+    /// A filesystem that cannot write everything stays as after a loss of power, and with it those
+    /// that it is mounted in: its journal has what was synced. Unmounting could call the filesystem
+    /// clean all the same, and then nobody replays that.
+    ///
     /// # Errors
-    /// That of the first filesystem that could not be unmounted, with its name.
+    /// That of the first filesystem that could not be written or unmounted, with its name.
     pub fn unmount_all(&mut self) -> Result<(), Failure> {
         let mut outcome = Ok(());
-        let mut left = Vec::new();
+        let mut left: Vec<Mounted> = Vec::new();
         while let Some(mounted) = self.0.pop() {
             // Here it is told what could not be written; unmounting would keep it to itself.
-            if let Err(errno) = mounted.sync() {
-                outcome = outcome.and(Err(mounted.failed("write", errno)));
-            }
-            if let Err(errno) = unmount(&mounted.path) {
+            let synced = mounted.sync().map_err(|errno| mounted.failed("write", errno));
+            let has_left = left.iter().any(|other| other.path.starts_with(&mounted.path));
+            let stays = synced.is_err() || has_left;
+            outcome = outcome.and(synced);
+            if stays {
+                left.push(mounted);
+            } else if let Err(errno) = unmount(&mounted.path) {
                 outcome = outcome.and(Err(mounted.failed("unmount", errno)));
                 left.push(mounted);
             } else if let Err(errno) = mounted.sync_device() {
@@ -188,7 +196,19 @@ impl Mounted {
         }
         // By its own path nobody can lead elsewhere: it is resolved.
         let root = File::open(&self.path).map_err(|error| errno_of(&error))?;
-        syncfs(&root)
+        syncfs(&root)?;
+        if fstatfs(&root)?.filesystem_type() != EXT4_SUPER_MAGIC {
+            return Ok(());
+        }
+        drop(root);
+        // What its journal holds is still to be brought to its places. When unmounting fails at that,
+        // ext4 says that there is no journal to be replayed (Linux 6.12); here it does not.
+        let none = None::<&str>;
+        match mount(none, &self.path, none, FLAGS | MsFlags::MS_REMOUNT, none) {
+            // Somebody has a file open still; unmounting detaches it.
+            Err(Errno::EBUSY) => Ok(()),
+            done => done,
+        }
     }
 
     /// What unmounting wrote last stays in the disk's cache with some filesystems.

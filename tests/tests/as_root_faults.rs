@@ -8,6 +8,7 @@ use guestmnt_tests::program::{Finished, Workplace, is_root, text};
 use guestmnt_tests::specimens::specimen;
 use guestmnt_tests::tree::assert_same;
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 use xtask::disks::filesystems::Kind;
@@ -147,6 +148,40 @@ fn a_full_disk_of_the_host_is_the_writers_error_and_costs_nothing_that_was_writt
     place.mount(&[&options[..], &more].concat());
     assert!(fs::read(mnt.join("kept")).unwrap() == vec![7; 1 << 20]);
     assert!(fs::read(mnt.join("big")).unwrap() == vec![7; 12 << 20]);
+    place.unmount(&mnt);
+    drop(small);
+    place.assert_clean(&["mnt", "overlays"]);
+}
+
+/// The guest has it in memory, since there was room for all of that, and cannot write it any more.
+#[test]
+fn what_was_synced_is_there_where_others_fill_the_disk_before_the_rest_is_written() {
+    if !is_root() {
+        skip("the tests were not started by root");
+        return;
+    }
+    let Some((image, _)) = specimen(Kind::Ext4) else { return };
+    let place = Workplace::new();
+    let (folder, mnt) = (place.folder("overlays"), place.folder("mnt"));
+    let (overlay, others) = (folder.join("o.qcow2"), folder.join("of others"));
+    let small = Small::of(&folder, 400 << 10);
+    let options = ["--no-template", "--accel", "tcg", "--format", "raw", "-a", text(&image)];
+    let more = ["--overlay", text(&overlay), "-m", "/dev/sda", text(&mnt)];
+    place.mount(&[&options[..], &more].concat());
+    fs::write(mnt.join("synced"), "synced").unwrap();
+    File::open(mnt.join("synced")).unwrap().sync_all().unwrap();
+    fs::write(mnt.join("not yet"), vec![7; 6 << 20]).unwrap();
+    let free = statvfs(folder.as_path()).unwrap();
+    let free = free.blocks_available() * free.fragment_size();
+    let fill = File::create(&others).unwrap();
+    fallocate(&fill, FallocateFlags::empty(), 0, free.cast_signed()).unwrap();
+    drop(fill);
+    let unmounted = place.run("guestunmnt", &[text(&mnt)]);
+    assert_eq!(unmounted.status, Some(4), "{unmounted:?}");
+    assert!(unmounted.stderr.contains("cannot write / in the guest"), "{unmounted:?}");
+    fs::remove_file(&others).unwrap();
+    place.mount(&[&options[..], &more].concat());
+    assert_eq!(fs::read_to_string(mnt.join("synced")).unwrap(), "synced");
     place.unmount(&mnt);
     drop(small);
     place.assert_clean(&["mnt", "overlays"]);
