@@ -125,7 +125,7 @@ fn chains_without_end_are_refused() {
         let parent = format!("{}.vmdk", i + 1);
         trap.write(&format!("{i}.vmdk"), snapshot("vmfs", &parent, "RW 8 ZERO"));
     }
-    trap.refused("0.vmdk", &["cannot open ", "31.vmdk: the chain has more than 32 links"]);
+    trap.refused("0.vmdk", &["cannot open ", "32.vmdk: the chain has more than 33 links"]);
     trap.assert_secret_is_kept();
 }
 
