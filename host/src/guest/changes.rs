@@ -53,7 +53,7 @@ impl Guest {
         owner: Owner,
         existing: Existing,
     ) -> Result<(HeldFile, Attr), Errno> {
-        self.room.take(MAX_METADATA)?;
+        let _taken = self.room.take(MAX_METADATA)?;
         let path = entry.folder.join(&entry.name).ok();
         let request = Request::Change(Change::Create { entry, mode, owner, existing });
         self.call_vm(&request, 0, |vm, answer, _| match answer {
@@ -124,11 +124,11 @@ impl Guest {
     /// have been written then.
     pub fn write(&self, file: HeldFile, mut offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         for piece in bytes.chunks(MAX_PAYLOAD) {
-            let space = self.room.take(piece.len() as u64)?;
+            let taken = self.room.take(piece.len() as u64)?;
             let change = Change::Write { file, offset };
             let written = self.change_with(change, piece, |_, answer| is_done(&answer));
             written.map_err(|errno| self.room.meaning(errno))?;
-            if space == Space::Little {
+            if taken.space == Space::Little {
                 self.sync(FileAt::Held(file), Synced::Data)?;
             }
             offset += piece.len() as u64;
@@ -159,7 +159,7 @@ impl Guest {
         bytes: &[u8],
         attributes: NewAttributes,
     ) -> Result<Attr, Errno> {
-        let space = self.room.take(bytes.len() as u64)?;
+        let taken = self.room.take(bytes.len() as u64)?;
         let afterwards = Afterwards::Held;
         let change = Change::Finish { file, offset: 0, attributes, afterwards };
         let changed = self.change_with(change, bytes, |vm, answer| match answer {
@@ -167,7 +167,7 @@ impl Guest {
             _ => None,
         });
         let attr = changed.map_err(|errno| self.room.meaning(errno))?;
-        if space == Space::Little {
+        if taken.space == Space::Little {
             self.sync(FileAt::Held(file), Synced::Data)?;
         }
         Ok(attr)
@@ -183,7 +183,7 @@ impl Guest {
         bytes: &[u8],
         attributes: NewAttributes,
     ) -> Result<(), Errno> {
-        if self.room.take(bytes.len() as u64) != Ok(Space::Plenty) {
+        if !self.room.is_plenty_for(bytes.len() as u64) {
             // It has to be on the disk before it is let go.
             let written = self.write_and_set(file, bytes, attributes).map(drop);
             return written.and(self.release(file));
@@ -215,15 +215,15 @@ impl Guest {
     pub fn copy_range(&self, piece: CopiedRange) -> Result<u64, Errno> {
         let CopiedRange { from: (from, from_offset), to: (to, to_offset), length } = piece;
         // Less is asked for where there is little room, and the caller goes on with the rest.
-        let fits = self.room.take(length) == Ok(Space::Plenty);
+        let fits = self.room.is_plenty_for(length);
         let length = if fits { length } else { length.min(MAX_PAYLOAD as u64) };
-        let space = self.room.take(length)?;
+        let taken = self.room.take(length)?;
         let change = Change::CopyRange { from, from_offset, to, to_offset, length };
         let copied = self.change(change, |answer| match answer {
             Answer::Offset(copied) if copied <= length => Some(copied),
             _ => None,
         })?;
-        if space == Space::Little {
+        if taken.space == Space::Little {
             self.sync(FileAt::Held(to), Synced::Data)?;
         }
         Ok(copied)
@@ -234,7 +234,7 @@ impl Guest {
     /// # Errors
     /// The guest's error, or `EIO`.
     pub fn make(&self, entry: EntryPath, node: NewNode, owner: Owner) -> Result<Attr, Errno> {
-        self.room.take(MAX_METADATA)?;
+        let _taken = self.room.take(MAX_METADATA)?;
         let path = entry.folder.join(&entry.name).ok();
         self.attr(&Request::Change(Change::Make { entry, node, owner }), path)
     }

@@ -4,10 +4,11 @@
 //!
 //! What the guest has in memory it has not written yet, and nobody can tell how much it is. While
 //! there is plenty of room that does not matter; where there is little, each piece is brought to the
-//! disk before the next one. A reserve is left for what a filesystem writes beside, and for what
+//! disk before the next one, and what several threads bring there at once is counted together. A reserve is left for what a filesystem writes beside, and for what
 //! makes room again: removing, cutting off.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use guestmnt_protocol::message::StatFs;
 use nix::errno::Errno;
@@ -27,6 +28,18 @@ pub struct Room {
     reserve: u64,
     /// Bytes that the guest can have in memory.
     unwritten: u64,
+    /// Bytes of all that was taken and is not yet dropped.
+    taken: AtomicU64,
+}
+
+/// Room for some bytes, which is theirs until they are on the disk, where there is little, and this is
+/// dropped.
+#[derive(Debug)]
+pub struct Taken<'room> {
+    /// How much there is.
+    pub space: Space,
+    bytes: u64,
+    room: &'room Room,
 }
 
 /// How much there is.
@@ -43,18 +56,36 @@ impl Room {
     /// are left alone.
     #[must_use]
     pub fn below(files: Vec<File>, reserve: u64, memory: u64) -> Self {
-        Self { files, reserve, unwritten: memory }
+        Self { files, reserve, unwritten: memory, taken: AtomicU64::new(0) }
     }
 
-    /// Whether there is room for `bytes` more.
+    /// Room for `bytes` more.
     ///
     /// # Errors
-    /// `ENOSPC` where there is not.
-    pub fn take(&self, bytes: u64) -> Result<Space, Errno> {
-        let Some(free) = self.free() else { return Ok(Space::Plenty) };
+    /// `ENOSPC` where there is none.
+    pub fn take(&self, bytes: u64) -> Result<Taken<'_>, Errno> {
+        // What others have taken is looked at before what is free: they may be done meanwhile.
+        let others = self.taken.fetch_add(bytes, Ordering::AcqRel);
+        let mut taken = Taken { space: Space::Plenty, bytes, room: self };
+        if let Some(free) = self.free() {
+            taken.space = self.space(free, others, bytes)?;
+        }
+        Ok(taken)
+    }
+
+    /// Whether there is plenty of room for `bytes` more, which are not taken.
+    #[must_use]
+    pub fn is_plenty_for(&self, bytes: u64) -> bool {
+        let others = self.taken.load(Ordering::Acquire);
+        let space = self.free().map(|free| self.space(free, others, bytes));
+        space.is_none_or(|space| space == Ok(Space::Plenty))
+    }
+
+    /// How much there is for `bytes` with `free` bytes below the files, of which `others` are taken.
+    fn space(&self, free: u64, others: u64, bytes: u64) -> Result<Space, Errno> {
         // A few sectors may take whole clusters of the overlay, and tables.
         let needed = bytes.saturating_mul(2);
-        match free.saturating_sub(self.reserve) {
+        match free.saturating_sub(self.reserve).saturating_sub(others) {
             free if free < needed => Err(Errno::ENOSPC),
             free if free < needed.saturating_add(self.unwritten) => Ok(Space::Little),
             _ => Ok(Space::Plenty),
@@ -87,19 +118,41 @@ impl Room {
     }
 }
 
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.room.taken.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn where_nothing_grows_there_is_always_room_and_elsewhere_a_reserve_is_left() {
+        let space = |room: &Room, bytes| room.take(bytes).map(|taken| taken.space);
         let none = Room::default();
-        assert_eq!(none.take(u64::MAX), Ok(Space::Plenty));
+        assert_eq!(space(&none, u64::MAX), Ok(Space::Plenty));
         assert_eq!(none.meaning(Errno::EIO), Errno::EIO);
         let below =
             |reserve, memory| Room::below(vec![tempfile::tempfile().unwrap()], reserve, memory);
-        assert_eq!(below(0, 0).take(1), Ok(Space::Plenty));
-        assert_eq!(below(0, u64::MAX).take(1), Ok(Space::Little));
-        assert_eq!(below(u64::MAX, 0).take(1), Err(Errno::ENOSPC));
+        assert_eq!(space(&below(0, 0), 1), Ok(Space::Plenty));
+        assert_eq!(space(&below(0, u64::MAX), 1), Ok(Space::Little));
+        assert_eq!(space(&below(u64::MAX, 0), 1), Err(Errno::ENOSPC));
+    }
+
+    #[test]
+    fn what_several_take_at_once_is_counted_together() {
+        const MIB: u64 = 1 << 20;
+        let room = Room::below(Vec::new(), 16 * MIB, 256 * MIB);
+        let space = |others| room.space(23 * MIB, others, MIB);
+        assert_eq!([space(0), space(5 * MIB)], [Ok(Space::Little); 2]);
+        assert_eq!(space(6 * MIB), Err(Errno::ENOSPC));
+
+        let taken = || room.taken.load(Ordering::Acquire);
+        let both = [room.take(MIB).unwrap(), room.take(5).unwrap()];
+        assert_eq!(taken(), MIB + 5);
+        drop(both);
+        assert_eq!(taken(), 0);
     }
 }
