@@ -15,8 +15,11 @@ use guestmnt_tests::written::{assert_written, write_to_overlay};
 const OVERLAY: [&str; 2] = ["--overlay", "o.qcow2"];
 
 fn commit(showing: &Showing, disk: &[&str]) {
-    let finished = showing.place.run("guestimg", &[&["commit"], disk, &OVERLAY].concat());
+    let words = [&["commit", "--json"], disk, &OVERLAY].concat();
+    let finished = showing.place.run("guestimg", &words);
     assert_eq!(finished.status, Some(0), "{finished:?}");
+    let told: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(told[0]["image"], *disk.last().unwrap(), "{finished:?}");
     assert!(!showing.place.path().join(OVERLAY[1]).exists());
 }
 

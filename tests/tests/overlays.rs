@@ -63,7 +63,9 @@ fn what_an_overlay_changes_is_listed_and_forgotten() {
     assert!(both.status == Some(1) && both.stderr.contains("hint: copy them"), "{both:?}");
     assert_eq!(sha256(&first), before, "the overlay was changed");
     fs::remove_dir_all(out).unwrap();
-    run(&shown, &["discard"]);
+    let told: serde_json::Value =
+        serde_json::from_str(&run(&shown, &["discard", "--json"])).unwrap();
+    assert_eq!(told, serde_json::json!([{ "image": image, "overlay": overlay }]));
     assert!(!first.exists());
 }
 

@@ -4,8 +4,10 @@ use std::fmt::Display;
 
 use clap::ArgMatches;
 use log::warn;
+use serde_json::{Value, json};
 
 use super::boxed;
+use super::output::say;
 use crate::cli::images::{ImageArguments, OverlayArguments};
 use crate::cli::progress::Progress;
 use crate::image::{Disk, OpenOptions};
@@ -22,6 +24,10 @@ pub struct Arguments {
 
     #[command(flatten)]
     overlays: OverlayArguments,
+
+    /// Print the images and their overlays as JSON, when it is done
+    #[arg(long)]
+    json: bool,
 }
 
 /// Commits the overlays that the arguments name.
@@ -30,6 +36,7 @@ pub struct Arguments {
 /// Whatever stopped it, in words for people. Nothing was written where one of the images cannot be.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Display>> {
     let mut found = Vec::new();
+    let mut done = Vec::new();
     for (spec, overlay) in arguments.overlays.disks(&arguments.images, matches)? {
         let options = OpenOptions {
             format: spec.format,
@@ -54,6 +61,10 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         let failed =
             |error| format!("all is committed, and {} cannot be removed: {error}", path.display());
         overlay.remove().map_err(|error| boxed(failed(error)))?;
+        done.push(json!({ "image": disk.path, "overlay": path }));
+    }
+    if arguments.json {
+        say!("{}", Value::from(done));
     }
     Ok(())
 }

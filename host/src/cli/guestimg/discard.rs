@@ -3,8 +3,10 @@
 use std::fmt::Display;
 
 use clap::ArgMatches;
+use serde_json::{Value, json};
 
 use super::boxed;
+use super::output::say;
 use crate::cli::images::{ImageArguments, OverlayArguments};
 use crate::image::{Disk, OpenOptions};
 use crate::vm::kept_overlay::KeptOverlay;
@@ -17,6 +19,10 @@ pub struct Arguments {
 
     #[command(flatten)]
     overlays: OverlayArguments,
+
+    /// Print the images and their overlays as JSON, when it is done
+    #[arg(long)]
+    json: bool,
 }
 
 /// Removes the overlays that the arguments name.
@@ -25,6 +31,7 @@ pub struct Arguments {
 /// Whatever stopped it, in words for people; nothing was removed where one of them cannot be.
 pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Display>> {
     let mut found = Vec::new();
+    let mut done = Vec::new();
     for (spec, overlay) in arguments.overlays.disks(&arguments.images, matches)? {
         let options = OpenOptions {
             format: spec.format,
@@ -32,12 +39,17 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
             allow_paths: arguments.images.allow_path.clone(),
         };
         let disk = Disk::open(&spec.path, &options).map_err(boxed)?;
-        found.push(KeptOverlay::existing(&overlay, &disk).map_err(boxed)?);
+        let overlay = KeptOverlay::existing(&overlay, &disk).map_err(boxed)?;
+        found.push((disk, overlay));
     }
-    for overlay in found {
+    for (disk, overlay) in found {
         let path = overlay.path().to_owned();
         let failed = |error| format!("cannot remove {}: {error}", path.display());
         overlay.remove().map_err(|error| boxed(failed(error)))?;
+        done.push(json!({ "image": disk.path, "overlay": path }));
+    }
+    if arguments.json {
+        say!("{}", Value::from(done));
     }
     Ok(())
 }
