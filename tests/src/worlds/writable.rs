@@ -34,10 +34,11 @@ const OPTIONS: &str = "symlinks=raw";
 
 /// A loopback guest over a new folder.
 pub struct OverFolder {
+    /// Before the folders: they are dropped in this order.
+    serving: Option<Serving>,
+    guest: Arc<Guest>,
     source: TempDir,
     mountpoint: TempDir,
-    guest: Arc<Guest>,
-    serving: Option<Serving>,
 }
 
 impl OverFolder {
