@@ -135,7 +135,15 @@ impl Stage {
     /// # Errors
     /// [`Error::File`].
     pub fn own_folder(&self, name: &str) -> Result<PathBuf, Error> {
-        let path = self.path().join(name);
+        self.own_folder_in(self.path(), name)
+    }
+
+    /// As [`Stage::own_folder`], in another place.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn own_folder_in(&self, place: &Path, name: &str) -> Result<PathBuf, Error> {
+        let path = place.join(name);
         fs::create_dir(&path).map_err(Error::file("create", &path))?;
         chown(&path, Some(self.user.uid.as_raw()), Some(self.user.gid.as_raw()))
             .map_err(Error::file("change the owner of", &path))?;

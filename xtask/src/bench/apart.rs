@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -26,6 +27,15 @@ const WORDS: [&str; 11] = [
     "sh",
 ];
 
+/// The variable that names the folder in memory to the program that is run again.
+const MEMORY: &str = "GUESTMNT_BENCH_MEMORY";
+
+/// A folder in memory for temporary files.
+#[must_use]
+pub fn memory() -> PathBuf {
+    std::env::var_os(MEMORY).unwrap_or_else(|| "/dev/shm".into()).into()
+}
+
 /// Whether this process may make such namespaces.
 #[must_use]
 pub fn is_possible() -> bool {
@@ -43,10 +53,14 @@ pub fn run(more: &[&str]) -> Result<ExitCode, Error> {
     let wait_failed =
         |errno: nix::Error| Error::Start { program: "sigwait".to_owned(), source: errno.into() };
     signals.thread_block().map_err(wait_failed)?;
-    let temp = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o755))
-        .tempdir()
-        .map_err(Error::file("write in", std::env::temp_dir()))?;
+    let folder_in = |place: &Path| {
+        tempfile::Builder::new()
+            .permissions(std::fs::Permissions::from_mode(0o755))
+            .tempdir_in(place)
+            .map_err(Error::file("write in", place))
+    };
+    let temp = folder_in(&std::env::temp_dir())?;
+    let memory = folder_in(&memory())?;
     let me = std::env::current_exe().map_err(Error::file("find", "this program"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let start = |source| Error::Start { program: "setpriv".to_owned(), source };
@@ -56,6 +70,7 @@ pub fn run(more: &[&str]) -> Result<ExitCode, Error> {
         .args(arguments)
         .args(more)
         .env("TMPDIR", temp.path())
+        .env(MEMORY, memory.path())
         .stdin(Stdio::null())
         .spawn()
         .map_err(start)?;

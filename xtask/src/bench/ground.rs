@@ -1,11 +1,15 @@
 //! Where it is measured: a stage with the disks on it, and the programs that are run there.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tempfile::TempDir;
+
+use super::apart;
 use super::disk::{self, Access, Image};
 use super::worker::Timing;
 use crate::Error;
@@ -28,6 +32,8 @@ pub struct Spot {
     /// A folder for the mount's own files. Its path begins with the mountpoint's, so that a
     /// process that names only this one is found by the mountpoint too.
     pub scratch: PathBuf,
+    /// A folder in memory for what is copied out of the mount.
+    pub copies: PathBuf,
 }
 
 /// Which options this build of guestmnt has, so that what is not there yet is said to be so.
@@ -44,6 +50,9 @@ impl Offers {
 /// A stage for measuring.
 pub struct Ground {
     stage: Stage,
+    /// Copies go there, so that the disk of this machine and what else is written to it do not
+    /// belong to the time.
+    memory: TempDir,
     disks: disk::Disks,
     counter: AtomicU32,
     /// Of the guestmnt that is measured.
@@ -70,7 +79,11 @@ impl Ground {
         let mut help = stage.command("guestmnt");
         help.arg("--help");
         let offers = Offers(stage.run(help)?.printed);
-        Ok(Self { stage, disks, counter: AtomicU32::new(0), offers })
+        let memory = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir_in(apart::memory())
+            .map_err(Error::file("write in", apart::memory()))?;
+        Ok(Self { stage, memory, disks, counter: AtomicU32::new(0), offers })
     }
 
     /// The measured disks.
@@ -117,7 +130,9 @@ impl Ground {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
         let name = format!("mnt-{number:04}");
         let mountpoint = self.stage.own_folder(&name)?;
-        Ok(Spot { mountpoint, scratch: self.stage.own_folder(&format!("{name}.tmp"))? })
+        let scratch = self.stage.own_folder(&format!("{name}.tmp"))?;
+        let copies = self.stage.own_folder_in(self.memory.path(), &name)?;
+        Ok(Spot { mountpoint, scratch, copies })
     }
 
     /// `program` as the ordinary user.

@@ -96,14 +96,14 @@ pub(super) fn tar(mounted: &Mounted<'_>) -> Result<Timing, Error> {
 }
 
 pub(super) fn rsync(mounted: &Mounted<'_>) -> Result<Timing, Error> {
-    let (tree, target) = (mounted.path(TREE), mounted.scratch("rsync"));
+    let (tree, target) = (mounted.path(TREE), mounted.copies("rsync"));
     let timing = mounted.run(&["rsync".as_ref(), "-a".as_ref(), tree.as_ref(), target.as_ref()])?;
     check("rsync", "files", count_files(&target)?, u64::from(FILES_IN_TREE))?;
     Ok(timing)
 }
 
 pub(super) fn copy(mounted: &Mounted<'_>) -> Result<Timing, Error> {
-    let (tree, target) = (mounted.path(TREE), mounted.scratch("cp"));
+    let (tree, target) = (mounted.path(TREE), mounted.copies("cp"));
     let timing = mounted.run(&["cp".as_ref(), "-a".as_ref(), tree.as_ref(), target.as_ref()])?;
     check("cp", "files", count_files(&target)?, u64::from(FILES_IN_TREE))?;
     Ok(timing)

@@ -94,6 +94,12 @@ impl<'a> Mounted<'a> {
         self.spot.scratch.join(name)
     }
 
+    /// The path of a file in memory, which goes with the mount.
+    #[must_use]
+    pub fn copies(&self, name: &str) -> PathBuf {
+        self.spot.copies.join(name)
+    }
+
     /// Lets a worker do a [`super::worker::Task`], given as the words of its command line.
     ///
     /// # Errors
@@ -159,7 +165,9 @@ impl Drop for Mounted<'_> {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
-        // The stage removes it at the end, if not now.
-        let _ = fs::remove_dir_all(&self.spot.scratch);
+        // The ground removes it at the end, if not now.
+        for folder in [&self.spot.scratch, &self.spot.copies] {
+            let _ = fs::remove_dir_all(folder);
+        }
     }
 }
