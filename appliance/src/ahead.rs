@@ -5,7 +5,7 @@
 //! What is read ahead lands in the kernel's cache of the disk, where the driver then finds it.
 //! Nothing depends on it: without, everything only takes longer.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
@@ -28,7 +28,7 @@ const MAX_INDEX: u64 = 1024 * 1024;
 /// The records of the filesystems that were met, by device number; `None` for those that have
 /// none to be read ahead.
 #[derive(Default)]
-pub struct Ahead(Mutex<HashMap<u64, Option<Arc<Records>>>>);
+pub struct Ahead(Mutex<BTreeMap<u64, Option<Arc<Records>>>>);
 
 impl Ahead {
     /// What can be read ahead for `folder`.
@@ -51,7 +51,7 @@ impl Ahead {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Option<Arc<Records>>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Option<Arc<Records>>>> {
         // No step leaves the map half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

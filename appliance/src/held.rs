@@ -1,7 +1,7 @@
 //! Files that are held open for the host: those that it writes to, and those that lost their name
 //! while the host had them open. On a read-only mount there are none.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -25,7 +25,7 @@ pub struct HeldFiles(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    files: HashMap<HeldFile, Arc<Contents>>,
+    files: BTreeMap<HeldFile, Arc<Contents>>,
     last: u64,
 }
 

@@ -4,7 +4,7 @@
 //! the order in which they load, and lines of the same form for aliases, `fs-iso9660: isofs`, which
 //! have no file `/modules/<name>.ko` of their own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -21,10 +21,10 @@ use crate::sys;
 pub struct Modules {
     folder: PathBuf,
     /// Dependencies by name, read when the first module is wanted.
-    dependencies: OnceLock<HashMap<String, Vec<String>>>,
+    dependencies: OnceLock<BTreeMap<String, Vec<String>>>,
     /// What has been loaded. Held while loading, so that a second lane that wants the same module
     /// gets it loaded.
-    loaded: Mutex<HashSet<String>>,
+    loaded: Mutex<BTreeSet<String>>,
 }
 
 impl Modules {
@@ -50,23 +50,21 @@ impl Modules {
     /// What cannot be loaded now is tried again when it is needed.
     pub fn load_all(&self) {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut names: Vec<_> =
-            self.dependencies.get_or_init(|| self.read_list()).keys().cloned().collect();
-        names.sort_unstable();
-        for name in names {
-            if let Err(errno) = self.load_into(&mut loaded, &name) {
+        for name in self.dependencies.get_or_init(|| self.read_list()).keys() {
+            if let Err(errno) = self.load_into(&mut loaded, name) {
                 kmsg::warn(format_args!("module {name} was not loaded: {}", errno.desc()));
             }
         }
     }
 
-    fn load_into(&self, loaded: &mut HashSet<String>, name: &str) -> nix::Result<()> {
+    fn load_into(&self, loaded: &mut BTreeSet<String>, name: &str) -> nix::Result<()> {
+        if loaded.contains(name) {
+            return Ok(());
+        }
         let dependencies = self.dependencies.get_or_init(|| self.read_list());
         let needed = dependencies.get(name).ok_or(Errno::ENOENT)?;
         // Before its dependencies, so that a circle in the list ends.
-        if !loaded.insert(name.to_owned()) {
-            return Ok(());
-        }
+        loaded.insert(name.to_owned());
         let done = needed
             .iter()
             .try_for_each(|dependency| match self.load_into(loaded, dependency) {
@@ -96,12 +94,12 @@ impl Modules {
         }
     }
 
-    fn read_list(&self) -> HashMap<String, Vec<String>> {
+    fn read_list(&self) -> BTreeMap<String, Vec<String>> {
         parse_list(&fs::read_to_string(self.folder.join("list")).unwrap_or_default())
     }
 }
 
-fn parse_list(text: &str) -> HashMap<String, Vec<String>> {
+fn parse_list(text: &str) -> BTreeMap<String, Vec<String>> {
     text.lines()
         .filter_map(|line| line.split_once(':'))
         .map(|(name, needed)| {
@@ -123,9 +121,7 @@ mod tests {
     }
 
     fn loaded(modules: &Modules) -> Vec<String> {
-        let mut names: Vec<_> = modules.loaded.lock().unwrap().iter().cloned().collect();
-        names.sort();
-        names
+        modules.loaded.lock().unwrap().iter().cloned().collect()
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::xattr::XattrName;
 
 /// A file that the guest holds open, by the number that the guest gave it. No number is given
 /// twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HeldFile(pub u64);
 
 /// A name in a folder, where something is or shall be. The root has none.
