@@ -6,14 +6,13 @@
 //! Nothing depends on it: without, everything only takes longer.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sys::stat::{fstat, major, minor};
+use nix::sys::stat::{fstat, stat};
 use nix::sys::statfs::fstatfs;
 
 use crate::ntfs;
@@ -25,20 +24,29 @@ const GAP: u64 = 32 * 1024;
 /// Bytes of a directory's index that are read ahead when it is opened: some 10,000 entries.
 const MAX_INDEX: u64 = 1024 * 1024;
 
-/// The records of the filesystems that were met, by device number; `None` for those that have
-/// none to be read ahead.
+/// The filesystems that are mounted.
 #[derive(Default)]
-pub struct Ahead(Mutex<BTreeMap<u64, Option<Arc<Records>>>>);
+pub struct Ahead(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// The nodes of their devices.
+    nodes: Vec<PathBuf>,
+    /// The records of those that were met, by device number; `None` for those that have none to be
+    /// read ahead.
+    records: BTreeMap<u64, Option<Arc<Records>>>,
+}
 
 impl Ahead {
     /// What can be read ahead for `folder`.
     pub fn directory(&self, folder: BorrowedFd) -> Option<Inodes> {
         let stat = fstat(folder).ok()?;
-        let known = self.lock().get(&stat.st_dev).cloned();
+        let known = self.lock().records.get(&stat.st_dev).cloned();
         let records = known.unwrap_or_else(|| {
             // Not under the lock: it reads the disk.
-            let records = records_of(folder, stat.st_dev).map(Arc::new);
-            self.lock().insert(stat.st_dev, records.clone());
+            let nodes = self.lock().nodes.clone();
+            let records = records_of(folder, stat.st_dev, &nodes).map(Arc::new);
+            self.lock().records.insert(stat.st_dev, records.clone());
             records
         });
         let inodes = Inodes { records: records? };
@@ -46,13 +54,14 @@ impl Ahead {
         Some(inodes)
     }
 
-    /// Forgets everything, since a device number may mean another filesystem from now on.
-    pub fn clear(&self) {
-        self.lock().clear();
+    /// Forgets everything, since a device number may mean another filesystem from now on: one of the
+    /// devices with these nodes.
+    pub fn begin(&self, nodes: Vec<PathBuf>) {
+        *self.lock() = Known { nodes, ..Known::default() };
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Option<Arc<Records>>>> {
-        // No step leaves the map half-changed.
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // No step leaves anything half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,7 +77,11 @@ impl Inodes {
         let record = self.records.geometry.record;
         let mut offsets: Vec<u64> =
             numbers.filter_map(|number| number.checked_mul(record)).collect();
-        offsets.sort_unstable();
+        // Mostly they are, and sorting would take as long as all else: little is translated yet in a
+        // guest that was restored.
+        if !offsets.is_sorted() {
+            offsets.sort_unstable();
+        }
         for piece in offsets.chunk_by(|before, after| after - before <= GAP) {
             let (first, last) = (piece[0], piece[piece.len() - 1]);
             for (start, length) in self.records.table.places(first, last - first + record) {
@@ -78,12 +91,13 @@ impl Inodes {
     }
 }
 
-/// The records of the volume that `folder` is on, which is the device `device`.
-fn records_of(folder: BorrowedFd, device: u64) -> Option<Records> {
+/// The records of the volume that `folder` is on, which is the device `device`, with one of `nodes`.
+fn records_of(folder: BorrowedFd, device: u64, nodes: &[PathBuf]) -> Option<Records> {
     if fstatfs(folder).ok()?.filesystem_type() != ntfs::MAGIC {
         return None;
     }
-    Records::open(&Path::new("/dev").join(node(device)?))
+    let is_its = |node: &&PathBuf| stat(node.as_path()).is_ok_and(|stat| stat.st_rdev == device);
+    Records::open(nodes.iter().find(is_its)?)
 }
 
 impl Records {
@@ -107,11 +121,4 @@ impl Records {
             let _ = posix_fadvise(&self.device, start, length, advice);
         }
     }
-}
-
-/// The name in `/dev` of a block device.
-fn node(device: u64) -> Option<String> {
-    let place = format!("/sys/dev/block/{}:{}/uevent", major(device), minor(device));
-    let text = fs::read_to_string(place).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(str::to_owned)
 }

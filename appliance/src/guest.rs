@@ -168,13 +168,15 @@ impl Guest {
         let machine = self.devices()?;
         let mut mounted = self.change_tree();
         let (how, graft, remarks) = machine.mount(request, writing, mounted.as_ref())?;
-        match &mut *mounted {
+        let tree = match &mut *mounted {
             Some(tree) => {
                 tree.forget_open();
                 tree.grafts.extend(graft);
+                tree
             }
-            None => *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
-        }
+            none => none.insert(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
+        };
+        tree.ahead.begin(machine.nodes());
         Ok((how, remarks))
     }
 

@@ -251,6 +251,11 @@ impl Machine {
         Ok(place)
     }
 
+    /// The nodes of the devices that are mounted.
+    pub fn nodes(&self) -> Vec<PathBuf> {
+        self.mounts().nodes()
+    }
+
     /// The target of the link of Windows `link`, which its driver shows as `shown`; `None` where that
     /// says it all.
     pub fn windows_link(

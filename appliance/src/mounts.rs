@@ -151,6 +151,11 @@ impl Mounts {
         self.0.iter().filter_map(volume).collect()
     }
 
+    /// The nodes of their devices.
+    pub fn nodes(&self) -> Vec<PathBuf> {
+        self.0.iter().map(|mounted| mounted.node.clone()).collect()
+    }
+
     /// Whether one of them is mounted for writing.
     pub fn any_writable(&self) -> bool {
         self.0.iter().any(|mounted| mounted.writable)

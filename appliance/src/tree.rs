@@ -130,7 +130,6 @@ impl Tree {
     pub fn forget_open(&self) {
         self.files.clear();
         self.directories.clear();
-        self.ahead.clear();
     }
 
     /// Attributes as they go to the host.
