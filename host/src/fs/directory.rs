@@ -12,7 +12,7 @@ const AFTER_DOT: u64 = 1 << 63;
 const AFTER_DOTS: u64 = AFTER_DOT | 1;
 
 /// Bytes of a directory's first page: some 200 entries, which are there at once.
-const FIRST_PAGE: u32 = 16 * 1024;
+pub const FIRST_PAGE: u32 = 16 * 1024;
 
 /// How many times larger each further page is, up to the largest.
 const PAGE_GROWTH: u32 = 4;

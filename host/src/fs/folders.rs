@@ -1,5 +1,6 @@
 //! What is kept of the folders that the kernel reads, so that a question about one file brings
 //! the answers for its neighbours: their contents where they are small, their extended attributes.
+//! Who goes from folder to folder finds the next ones listed.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,24 +9,29 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
+use guestmnt_protocol::attr::Following;
 use guestmnt_protocol::batch::{Plain, Stored, Wanted};
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_protocol::xattr::XattrName;
 use log::debug;
 use nix::errno::Errno;
 
-use super::directory::Page;
+use super::directory::{FIRST_PAGE, Page};
 use super::layouts::Disks;
-use super::listing::Listing;
+use super::listing::{Listing, ORDERS, Order};
 use super::nodes::{Entry, Lifetime};
 use super::recent::Recent;
 use super::small_files::{Arrived, Habit, SmallFiles, Source, wanted};
 use super::stats::Way;
+use super::walk::{FirstPage, Spot, Walk};
 use super::xattrs::{Absences, Known, Place, Xattrs};
 use crate::guest::{Contents, Guest};
 
 /// Bytes that all that is kept may take.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
+
+/// Folders that are listed ahead: while the kernel takes one, the guest is busy with the next.
+const LISTED_AHEAD: usize = 2;
 
 /// All folders of a mount.
 pub struct Folders {
@@ -38,13 +44,16 @@ struct Shared {
     guest: Arc<Guest>,
     disks: Disks,
     state: Mutex<State>,
-    /// Signalled when contents have arrived.
+    /// Signalled when contents or pages have arrived.
     arrived: Condvar,
 }
 
 struct State {
     folders: Recent<Lifetime, Folder>,
     habit: Habit,
+    walk: Walk,
+    /// Whether a thread lists what the walk wants.
+    is_listing: bool,
     absences: Absences,
     /// Whether files of a volume are where the guest says.
     believed: HashMap<u16, bool>,
@@ -52,6 +61,8 @@ struct State {
 
 struct Folder {
     path: GuestPath,
+    /// Where it is; `None` for the root.
+    spot: Option<Spot>,
     listing: Listing,
     files: SmallFiles,
     xattrs: Xattrs,
@@ -71,6 +82,8 @@ impl Folders {
         let state = State {
             folders: Recent::new(MAX_BYTES),
             habit: None,
+            walk: Walk::default(),
+            is_listing: false,
             absences: Absences::default(),
             believed: HashMap::new(),
         };
@@ -93,12 +106,52 @@ impl Folders {
         Self { shared, background: sender }
     }
 
-    /// Notes the page of a folder that begins at the position `from`.
-    pub fn note(&self, folder: Lifetime, path: &GuestPath, from: u64, page: &Page) {
+    /// The page of the folder at `path` that begins at the position `from`, of at most `size` bytes.
+    /// `entry` is the folder itself in the one that it is in, unless it is the root.
+    ///
+    /// # Errors
+    /// As [`Guest::read_dir`].
+    pub fn page(
+        &self,
+        folder: Lifetime,
+        path: &GuestPath,
+        entry: Option<Entry>,
+        from: u64,
+        size: u32,
+    ) -> Result<Page, Errno> {
+        let spot = entry.map(|entry| Spot { folder: entry.folder, name: entry.name });
+        let begun = spot.as_ref().filter(|_| from == 0);
+        let page = match begun.and_then(|spot| self.shared.listed_ahead(spot)) {
+            Some(page) => page,
+            None => self.shared.guest.read_dir(path.clone(), from, size)?,
+        };
+        self.note(folder, path, spot, from, &page);
+        Ok(page)
+    }
+
+    fn note(
+        &self,
+        key: Lifetime,
+        path: &GuestPath,
+        spot: Option<Spot>,
+        from: u64,
+        (entries, following): &Page,
+    ) {
         let mut state = self.shared.lock();
-        state.folder(folder, path);
-        let (entries, following) = page;
-        state.change(folder, |folder| folder.listing.add(from, entries, *following));
+        state.folder(key, path);
+        state.change(key, |folder| {
+            folder.spot = spot;
+            folder.listing.add(from, entries, *following);
+        });
+        if *following == Following::Nothing {
+            state.plan(key);
+        }
+        if state.walk.is_wanting() && !state.is_listing {
+            let shared = Arc::clone(&self.shared);
+            let lister = thread::Builder::new().name("lister".to_owned());
+            // Where there is no thread, who comes to these folders has them listed.
+            state.is_listing = lister.spawn(move || shared.list_wanted()).is_ok();
+        }
     }
 
     /// Replaces `buffer` by up to `size` bytes at `offset` of a file, fewer only at its end, if it
@@ -225,6 +278,33 @@ impl Shared {
         self.state.lock().expect(Self::UNPOISONED)
     }
 
+    /// The first page of a folder that somebody begins to read, if it was listed ahead. Waits for it
+    /// if it is on its way.
+    fn listed_ahead(&self, spot: &Spot) -> Option<Page> {
+        let mut state = self.lock();
+        loop {
+            match state.walk.first_page(spot) {
+                FirstPage::Here(page) => return Some(page),
+                FirstPage::Guest => return None,
+                FirstPage::Coming if !state.is_listing => return None,
+                FirstPage::Coming => state = self.arrived.wait(state).expect(Self::UNPOISONED),
+            }
+        }
+    }
+
+    /// Lists what is wanted, until nothing is.
+    fn list_wanted(&self) {
+        let mut state = self.lock();
+        while let Some((spot, path)) = state.walk.next_wanted() {
+            drop(state);
+            let page = self.guest.read_dir(path, 0, FIRST_PAGE).ok();
+            state = self.lock();
+            state.walk.listed(&spot, page);
+            self.arrived.notify_all();
+        }
+        state.is_listing = false;
+    }
+
     /// Has the guest read a batch, and wakes those who wait for its files.
     fn fetch(&self, batch: Batch) {
         let Batch { key, volume, path, files } = batch;
@@ -319,6 +399,49 @@ impl State {
         self.folders.get(&key).expect("put there if it was not")
     }
 
+    /// All that is in the folder `key` is known: notes where programs come to next from there, and
+    /// has that listed for who goes through the tree.
+    fn plan(&mut self, key: Lifetime) {
+        for order in ORDERS {
+            let next = self.next_folders(key, order, 1).pop();
+            self.walk.expect(order, next.map(|(spot, _)| spot));
+        }
+        if let Some(order) = self.walk.order() {
+            for (spot, path) in self.next_folders(key, order, LISTED_AHEAD) {
+                self.walk.want(spot, path);
+            }
+        }
+    }
+
+    /// The folders that come after `key` in a walk in this order, at most `count`: those in it, then
+    /// those behind it, then those behind the one that it is in.
+    fn next_folders(
+        &mut self,
+        key: Lifetime,
+        order: Order,
+        count: usize,
+    ) -> Vec<(Spot, GuestPath)> {
+        let mut next = Vec::new();
+        let (mut key, mut behind) = (key, None);
+        // A folder is known before those in it, so this ends.
+        while let Some(Folder { path, spot, listing, .. }) = self.folders.get(&key) {
+            let indices = listing.folders(order, behind.as_ref());
+            let indices: Vec<usize> = indices.iter().copied().take(count - next.len()).collect();
+            for name in indices.into_iter().map(|index| listing.name(index)) {
+                let spot = Spot { folder: key, name: name.clone() };
+                next.extend(path.join(name).ok().map(|path| (spot, path)));
+            }
+            match spot {
+                Some(spot) if next.len() < count => {
+                    behind = Some(spot.name.clone());
+                    key = spot.folder;
+                }
+                _ => break,
+            }
+        }
+        next
+    }
+
     /// Changes what is kept of a folder, if it is kept, and makes room for what that takes.
     fn change(&mut self, key: Lifetime, change: impl FnOnce(&mut Folder)) {
         let Some(folder) = self.folders.get(&key) else { return };
@@ -332,6 +455,7 @@ impl Folder {
     fn new(path: GuestPath) -> Self {
         Self {
             path,
+            spot: None,
             listing: Listing::default(),
             files: SmallFiles::default(),
             xattrs: Xattrs::default(),

@@ -1,4 +1,5 @@
-//! What is known to be in a folder, and in which orders programs go through its small files.
+//! What is known to be in a folder, and in which orders programs go through its small files and the
+//! folders in it.
 
 use std::collections::HashMap;
 use std::mem::size_of;
@@ -41,6 +42,8 @@ pub struct Listing {
     bytes: usize,
     /// The small files in each order, once it was asked for.
     sequences: [Option<Sequence>; ORDERS.len()],
+    /// The folders, likewise.
+    folders: [Option<Sequence>; ORDERS.len()],
 }
 
 struct Listed {
@@ -48,6 +51,7 @@ struct Listed {
     number: u64,
     /// Its size, where it is a small file.
     small: Option<u32>,
+    is_folder: bool,
 }
 
 struct Sequence {
@@ -78,12 +82,14 @@ impl Listing {
                     name: entry.name.clone(),
                     number: entry.attr.map_or(0, |attr| attr.ino),
                     small: entry.attr.as_ref().and_then(small_size),
+                    is_folder: entry.attr.as_ref().is_some_and(is_folder),
                 });
             }
             self.end = entry.next;
         }
         self.closed |= following == Following::Nothing;
         self.sequences = [const { None }; ORDERS.len()];
+        self.folders = [const { None }; ORDERS.len()];
     }
 
     /// The index of the entry `name`.
@@ -148,19 +154,36 @@ impl Listing {
         sequence.ranks.get(&index).map_or(&[], |&rank| &sequence.indices[rank..])
     }
 
+    /// The folders in this order: all of them, or those behind the one called `behind`, none where
+    /// there is no such.
+    pub fn folders(&mut self, order: Order, behind: Option<&EntryName>) -> &[usize] {
+        let Self { entries, by_name, folders, .. } = self;
+        let Sequence { indices, ranks } = folders[order as usize]
+            .get_or_insert_with(|| Sequence::of(entries, order, |entry| entry.is_folder));
+        let Some(behind) = behind else { return indices };
+        let rank = by_name.get(behind).and_then(|index| ranks.get(index));
+        rank.map_or(&[], |&rank| &indices[rank + 1..])
+    }
+
     fn sequence(&mut self, order: Order) -> &Sequence {
         let Self { entries, sequences, .. } = self;
-        sequences[order as usize].get_or_insert_with(|| {
-            let mut indices: Vec<usize> =
-                (0..entries.len()).filter(|&index| entries[index].small.is_some()).collect();
-            match order {
-                Order::Listed => {}
-                Order::Name => indices.sort_by_key(|&index| entries[index].name.as_bytes()),
-                Order::Number => indices.sort_by_key(|&index| entries[index].number),
-            }
-            let ranks = indices.iter().enumerate().map(|(rank, &index)| (index, rank)).collect();
-            Sequence { indices, ranks }
-        })
+        sequences[order as usize]
+            .get_or_insert_with(|| Sequence::of(entries, order, |entry| entry.small.is_some()))
+    }
+}
+
+impl Sequence {
+    /// Those of `entries` that are `wanted`, in this order.
+    fn of(entries: &[Listed], order: Order, wanted: impl Fn(&Listed) -> bool) -> Self {
+        let mut indices: Vec<usize> =
+            (0..entries.len()).filter(|&index| wanted(&entries[index])).collect();
+        match order {
+            Order::Listed => {}
+            Order::Name => indices.sort_by_key(|&index| entries[index].name.as_bytes()),
+            Order::Number => indices.sort_by_key(|&index| entries[index].number),
+        }
+        let ranks = indices.iter().enumerate().map(|(rank, &index)| (index, rank)).collect();
+        Self { indices, ranks }
     }
 }
 
@@ -168,6 +191,10 @@ fn small_size(attr: &Attr) -> Option<u32> {
     let size = u32::try_from(attr.size).ok()?;
     let is_small = (1..=MAX_SMALL_FILE).contains(&usize::try_from(size).ok()?);
     (is_small && attr.mode & libc::S_IFMT == libc::S_IFREG).then_some(size)
+}
+
+fn is_folder(attr: &Attr) -> bool {
+    attr.mode & libc::S_IFMT == libc::S_IFDIR
 }
 
 #[cfg(test)]
@@ -224,6 +251,29 @@ pub(super) mod tests {
         let empty = listing.find(&EntryName::new(b"empty").unwrap()).unwrap();
         assert_eq!(listing.distance(Order::Name, 0, empty), None);
         assert!(listing.from(Order::Name, empty).is_empty());
+    }
+
+    #[test]
+    fn folders_have_an_order_of_their_own() {
+        let mut entries = page(&[("b", 3, 1), ("file", 1, 1), ("c", 2, 1), ("a", 4, 1)]);
+        for index in [0, 2, 3] {
+            entries[index].attr.as_mut().unwrap().mode = libc::S_IFDIR | 0o755;
+        }
+        let mut listing = Listing::default();
+        listing.add(0, &entries, Following::Nothing);
+        let name = |text: &str| EntryName::new(text.as_bytes()).unwrap();
+        for (order, expected) in
+            [(Order::Listed, [0, 2, 3]), (Order::Name, [3, 0, 2]), (Order::Number, [2, 0, 3])]
+        {
+            assert_eq!(listing.folders(order, None), expected);
+            let first = listing.name(expected[0]).clone();
+            assert_eq!(listing.folders(order, Some(&first)), &expected[1..]);
+            let last = listing.name(expected[2]).clone();
+            assert!(listing.folders(order, Some(&last)).is_empty());
+        }
+        for none in ["file", "elsewhere"] {
+            assert!(listing.folders(Order::Name, Some(&name(none))).is_empty());
+        }
     }
 
     #[test]

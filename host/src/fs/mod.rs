@@ -25,6 +25,7 @@ mod small_files;
 pub mod stats;
 mod symlinks;
 pub mod view;
+mod walk;
 pub mod writable;
 mod xattrs;
 

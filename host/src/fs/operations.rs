@@ -221,12 +221,9 @@ impl Operations {
         let folder = self.nodes.lifetime(id).ok_or(Errno::ESTALE)?;
         let path = self.nodes.path(id)?;
         let mut cursor = self.cursors.take(folder, from);
-        let fetch = |at, size| {
-            let page = self.guest.read_dir(path.clone(), at, size)?;
-            if let Some(kept) = &self.kept {
-                kept.folders.note(folder, &path, at, &page);
-            }
-            Ok(page)
+        let fetch = |at, size| match &self.kept {
+            Some(kept) => kept.folders.page(folder, &path, self.nodes.entry(id), at, size),
+            None => self.guest.read_dir(path.clone(), at, size),
         };
         let done = cursor.directory.read(from, fetch, take);
         self.cursors.give_back(folder, cursor);
