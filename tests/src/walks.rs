@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tempfile::TempDir;
@@ -27,6 +28,7 @@ macro_rules! walks_in {
             tar_costs_two_requests_for_a_folder,
             rsync_costs_two_requests_for_a_folder,
             cp_costs_three_requests_for_a_folder,
+            who_goes_through_folders_finds_the_next_ones_listed,
             links_come_with_their_folder,
             small_files_have_their_own_bytes_in_every_order,
             many_processes_read_the_right_bytes_at_once,
@@ -129,6 +131,25 @@ pub fn rsync_costs_two_requests_for_a_folder(world: &dyn World) {
 
 pub fn cp_costs_three_requests_for_a_folder(world: &dyn World) {
     walk(world, 3, &["cp", "-a", "TREE", "TARGET"]);
+}
+
+pub fn who_goes_through_folders_finds_the_next_ones_listed(world: &dyn World) {
+    let source = tree();
+    let shown = world.show(source.path(), "");
+    let tree = fs::read_dir(shown.path().join("tree")).unwrap();
+    let folders: Vec<PathBuf> = tree.map(|entry| entry.unwrap().path()).collect();
+    let list = |folder| assert_eq!(fs::read_dir(folder).unwrap().count(), FILES);
+    let before = shown.requests();
+
+    folders[..3].iter().for_each(list);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while shown.requests() < before + 5 {
+        assert!(Instant::now() < deadline, "{} requests", shown.requests() - before);
+        thread::sleep(Duration::from_millis(5));
+    }
+
+    folders[3..].iter().for_each(list);
+    assert_eq!(shown.requests(), before + FOLDERS);
 }
 
 pub fn links_come_with_their_folder(world: &dyn World) {
