@@ -336,6 +336,7 @@ fn a_wrong_key_and_no_key_say_so() {
     let reason = "cannot mount /dev/sda on /: holds an encrypted volume (crypto_LUKS)";
     assert!(finished.stderr.contains(reason), "{finished:?}");
     assert!(finished.stderr.contains("hint: --key /dev/sda:file:PATH opens it"), "{finished:?}");
+    assert!(finished.stderr.contains("but what encrypted volumes may hold"), "{finished:?}");
 
     let place = Workplace::new();
     let mnt = place.folder("mnt");

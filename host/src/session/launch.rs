@@ -149,7 +149,10 @@ impl fmt::Display for Suggestions<'_> {
             })
             .collect();
         if filesystems.is_empty() {
-            return f.write_str("\nThere is no filesystem on any of the disks.");
+            return f.write_str(match self.0.iter().any(keys::is_encrypted) {
+                true => "\nThere is no filesystem but what encrypted volumes may hold.",
+                false => "\nThere is no filesystem on any of the disks.",
+            });
         }
         f.write_str("\nDid you mean to mount one of these filesystems?")?;
         filesystems.iter().try_for_each(|(device, kind)| {
