@@ -49,6 +49,26 @@ fn signals_unmount() {
     }
 }
 
+/// One that lets a signal through gets it in the place of the thread that waits for it: then the
+/// process ends by it, or where it is ignored, as after nohup(1), not at all.
+#[test]
+fn no_thread_lets_a_signal_through_that_ends_the_mount() {
+    let mounted = mounted();
+    let wanted = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+    let wanted: u64 = wanted.into_iter().map(|signal| 1 << (signal as u32 - 1)).sum();
+    let threads = fs::read_dir(format!("/proc/{}/task", mounted.server)).unwrap();
+    let mut count = 0;
+    for thread in threads {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let field = |name| status.lines().find_map(|line: &str| line.strip_prefix(name)).unwrap();
+        let blocked = u64::from_str_radix(field("SigBlk:").trim(), 16).unwrap();
+        assert_eq!(blocked & wanted, wanted, "{}", field("Name:"));
+        count += 1;
+    }
+    assert!(count > 4, "{count} threads");
+    mounted.place.unmount(&mounted.mountpoint);
+}
+
 #[test]
 fn when_guestmnt_is_killed_qemu_and_the_mount_go_with_it() {
     let mounted = mounted();

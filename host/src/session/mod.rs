@@ -94,6 +94,8 @@ pub struct Session<'p> {
     /// The record as it is shown.
     shown: File,
     tell_stats: bool,
+    /// Those that end the mount.
+    signals: SignalFd,
     _watcher: Watcher,
 }
 
@@ -142,6 +144,7 @@ impl<'p> Session<'p> {
             guest.expect_another();
         }
         let guest = Arc::new(guest);
+        let signals = take_signals().map_err(failed("wait for signals"))?;
         let files = if plan.is_writable() {
             Files::Writable(names)
         } else {
@@ -159,6 +162,7 @@ impl<'p> Session<'p> {
             record,
             shown,
             tell_stats: plan.stats,
+            signals,
             _watcher: watcher,
         })
     }
@@ -218,16 +222,10 @@ impl<'p> Session<'p> {
     }
 
     fn wait_for_end(&mut self) -> Result<(), SessionError> {
-        let failed = |what| move |error: nix::Error| SessionError::Io(what, error.into());
-        let signals: SigSet =
-            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-        signals.thread_block().map_err(failed("block signals"))?;
-        let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
-            .map_err(failed("wait for signals"))?;
         loop {
             let mut events = vec![
                 PollFd::new(self.serving.ended(), PollFlags::POLLIN),
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             ];
             if let Some(vm) = &self.vm {
                 events.push(PollFd::new(vm.pidfd(), PollFlags::POLLIN));
@@ -247,14 +245,14 @@ impl<'p> Session<'p> {
                 return Ok(());
             }
             if happened(2) || happened(3) {
-                self.vm = self.follow(&signals);
+                self.vm = self.follow();
             }
         }
     }
 
     /// The VM that follows the present one, which has ended or is given up. `None` where there
     /// is none, or where the mount ends first.
-    fn follow(&mut self, signals: &SignalFd) -> Option<Vm> {
+    fn follow(&mut self) -> Option<Vm> {
         let mut dead = self.vm.take()?;
         if self.serving.changes().is_some() {
             let ending = dead.kill();
@@ -268,7 +266,7 @@ impl<'p> Session<'p> {
             info!("the VM printed last: {line}");
         }
         loop {
-            let ends = [self.serving.ended(), signals.as_fd()];
+            let ends = [self.serving.ended(), self.signals.as_fd()];
             match self.revival.revive(&self.guest, ends) {
                 Ok((vm, confinement)) => {
                     let took = began.elapsed().as_millis();
@@ -300,4 +298,16 @@ impl<'p> Session<'p> {
             Err(error) => info!("`guestimg status` will not know of the other VM: {error}"),
         }
     }
+}
+
+/// Has signals that end the mount wait here. Threads that are started from now on let none of them
+/// through either: the kernel gives a signal to any thread that does.
+fn take_signals() -> nix::Result<SignalFd> {
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
+}
+
+fn failed(what: &'static str) -> impl Fn(nix::Error) -> SessionError {
+    move |error| SessionError::Io(what, error.into())
 }
