@@ -27,6 +27,7 @@ pub enum Request {
         /// Nanoseconds since 1970, UTC.
         unix_time_ns: u64,
         /// From the host's random pool.
+        #[serde(with = "serde_bytes")]
         entropy: [u8; 32],
     },
     /// Loads every module of the appliance that may be needed, so that a template holds them.
@@ -224,6 +225,7 @@ pub enum Answer {
         /// The guest's clock now, in nanoseconds since 1970, UTC.
         unix_time_ns: u64,
         /// What its random pool gives now.
+        #[serde(with = "serde_bytes")]
         random: [u8; 16],
     },
     /// What is on the disks, by disk and partition.

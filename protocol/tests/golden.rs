@@ -48,7 +48,7 @@ fn mount(device: &str) -> Request {
 
 /// Requests with the bytes of their bodies.
 fn requests() -> Vec<(Request, Vec<u8>)> {
-    let mut wake = vec![1, 0x80, 0x94, 0xeb, 0xdc, 3];
+    let mut wake = vec![1, 0x80, 0x94, 0xeb, 0xdc, 3, 32];
     wake.extend([7; 32]);
     vec![
         (Request::Hello, vec![0]),
@@ -273,7 +273,7 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
         ),
         (
             Ok(Answer::Awake { unix_time_ns: 1_000_000_000, random: [9; 16] }),
-            [vec![0, 2, 0x80, 0x94, 0xeb, 0xdc, 3], vec![9; 16]].concat(),
+            [vec![0, 2, 0x80, 0x94, 0xeb, 0xdc, 3, 16], vec![9; 16]].concat(),
         ),
         (
             Ok(Answer::Volumes(vec![volume])),

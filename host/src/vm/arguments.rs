@@ -17,14 +17,16 @@ use crate::sys;
 /// what is allocated and the like only cost time in a VM that is thrown away: a third of a walk. There
 /// is no network. The initcalls are ACPI, which a PC's PCI devices with interrupts of their own do
 /// without, self-tests of cryptography that nobody uses here, the types of the kernel for BPF and for
-/// tracing, and certificates: 0.75 s of a cold boot under TCG.
+/// tracing, and certificates: 0.75 s of a cold boot under TCG. What has an equals sign and is none of the
+/// kernel's goes to the daemon's environment: its threads are not to have restartable sequences, which
+/// nobody uses and each switch between threads looks after.
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable \
     no_timer_check clearcpuid=rep_good mitigations=off audit=0 lsm= psi=0 nowatchdog \
     numa_balancing=disable hashdist=0 cgroup_disable=memory,io,cpu,cpuacct init_on_alloc=0 \
     hardened_usercopy=off randomize_kstack_offset=off kfence.sample_interval=0 random.trust_cpu=on \
     pci=noacpi,lastbus=0 deferred_probe_timeout=0 ipv6.disable=1 cryptomgr.notests \
     initcall_blacklist=acpi_init,crypto_kdf108_init,jent_mod_init,btf_vmlinux_init,trace_eval_init,\
-    load_system_certificate_list";
+    load_system_certificate_list GLIBC_TUNABLES=glibc.pthread.rseq=0";
 
 /// TCG's processor, without the promises that make the guest's kernel copy and clear memory with
 /// `rep movsb` and `rep stosb`: TCG carries those out byte by byte, which took a third of a walk
