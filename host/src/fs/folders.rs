@@ -303,6 +303,8 @@ impl Shared {
             self.arrived.notify_all();
         }
         state.is_listing = false;
+        // Whoever waits for a page that is not kept any more asks for it.
+        self.arrived.notify_all();
     }
 
     /// Has the guest read a batch, and wakes those who wait for its files.
