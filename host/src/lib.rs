@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod counts;
 pub mod disk;
+pub mod ending;
 pub mod export;
 pub mod extract;
 pub mod files;

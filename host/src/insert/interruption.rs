@@ -7,8 +7,9 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
+
+use crate::ending::take_signals;
 
 /// Whether the user wants it to end.
 pub struct Interruption(SignalFd);
@@ -32,10 +33,7 @@ impl Interruption {
     /// # Errors
     /// As signalfd(2).
     pub fn expect() -> io::Result<Self> {
-        let signals: SigSet =
-            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-        signals.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?))
+        Ok(Self(take_signals()?))
     }
 
     /// Goes on, unless the user wants it to end.

@@ -28,8 +28,7 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use log::{error, info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 
 use self::launch::{LaunchError, Launched};
 use self::mountpoint::{Mountpoint, MountpointError};
@@ -40,6 +39,7 @@ use self::selection::Selection;
 use self::serving::{Files, Serving};
 use self::timings::Timings;
 use self::watcher::Watcher;
+use crate::ending::take_signals;
 use crate::fs::Shows;
 use crate::guest::Guest;
 use crate::vm::Vm;
@@ -298,14 +298,6 @@ impl<'p> Session<'p> {
             Err(error) => info!("`guestimg status` will not know of the other VM: {error}"),
         }
     }
-}
-
-/// Has signals that end the mount wait here. Threads that are started from now on let none of them
-/// through either: the kernel gives a signal to any thread that does.
-fn take_signals() -> nix::Result<SignalFd> {
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-    signals.thread_block()?;
-    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
 }
 
 fn failed(what: &'static str) -> impl Fn(nix::Error) -> SessionError {
