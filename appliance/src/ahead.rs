@@ -15,11 +15,9 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{fstat, stat};
 use nix::sys::statfs::fstatfs;
 
+use crate::inodes::{Inodes, Volume};
 use crate::ntfs;
 use crate::records::Records;
-
-/// Records that are this close to each other, in bytes, are read in one piece.
-const GAP: u64 = 32 * 1024;
 
 /// Bytes of a directory's index that are read ahead when it is opened: some 10,000 entries.
 const MAX_INDEX: u64 = 1024 * 1024;
@@ -32,62 +30,41 @@ pub struct Ahead(Mutex<Known>);
 struct Known {
     /// The nodes of their devices.
     nodes: Vec<PathBuf>,
-    /// The records of those that were met, by device number; `None` for those that have none to be
-    /// read ahead.
-    records: BTreeMap<u64, Option<Arc<Records>>>,
+    /// Whether one of them can be written.
+    any_writable: bool,
+    /// Those that were met, by device number; `None` for those that have no records to be read ahead.
+    volumes: BTreeMap<u64, Option<Arc<Volume>>>,
 }
 
 impl Ahead {
     /// What can be read ahead for `folder`.
     pub fn directory(&self, folder: BorrowedFd) -> Option<Inodes> {
         let stat = fstat(folder).ok()?;
-        let known = self.lock().records.get(&stat.st_dev).cloned();
-        let records = known.unwrap_or_else(|| {
+        let known = self.lock().volumes.get(&stat.st_dev).cloned();
+        let volume = known.unwrap_or_else(|| {
             // Not under the lock: it reads the disk.
-            let nodes = self.lock().nodes.clone();
-            let records = records_of(folder, stat.st_dev, &nodes).map(Arc::new);
-            self.lock().records.insert(stat.st_dev, records.clone());
-            records
-        });
-        let inodes = Inodes { records: records? };
-        inodes.records.read_index(stat.st_ino);
-        Some(inodes)
+            let (nodes, any_writable) = {
+                let known = self.lock();
+                (known.nodes.clone(), known.any_writable)
+            };
+            let records = records_of(folder, stat.st_dev, &nodes);
+            let volume = records.map(|records| Arc::new(Volume::new(records, !any_writable)));
+            self.lock().volumes.insert(stat.st_dev, volume.clone());
+            volume
+        })?;
+        volume.records.read_index(stat.st_ino);
+        Some(Inodes::of(volume, stat.st_ino))
     }
 
     /// Forgets everything, since a device number may mean another filesystem from now on: one of the
     /// devices with these nodes.
-    pub fn begin(&self, nodes: Vec<PathBuf>) {
-        *self.lock() = Known { nodes, ..Known::default() };
+    pub fn begin(&self, nodes: Vec<PathBuf>, any_writable: bool) {
+        *self.lock() = Known { nodes, any_writable, ..Known::default() };
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         // No step leaves anything half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The inodes of one filesystem.
-pub struct Inodes {
-    records: Arc<Records>,
-}
-
-impl Inodes {
-    /// Has the disk begin to read these.
-    pub fn read(&self, numbers: impl Iterator<Item = u64>) {
-        let record = self.records.geometry.record;
-        let mut offsets: Vec<u64> =
-            numbers.filter_map(|number| number.checked_mul(record)).collect();
-        // Mostly they are, and sorting would take as long as all else: little is translated yet in a
-        // guest that was restored.
-        if !offsets.is_sorted() {
-            offsets.sort_unstable();
-        }
-        for piece in offsets.chunk_by(|before, after| after - before <= GAP) {
-            let (first, last) = (piece[0], piece[piece.len() - 1]);
-            for (start, length) in self.records.table.places(first, last - first + record) {
-                self.records.read_ahead(start, length);
-            }
-        }
     }
 }
 
@@ -114,7 +91,8 @@ impl Records {
         Some(())
     }
 
-    fn read_ahead(&self, start: u64, length: u64) {
+    /// Has the disk begin to read so many bytes from one place of the volume on.
+    pub fn read_ahead(&self, start: u64, length: u64) {
         if let (Ok(start), Ok(length)) = (i64::try_from(start), i64::try_from(length)) {
             // That it cannot be read ahead need not interest anyone.
             let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;

@@ -12,15 +12,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
-use nix::sys::stat::fstatat;
+use nix::sys::stat::{FileStat, fstatat};
 use nix::unistd::{Whence, lseek};
 
 use guestmnt_protocol::attr::{DirEntry, Following, push_entry};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget, Printable};
 
-use crate::ahead::Inodes;
+use crate::inodes::Inodes;
 use crate::kmsg;
+use crate::ordinary::Facts;
 use crate::payload::Payload;
 use crate::resolve;
 use crate::sys;
@@ -33,6 +34,8 @@ const RECORDS_MAX: usize = 32 * 1024;
 /// An open directory.
 pub struct Directory {
     folder: OwnedFd,
+    /// The inodes of its files, where these can be read ahead.
+    inodes: Option<Inodes>,
     /// It has one position, so lanes that read it take turns.
     reader: Mutex<Reader>,
 }
@@ -44,8 +47,10 @@ struct Reader {
     filled: usize,
     /// The position right before the record at `consumed`.
     position: u64,
-    /// The inodes of its filesystem, where these can be read ahead.
-    inodes: Option<Inodes>,
+    /// What can be told of the files in `records` without asking for it, in their order.
+    facts: Vec<Option<Facts>>,
+    /// How many of them are before `consumed`.
+    passed: usize,
     /// Whether targets of links go with them, once there was a link. Those of Windows take too long
     /// for that, and are seldom wanted.
     with_targets: OnceCell<bool>,
@@ -73,7 +78,7 @@ impl Tree {
         payload.append_with(|page| {
             let start = page.len();
             page.push(Following::More.byte());
-            let following = reader.fill(self, directory.as_fd(), from, page, start + size)?;
+            let following = reader.fill(self, &directory, from, page, start + size)?;
             page[start] = following.byte();
             Ok(())
         })
@@ -107,10 +112,16 @@ impl Directory {
             consumed: 0,
             filled: 0,
             position: 0,
-            inodes,
+            facts: Vec::new(),
+            passed: 0,
             with_targets: OnceCell::new(),
         };
-        Self { folder, reader: Mutex::new(reader) }
+        Self { folder, inodes, reader: Mutex::new(reader) }
+    }
+
+    /// The inodes of its files, where these can be read ahead.
+    pub(crate) fn inodes(&self) -> Option<&Inodes> {
+        self.inodes.as_ref()
     }
 }
 
@@ -120,15 +131,15 @@ impl Reader {
     fn fill(
         &mut self,
         tree: &Tree,
-        folder: BorrowedFd,
+        directory: &Directory,
         from: u64,
         page: &mut Vec<u8>,
         limit: usize,
     ) -> nix::Result<Following> {
-        self.go_to(folder, from)?;
+        self.go_to(directory.as_fd(), from)?;
         let empty = page.len();
         loop {
-            match self.fetch(folder) {
+            match self.fetch(directory) {
                 Ok(true) => {}
                 Ok(false) => return Ok(Following::Nothing),
                 // Like getdents64(2): first what could be read, the error with the next page.
@@ -137,13 +148,15 @@ impl Reader {
             }
             let record = Record::parse(&self.records[self.consumed..self.filled])?;
             if let Some(name) = presentable(record.name) {
-                let entry = entry(tree, folder, &record, name, &self.with_targets);
+                let facts = self.facts.get(self.passed).and_then(Option::as_ref);
+                let entry = entry(tree, directory, &record, name, facts, &self.with_targets);
                 if !push_entry(page, &entry, limit) {
                     let nothing = page.len() == empty;
                     return if nothing { Err(Errno::EINVAL) } else { Ok(Following::More) };
                 }
             }
             self.consumed += record.length;
+            self.passed += 1;
             self.position = record.next;
         }
     }
@@ -162,13 +175,17 @@ impl Reader {
     }
 
     /// Makes sure that there is a record at `consumed`; false at the directory's end.
-    fn fetch(&mut self, folder: BorrowedFd) -> nix::Result<bool> {
+    fn fetch(&mut self, directory: &Directory) -> nix::Result<bool> {
         if self.consumed == self.filled {
             self.consumed = 0;
             self.filled = 0;
-            self.filled = sys::getdents(folder, &mut self.records)?;
-            if let Some(inodes) = &self.inodes {
-                inodes.read(Record::all(&self.records[..self.filled]).map(|record| record.inode));
+            self.passed = 0;
+            self.filled = sys::getdents(directory.as_fd(), &mut self.records)?;
+            if let Some(inodes) = &directory.inodes {
+                let files = Record::all(&self.records[..self.filled]);
+                let files: Vec<_> =
+                    files.map(|record| (record.inode, record.name.to_bytes())).collect();
+                self.facts = inodes.facts(&files);
             }
         }
         Ok(self.filled > 0)
@@ -178,22 +195,32 @@ impl Reader {
 /// The entry of `record` with what is known of its file.
 fn entry(
     tree: &Tree,
-    folder: BorrowedFd,
+    directory: &Directory,
     record: &Record,
     name: EntryName,
+    facts: Option<&Facts>,
     with_targets: &OnceCell<bool>,
 ) -> DirEntry {
-    let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
-    let stat = fstatat(folder, record.name, flags).ok().map(|stat| {
-        let instead = tree.grafts.instead_of(&stat);
-        instead.and_then(|root| resolve::attributes(root).ok()).unwrap_or(stat)
-    });
+    let folder = directory.as_fd();
+    if let Some((facts, inodes)) = facts.zip(directory.inodes.as_ref()) {
+        let ask = || asked(tree, folder, record.name).and_then(|stat| tree.attr(&stat).ok());
+        return DirEntry { next: record.next, name, attr: inodes.attr(facts, ask), target: None };
+    }
+    let stat = asked(tree, folder, record.name);
     let is_link = stat.is_some_and(|stat| resolve::file_type(&stat) == libc::S_IFLNK);
     let of_windows = || windows_links::may_be_on_filesystem_of(folder);
     let has_target = is_link && *with_targets.get_or_init(|| !of_windows());
     let target = if has_target { target(folder, record.name) } else { None };
     let attr = stat.and_then(|stat| tree.attr(&stat).ok());
     DirEntry { next: record.next, name, attr, target }
+}
+
+/// What the filesystem's driver says of a file, or of what is shown in its place.
+fn asked(tree: &Tree, folder: BorrowedFd, name: &CStr) -> Option<FileStat> {
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
+    let stat = fstatat(folder, name, flags).ok()?;
+    let instead = tree.grafts.instead_of(&stat);
+    Some(instead.and_then(|root| resolve::attributes(root).ok()).unwrap_or(stat))
 }
 
 /// Where a symbolic link leads, if that can be read and sent.

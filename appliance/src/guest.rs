@@ -133,8 +133,8 @@ impl Guest {
                 };
                 tree.read_files(folder, files, place, payload).map(|()| Answer::Payload)
             }),
-            Request::ReadXattrs { folder, names } => self.on_files(|tree| {
-                tree.read_xattrs(folder, names, payload).map(|()| Answer::Payload)
+            Request::ReadXattrs { folder, files } => self.on_files(|tree| {
+                tree.read_xattrs(folder, files, payload).map(|()| Answer::Payload)
             }),
             Request::Layout { path, from } => self.on_files(|tree| {
                 // A guest over a folder has no disks that the host could read.
@@ -176,7 +176,7 @@ impl Guest {
             }
             none => none.insert(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
         };
-        tree.ahead.begin(machine.nodes());
+        tree.ahead.begin(machine.nodes(), machine.any_writable());
         Ok((how, remarks))
     }
 

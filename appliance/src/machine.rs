@@ -256,6 +256,11 @@ impl Machine {
         self.mounts().nodes()
     }
 
+    /// Whether one of them is mounted for writing.
+    pub fn any_writable(&self) -> bool {
+        self.mounts().any_writable()
+    }
+
     /// The target of the link of Windows `link`, which its driver shows as `shown`; `None` where that
     /// says it all.
     pub fn windows_link(

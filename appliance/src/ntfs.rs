@@ -15,7 +15,9 @@ pub const MAGIC: FsType = FsType(0x7366_746e);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Bytes of a cluster.
-    cluster: u64,
+    pub cluster: u64,
+    /// Bytes of the volume.
+    pub volume: u64,
     /// Bytes of a file's record.
     pub record: u64,
     /// The volume's byte at which record 0 is: that of the table of records itself.
@@ -50,7 +52,9 @@ impl Geometry {
         if !good(cluster, MAX_CLUSTER) || !good(record, MAX_RECORD) {
             return None;
         }
-        Some(Self { cluster, record, table: u64_at(sector, 0x30)?.checked_mul(cluster)? })
+        let volume = u64_at(sector, 0x28)?.checked_mul(bytes)?;
+        let table = u64_at(sector, 0x30)?.checked_mul(cluster)?;
+        Some(Self { cluster, volume, record, table })
     }
 
     /// Where the contents of the table of records are, by its own record; those of it that this
@@ -75,7 +79,7 @@ impl Geometry {
 }
 
 /// `$DATA`
-const DATA: u32 = 0x80;
+pub const DATA: u32 = 0x80;
 /// `$INDEX_ALLOCATION`
 const INDEX_ALLOCATION: u32 = 0xa0;
 /// `$I30`, the index of file names.
@@ -113,20 +117,40 @@ pub fn mend(record: &mut [u8], signature: &[u8; 4]) -> Option<()> {
 pub struct Attribute<'a>(&'a [u8]);
 
 /// The attributes in a record that was mended.
-pub fn attributes(record: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
-    /// Of the shortest attribute.
-    const HEADER: usize = 0x18;
-    let first = u16_at(record, 0x14).map(usize::from);
-    let mut rest = first.and_then(|first| record.get(first..)).unwrap_or_default();
-    std::iter::from_fn(move || {
-        let length = usize::try_from(u32_at(rest, 4)?).ok()?;
-        if u32_at(rest, 0)? == END || length < HEADER {
+pub fn attributes(record: &[u8]) -> Attributes<'_> {
+    let (first, used) = (u16_at(record, 0x14).map(usize::from), u32_at(record, 0x18));
+    let used = used.and_then(|used| usize::try_from(used).ok());
+    let rest = first.zip(used).and_then(|(first, used)| record.get(first..used));
+    Attributes { rest: rest.unwrap_or_default() }
+}
+
+/// The attributes of a record that have not been looked at.
+pub struct Attributes<'a> {
+    rest: &'a [u8],
+}
+
+impl Attributes<'_> {
+    /// Whether there are none, as a record says it, and not because something made no sense.
+    #[must_use]
+    pub fn have_ended(&self) -> bool {
+        u32_at(self.rest, 0) == Some(END)
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = Attribute<'a>;
+
+    fn next(&mut self) -> Option<Attribute<'a>> {
+        /// Of the shortest attribute.
+        const HEADER: usize = 0x18;
+        let length = usize::try_from(u32_at(self.rest, 4)?).ok()?;
+        if self.have_ended() || length < HEADER {
             return None;
         }
-        let (attribute, behind) = rest.split_at_checked(length)?;
-        rest = behind;
+        let (attribute, behind) = self.rest.split_at_checked(length)?;
+        self.rest = behind;
         Some(Attribute(attribute))
-    })
+    }
 }
 
 impl<'a> Attribute<'a> {
@@ -147,16 +171,57 @@ impl<'a> Attribute<'a> {
         if self.0[8] == 0 { self.0.get(at..at.checked_add(length)?) } else { None }
     }
 
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> u32 {
+        u32_at(self.0, 0).expect("an attribute has a header")
+    }
+
+    /// Whether it has a name.
+    #[must_use]
+    pub fn has_name(&self) -> bool {
+        self.0[9] != 0
+    }
+
+    /// Whether what it holds is kept as it is: not compressed, encrypted or sparse.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        u16_at(self.0, 0x0c) == Some(0)
+    }
+
     /// Where what it holds is outside of the record, from its beginning on.
     #[must_use]
     pub fn runs(&self, geometry: &Geometry) -> Option<Runs> {
+        Some(Runs(unpack(self.run_list()?, geometry.cluster).0))
+    }
+
+    /// Likewise, of one that is plain and whole: all that is allocated has a place on the volume.
+    #[must_use]
+    pub fn whole(&self, geometry: &Geometry) -> Option<Whole> {
+        let number = |at| u64_at(self.0, at);
+        let (runs, is_sound) = unpack(self.run_list()?, geometry.cluster);
+        let (behind, allocated) = (number(0x18)?.wrapping_add(1), number(0x28)?);
+        let (size, written) = (number(0x30)?, number(0x38)?);
+        let mut covered = 0;
+        for run in &runs {
+            if run.offset != covered || run.start + run.length > geometry.volume {
+                return None;
+            }
+            covered += run.length;
+        }
+        let is_whole = behind.checked_mul(geometry.cluster)? == covered && covered == allocated;
+        let good = is_sound && is_whole && written <= size && size <= allocated;
+        good.then_some(Whole { size, written, allocated, runs: Runs(runs) })
+    }
+
+    /// What says where it is, of one that is outside of the record.
+    fn run_list(&self) -> Option<&'a [u8]> {
         const HEADER: usize = 0x40;
         let first = u64_at(self.0, 0x10)?;
         if self.0[8] != 1 || self.0.len() < HEADER || first != 0 {
             return None;
         }
-        let list = self.0.get(usize::from(u16_at(self.0, 0x20)?)..)?;
-        Some(Runs(unpack(list, geometry.cluster)))
+        self.0.get(usize::from(u16_at(self.0, 0x20)?)..)
     }
 
     /// Bytes of what it holds outside of the record.
@@ -164,6 +229,19 @@ impl<'a> Attribute<'a> {
     pub fn size(&self) -> Option<u64> {
         u64_at(self.0, 0x30)
     }
+}
+
+/// What an attribute holds outside of its record. All in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Its size.
+    pub size: u64,
+    /// What was written; zeros follow.
+    pub written: u64,
+    /// What it takes.
+    pub allocated: u64,
+    /// Where it is.
+    pub runs: Runs,
 }
 
 /// A part of a file that is in one piece on the volume. All in bytes.
@@ -183,7 +261,7 @@ pub struct Runs(Vec<Run>);
 impl Runs {
     /// The volume's bytes, as start and length, that hold `length` bytes of the file from `offset`
     /// on.
-    pub fn places(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    pub fn places(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> + use<'_> {
         let end = offset.saturating_add(length);
         // They are in the order of their offsets.
         let first = self.0.partition_point(|run| run.offset + run.length <= offset);
@@ -196,8 +274,8 @@ impl Runs {
     }
 }
 
-/// Unpacks a list of runs as far as it makes sense.
-fn unpack(mut list: &[u8], cluster: u64) -> Vec<Run> {
+/// Unpacks a list of runs as far as it makes sense, and says whether all of it does.
+fn unpack(mut list: &[u8], cluster: u64) -> (Vec<Run>, bool) {
     let mut runs = Vec::new();
     let (mut offset, mut at) = (0u64, 0i64);
     while let Some((&sizes, behind)) = list.split_first()
@@ -217,7 +295,7 @@ fn unpack(mut list: &[u8], cluster: u64) -> Vec<Run> {
         }
         (offset, at, list) = (next, there, behind);
     }
-    runs
+    (runs, list.first().is_none_or(|sizes| sizes & 0xf == 0))
 }
 
 /// A little-endian number with sign of `size` bytes, and what is behind it.
@@ -237,13 +315,15 @@ fn i8_at(bytes: &[u8], at: usize) -> Option<i8> {
 mod tests {
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry { cluster: 4096, record: 1024, table: 16384 };
+    const GEOMETRY: Geometry =
+        Geometry { cluster: 4096, volume: 1 << 30, record: 1024, table: 16384 };
 
     fn boot(cluster: u8, record: u8) -> [u8; BOOT_LEN] {
         let mut sector = [0; BOOT_LEN];
         sector[3..11].copy_from_slice(b"NTFS    ");
         sector[0x0b..0x0d].copy_from_slice(&512u16.to_le_bytes());
         sector[0x0d] = cluster;
+        sector[0x28..0x2c].copy_from_slice(&(1u32 << 21).to_le_bytes());
         sector[0x30] = 4;
         sector[0x40] = record;
         sector
@@ -254,6 +334,7 @@ mod tests {
         let mut record = vec![0; 1024];
         record[..8].copy_from_slice(b"FILE\x30\0\x03\0");
         record[0x14] = 0x38;
+        record[0x18..0x1c].copy_from_slice(&1024u32.to_le_bytes());
         let attribute = &mut record[0x38..];
         let name_at = 0x40;
         let list_at = name_at + name.len();
@@ -340,7 +421,7 @@ mod tests {
         let wide = [0x9f, 1, 1];
         let before = [0x11, 1, 0x80];
         for list in [&far[..], &long, &wide, &before, &[0x11], &[0x11, 1]] {
-            assert_eq!(unpack(list, 4096), [], "{list:x?}");
+            assert_eq!(unpack(list, 4096), (vec![], false), "{list:x?}");
         }
     }
 }

@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
+use guestmnt_protocol::batch::Numbered;
 use guestmnt_protocol::limits::{MAX_PAYLOAD, MAX_SMALL_XATTR, MAX_XATTR};
-use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::xattr::{FileXattrs, SmallValue, Xattr, XattrName, push_file};
 
 use crate::failure;
@@ -41,8 +42,8 @@ impl Tree {
         whole(payload, |value| sys::getxattr(&file.path, &name, value))
     }
 
-    /// Puts the extended attributes of the files `names` of one directory into `payload`: of as
-    /// many as fit, from the first on, and of one at least.
+    /// Puts the extended attributes of these files of one directory into `payload`: of as many as fit,
+    /// from the first on, and of one at least.
     ///
     /// # Errors
     /// As [`resolve::open_directory`]. That a file's attributes cannot be listed is part of the
@@ -50,16 +51,28 @@ impl Tree {
     pub fn read_xattrs(
         &self,
         folder: &GuestPath,
-        names: &[EntryName],
+        files: &[Numbered],
         payload: &mut Payload,
     ) -> nix::Result<()> {
         let directory = self.directory(folder)?;
         // There are calls for a name in a directory, but only since Linux 6.13.
         let prefix = format!("{}/", resolve::proc_path(directory.as_fd())).into_bytes();
         let mut space = Space { list: vec![0; MAX_XATTR], value: [0; MAX_SMALL_XATTR] };
+        // Ordinary files have none.
+        let mut have_none = vec![false; files.len()];
+        if let Some(inodes) = directory.inodes() {
+            let named = files.iter().map(|file| (file.number, file.name.as_bytes()));
+            inodes.each(&named.collect::<Vec<_>>(), |index, _| have_none[index] = true);
+        }
         payload.append_with(|page| {
             let limit = page.len() + MAX_PAYLOAD;
-            for name in names {
+            for (Numbered { name, .. }, has_none) in files.iter().zip(have_none) {
+                if has_none {
+                    if push_file(page, &Ok(Vec::new()), limit) {
+                        continue;
+                    }
+                    break;
+                }
                 let graft = folder.join(name).ok().and_then(|path| self.grafts.at(&path));
                 let path = match graft {
                     Some(root) => resolve::proc_path(root).into_bytes(),

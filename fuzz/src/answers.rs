@@ -17,7 +17,7 @@ use guestmnt::fs::operations::{Found, Noted, Operations};
 use guestmnt::fs::view::View;
 use guestmnt::guest::{Guest, GuestError};
 use guestmnt_protocol::VERSION;
-use guestmnt_protocol::batch::{Plain, Wanted};
+use guestmnt_protocol::batch::{Numbered, Plain, Wanted};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_LINK, MAX_XATTR};
@@ -204,14 +204,15 @@ impl Kernel {
 
     fn read_files(&self) {
         let name = EntryName::new(b"file").expect("it is a name");
-        let wanted = vec![Wanted { name: name.clone(), size: 3 }; 2];
+        let file = Numbered { name, number: 7 };
+        let wanted = vec![Wanted { file: file.clone(), size: 3 }; 2];
         let mut files = 0;
         let read = self.guest.read_files(GuestPath::root(), Plain::Places, wanted, |index, _| {
             assert_eq!(index, files);
             files += 1;
         });
         assert_eq!(files, if read.is_ok() { 2 } else { 0 });
-        if let Ok(found) = self.guest.read_xattrs(GuestPath::root(), vec![name]) {
+        if let Ok(found) = self.guest.read_xattrs(GuestPath::root(), vec![file]) {
             assert_eq!(found.len(), 1);
         }
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use guestmnt_fuzz::TARGETS;
 use guestmnt_protocol::VERSION;
 use guestmnt_protocol::attr::{Attr, DirEntry, Following, Time, push_entry};
-use guestmnt_protocol::batch::{self, Plain, Stored, Wanted, push_outcome};
+use guestmnt_protocol::batch::{self, Numbered, Plain, Stored, Wanted, push_outcome};
 use guestmnt_protocol::change::{
     Access, Afterwards, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes,
     NewNode, NewTime, Owner, Removed, Renaming, Synced, XattrMode,
@@ -100,7 +100,9 @@ fn xattrs_page() -> Vec<u8> {
 
 /// One of each kind, with a payload where it has one.
 fn requests() -> Vec<(&'static str, Request, &'static [u8])> {
-    let wanted = vec![Wanted { name: name("file"), size: 9 }, Wanted { name: name("no"), size: 1 }];
+    let numbered = |text| Numbered { name: name(text), number: 300 };
+    let wanted =
+        vec![Wanted { file: numbered("file"), size: 9 }, Wanted { file: numbered("no"), size: 1 }];
     let device = VolumeName::from(DeviceName { disk: 0, partition: 1 });
     let mount = MountRequest {
         device: Mountable::Volume(device.clone()),
@@ -131,7 +133,7 @@ fn requests() -> Vec<(&'static str, Request, &'static [u8])> {
             "read-files",
             Request::ReadFiles { folder: path("/"), plain: Plain::Places, files: wanted },
         ),
-        ("read-xattrs", Request::ReadXattrs { folder: path("/"), names: vec![name("file")] }),
+        ("read-xattrs", Request::ReadXattrs { folder: path("/"), files: vec![numbered("file")] }),
         ("layout", Request::Layout { path: path("/file"), from: 0 }),
         (
             "unlock",
@@ -282,7 +284,7 @@ fn of_wire() -> Vec<(&'static str, Vec<Seed>)> {
 
 #[test]
 fn seeds_of_the_wire_are_what_the_protocol_writes() {
-    assert_eq!(VERSION, 4, "write the seeds anew: UPDATE_SEEDS=1");
+    assert_eq!(VERSION, 5, "write the seeds anew: UPDATE_SEEDS=1");
     for (target, mut made) in of_wire() {
         if std::env::var_os("UPDATE_SEEDS").is_some() {
             fs::create_dir_all(folder(target)).unwrap();

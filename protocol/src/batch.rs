@@ -8,11 +8,21 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{MAX_PAYLOAD, MAX_SMALL_FILE};
 use crate::path::EntryName;
 
+/// A file of the directory that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbered {
+    /// Its name.
+    pub name: EntryName,
+    /// The filesystem's own number of it, as in [`crate::attr::Attr::ino`], by which the guest may find
+    /// it sooner; 0 where that is not known.
+    pub number: u64,
+}
+
 /// A file whose first bytes are asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Its name.
-    pub name: EntryName,
+    /// Which one.
+    pub file: Numbered,
     /// How many of its bytes, at most [`MAX_SMALL_FILE`].
     pub size: u32,
 }

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attr::Attr;
-use crate::batch::{Plain, Wanted};
+use crate::batch::{Numbered, Plain, Wanted};
 use crate::change::{Change, HeldFile, HeldRequest};
 use crate::device::DeviceName;
 use crate::limits::MAX_DETAIL;
@@ -108,8 +108,8 @@ pub enum Request {
     ReadXattrs {
         /// The directory.
         folder: GuestPath,
-        /// The files' names; symbolic links are not followed.
-        names: Vec<EntryName>,
+        /// The files; symbolic links are not followed.
+        files: Vec<Numbered>,
     },
     /// Where on its disk a regular file's bytes are. Answer: [`Answer::Layout`], or `EOPNOTSUPP`
     /// where only the guest can read them.

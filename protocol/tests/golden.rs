@@ -3,7 +3,7 @@
 //! what is still read must be within the limits.
 
 use guestmnt_protocol::attr::{Attr, Time};
-use guestmnt_protocol::batch::{Plain, Wanted};
+use guestmnt_protocol::batch::{Numbered, Plain, Wanted};
 use guestmnt_protocol::change::{
     Access, Afterwards, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes,
     NewNode, NewTime, Owner, Removed, Renaming, Synced, XattrMode,
@@ -34,6 +34,10 @@ fn path(text: &str) -> GuestPath {
 
 fn name(text: &str) -> EntryName {
     EntryName::new(text.as_bytes()).expect("a good name")
+}
+
+fn numbered(text: &str, number: u64) -> Numbered {
+    Numbered { name: name(text), number }
 }
 
 fn named(text: &str) -> VolumeName {
@@ -95,15 +99,18 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
                 folder: path("/d"),
                 plain: Plain::Places,
                 files: vec![
-                    Wanted { name: name("a"), size: 300 },
-                    Wanted { name: name("b"), size: 1 },
+                    Wanted { file: numbered("a", 300), size: 300 },
+                    Wanted { file: numbered("b", 0), size: 1 },
                 ],
             },
-            b"\x0f\x01d\x01\x02\x01a\xac\x02\x01b\x01".to_vec(),
+            b"\x0f\x01d\x01\x02\x01a\xac\x02\xac\x02\x01b\x00\x01".to_vec(),
         ),
         (
-            Request::ReadXattrs { folder: path("/"), names: vec![name("a"), name("bc")] },
-            b"\x10\x00\x02\x01a\x02bc".to_vec(),
+            Request::ReadXattrs {
+                folder: path("/"),
+                files: vec![numbered("a", 7), numbered("bc", 0)],
+            },
+            b"\x10\x00\x02\x01a\x07\x02bc\x00".to_vec(),
         ),
         (Request::Layout { path: path("/f"), from: 300 }, vec![17, 1, b'f', 0xac, 2]),
         (

@@ -15,7 +15,7 @@ use guestmnt::session::fuse_options::FuseOptions;
 use guestmnt::session::mountpoint::Mountpoint;
 use guestmnt::session::serving::{Files, Serving};
 use guestmnt_protocol::attr::{Attr, DirEntry, Following, Time, push_entry};
-use guestmnt_protocol::batch::{self, Outcome as File, Plain, Stored, Wanted};
+use guestmnt_protocol::batch::{self, Numbered, Outcome as File, Plain, Stored, Wanted};
 use guestmnt_protocol::change::{
     Access, EntryPath, Existing, FileAt, HeldFile, NewAttributes, NewNode, Owner, Synced,
 };
@@ -38,6 +38,10 @@ fn path(text: &str) -> GuestPath {
     GuestPath::parse(text.as_bytes()).unwrap()
 }
 
+fn numbered(text: &str) -> Numbered {
+    Numbered { name: name(text), number: 0 }
+}
+
 fn name(text: &str) -> EntryName {
     EntryName::new(text.as_bytes()).unwrap()
 }
@@ -53,7 +57,7 @@ fn ask(kind: Asked, guest: &Guest) -> Result<String, Errno> {
         Asked::Read => guest.read(file, 0, SIZE, |bytes| shown(&bytes)),
         Asked::ReadFiles => {
             let mut files = Vec::new();
-            let wanted = ["1", "2"].map(|text| Wanted { name: name(text), size: 3 });
+            let wanted = ["1", "2"].map(|text| Wanted { file: numbered(text), size: 3 });
             let take = |_: usize, contents: Result<Contents, Errno>| files.push(shown(&contents));
             guest.read_files(file, Plain::Places, wanted.into(), take).map(|()| shown(&files))
         }
@@ -62,7 +66,7 @@ fn ask(kind: Asked, guest: &Guest) -> Result<String, Errno> {
         Asked::ListXattr => guest.list_xattr(file).map(|names| shown(&names)),
         Asked::GetXattr => guest.get_xattr(file, b"user.a").map(|value| shown(&value)),
         Asked::ReadXattrs => {
-            guest.read_xattrs(file, vec![name("1"), name("2")]).map(|files| shown(&files))
+            guest.read_xattrs(file, ["1", "2"].map(numbered).into()).map(|files| shown(&files))
         }
         Asked::StatFs => guest.stat_fs(file).map(|stat| shown(&stat)),
         Asked::Create => {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use guestmnt_protocol::attr::{Attr, DirEntry};
-use guestmnt_protocol::batch::{Plain, Planned, Stored, Wanted};
+use guestmnt_protocol::batch::{Numbered, Plain, Planned, Stored, Wanted};
 use guestmnt_protocol::limits::MAX_SMALL_FILE;
 use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
 use guestmnt_protocol::xattr::Xattr;
@@ -101,8 +101,8 @@ impl Shared {
     fn folder(&self, path: GuestPath, wants: Wants) -> Result<Folder, Errno> {
         let mut entries = self.entries(&path)?;
         self.add_targets(&path, &mut entries);
-        let names = entries.iter().map(|entry| entry.name.clone()).collect();
-        let xattrs = if wants.xattrs { self.xattrs(&path, names) } else { Vec::new() };
+        let files = || entries.iter().map(numbered).collect();
+        let xattrs = if wants.xattrs { self.xattrs(&path, files()) } else { Vec::new() };
         let mut later = if wants.contents { batches(&entries) } else { VecDeque::new() };
         let here = later.pop_front().map(|asked| self.batch(&path, &asked)).unwrap_or_default();
         let small = SmallFiles { path, here: here.into(), coming: None, later };
@@ -121,13 +121,13 @@ impl Shared {
     }
 
     /// The extended attributes of all files of a folder.
-    fn xattrs(&self, folder: &GuestPath, names: Vec<EntryName>) -> Vec<Option<Vec<Xattr>>> {
-        let mut all = Vec::with_capacity(names.len());
-        while all.len() < names.len() {
-            let rest = &names[all.len()..];
+    fn xattrs(&self, folder: &GuestPath, files: Vec<Numbered>) -> Vec<Option<Vec<Xattr>>> {
+        let mut all = Vec::with_capacity(files.len());
+        while all.len() < files.len() {
+            let rest = &files[all.len()..];
             let asked = rest[..rest.len().min(XATTRS_AT_ONCE)].to_vec();
             match self.guest.read_xattrs(folder.clone(), asked) {
-                Ok(files) => all.extend(files.into_iter().map(Result::ok)),
+                Ok(found) => all.extend(found.into_iter().map(Result::ok)),
                 Err(errno) => {
                     debug!("attributes have to be asked for one by one: {errno}");
                     break;
@@ -152,7 +152,7 @@ impl Shared {
                     arrived.push((*index, Arrived::Bytes(bytes.into())));
                 }
                 Ok(Contents::Stored(stored)) => {
-                    arrived.push((*index, Arrived::Stored(wanted.name.clone(), stored)));
+                    arrived.push((*index, Arrived::Stored(wanted.file.name.clone(), stored)));
                 }
                 Ok(Contents::Bytes(_)) | Err(_) => {}
             }
@@ -218,6 +218,11 @@ fn small(attr: &Attr) -> Option<u32> {
     (attr.mode & libc::S_IFMT == libc::S_IFREG && is_small).then_some(size)
 }
 
+/// An entry, to be asked about.
+fn numbered(entry: &DirEntry) -> Numbered {
+    Numbered { name: entry.name.clone(), number: entry.attr.map_or(0, |attr| attr.ino) }
+}
+
 /// The entries, put into batches.
 fn batches(entries: &[DirEntry]) -> VecDeque<Asked> {
     let mut batches: VecDeque<Asked> = VecDeque::new();
@@ -226,7 +231,7 @@ fn batches(entries: &[DirEntry]) -> VecDeque<Asked> {
         let Some((attr, size)) = entry.attr.and_then(|attr| Some((attr, small(&attr)?))) else {
             continue;
         };
-        let wanted = (index, Wanted { name: entry.name.clone(), size }, attr.volume);
+        let wanted = (index, Wanted { file: numbered(entry), size }, attr.volume);
         match batches.back_mut().filter(|batch| batch.len() < FILES_AT_ONCE && planned.add(size)) {
             Some(batch) => batch.push(wanted),
             None => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use guestmnt_protocol::attr::Following;
-use guestmnt_protocol::batch::{Plain, Stored, Wanted};
+use guestmnt_protocol::batch::{Numbered, Plain, Stored, Wanted};
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_protocol::xattr::XattrName;
 use log::debug;
@@ -255,14 +255,14 @@ impl Folders {
         let mut state = self.shared.lock();
         let folder = state.folder(key, &file.folder_path);
         if !folder.xattrs.is_known(&file.name) {
-            let names = folder.xattrs.batch(&file.name, &folder.listing);
+            let asked = folder.xattrs.batch(&file.name, &folder.listing);
             drop(state);
             let path = file.folder_path.clone();
-            let files = self.shared.guest.read_xattrs(path, names.clone()).ok()?;
+            let files = self.shared.guest.read_xattrs(path, asked.clone()).ok()?;
             state = self.shared.lock();
             state.folder(key, &file.folder_path);
             state.change(key, |folder| {
-                for (name, xattrs) in names.into_iter().zip(files) {
+                for (Numbered { name, .. }, xattrs) in asked.into_iter().zip(files) {
                     folder.xattrs.arrived(name, xattrs);
                 }
             });
@@ -310,7 +310,7 @@ impl Shared {
     /// Has the guest read a batch, and wakes those who wait for its files.
     fn fetch(&self, batch: Batch) {
         let Batch { key, volume, path, files } = batch;
-        let names: Vec<EntryName> = files.iter().map(|wanted| wanted.name.clone()).collect();
+        let names: Vec<EntryName> = files.iter().map(|wanted| wanted.file.name.clone()).collect();
         let believed = self.lock().believed.get(&volume).copied();
         let readable = self.disks.iter().any(Option::is_some) && believed != Some(false);
         let plain = if readable { Plain::Places } else { Plain::Bytes };

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::mem::size_of;
 
 use guestmnt_protocol::attr::{Attr, DirEntry, Following};
+use guestmnt_protocol::batch::Numbered;
 use guestmnt_protocol::limits::{MAX_BODY, MAX_SMALL_FILE};
 use guestmnt_protocol::path::EntryName;
 
@@ -14,8 +15,8 @@ const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes of the names in one request, which has the folder's path as well.
 const MAX_NAMES: usize = MAX_BODY / 4;
 
-/// Bytes around a name in a request.
-const NAME_COST: usize = 8;
+/// Bytes around a name in a request: lengths and numbers.
+const NAME_COST: usize = 18;
 
 /// An order in which the files of a folder are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +109,13 @@ impl Listing {
     #[must_use]
     pub fn name(&self, index: usize) -> &EntryName {
         &self.entries[index].name
+    }
+
+    /// An entry, to be asked about.
+    #[must_use]
+    pub fn numbered(&self, index: usize) -> Numbered {
+        let Listed { name, number, .. } = &self.entries[index];
+        Numbered { name: name.clone(), number: *number }
     }
 
     /// As many of these entries, from the first on, as can be named in one request.
@@ -303,7 +311,7 @@ pub(super) mod tests {
         let files: Vec<_> = names.iter().map(|name| (name.as_str(), 1, 1)).collect();
         let listing = listing(&files);
         let named = listing.nameable((5..1000).collect());
-        assert_eq!(named, (5..5 + MAX_NAMES / 208).collect::<Vec<_>>());
+        assert_eq!(named, (5..5 + MAX_NAMES / 218).collect::<Vec<_>>());
         assert_eq!(listing.nameable(vec![7]), [7]);
     }
 

@@ -227,7 +227,7 @@ impl SmallFiles {
 #[must_use]
 pub fn wanted(listing: &Listing, batch: &[usize]) -> Vec<Wanted> {
     let wanted = |&index: &usize| {
-        Some(Wanted { name: listing.name(index).clone(), size: listing.small(index)? })
+        Some(Wanted { file: listing.numbered(index), size: listing.small(index)? })
     };
     batch.iter().filter_map(wanted).collect()
 }

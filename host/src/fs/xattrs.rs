@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::mem::size_of;
 
+use guestmnt_protocol::batch::Numbered;
 use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::xattr::{Xattr, XattrName};
 use nix::errno::Errno;
@@ -41,8 +42,10 @@ impl Xattrs {
     /// The files to ask for together with `name`: those around it in the folder's listing of which
     /// nothing is known, as many as fit into a request.
     #[must_use]
-    pub fn batch(&self, name: &EntryName, listing: &Listing) -> Vec<EntryName> {
-        let Some(index) = listing.find(name) else { return vec![name.clone()] };
+    pub fn batch(&self, name: &EntryName, listing: &Listing) -> Vec<Numbered> {
+        let Some(index) = listing.find(name) else {
+            return vec![Numbered { name: name.clone(), number: 0 }];
+        };
         let start = index - index % AT_ONCE;
         let end = listing.len().min(start + AT_ONCE);
         // The guest answers for as many as it can, from the first on.
@@ -50,7 +53,7 @@ impl Xattrs {
         let all = std::iter::once(index).chain(others);
         let unknown = all.filter(|&index| !self.is_known(listing.name(index)));
         let batch = listing.nameable(unknown.collect());
-        batch.into_iter().map(|index| listing.name(index).clone()).collect()
+        batch.into_iter().map(|index| listing.numbered(index)).collect()
     }
 
     /// The attributes of a file have arrived, or the error of listing them.
@@ -194,7 +197,10 @@ mod tests {
         let names: Vec<String> = (0..1000).map(|n| format!("{n:04}")).collect();
         let files: Vec<_> = names.iter().map(|name| (name.as_str(), 1, 1)).collect();
         let (mut xattrs, listing) = (Xattrs::default(), listing(&files));
-        let batch = |xattrs: &Xattrs, name| xattrs.batch(&file(name), &listing);
+        let batch = |xattrs: &Xattrs, name| -> Vec<EntryName> {
+            let batch = xattrs.batch(&file(name), &listing);
+            batch.into_iter().map(|file| file.name).collect()
+        };
         let around = batch(&xattrs, "0300");
         assert_eq!((around.len(), &around[0], &around[1]), (256, &file("0300"), &file("0256")));
         assert_eq!(batch(&xattrs, "0999").len(), 1000 - 3 * 256);

@@ -1,9 +1,9 @@
 //! Requests that bring something about many files of one directory at once.
 
-use guestmnt_protocol::batch::{self, Outcome, Plain, Planned, Stored, Wanted};
+use guestmnt_protocol::batch::{self, Numbered, Outcome, Plain, Planned, Stored, Wanted};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Request};
-use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::xattr::{self, FileXattrs, Xattr};
 use nix::errno::Errno;
 
@@ -79,7 +79,7 @@ impl Guest {
         })
     }
 
-    /// What extended attributes the files `names` of `folder` have: of as many, from the first on,
+    /// What extended attributes these files of `folder` have: of as many, from the first on,
     /// as the guest sent, and of one at least.
     ///
     /// # Errors
@@ -87,10 +87,10 @@ impl Guest {
     pub fn read_xattrs(
         &self,
         folder: GuestPath,
-        names: Vec<EntryName>,
+        files: Vec<Numbered>,
     ) -> Result<Vec<Result<Vec<Xattr>, Errno>>, Errno> {
-        let most = names.len();
-        let request = Request::ReadXattrs { folder, names };
+        let most = files.len();
+        let request = Request::ReadXattrs { folder, files };
         self.call(&request, MAX_PAYLOAD, |answer, mut page| {
             let mut files = Vec::new();
             while !page.is_empty() {
@@ -113,6 +113,7 @@ mod tests {
     use guestmnt_protocol::VERSION;
     use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
     use guestmnt_protocol::message::Outcome as Said;
+    use guestmnt_protocol::path::EntryName;
 
     use super::*;
 
@@ -137,13 +138,13 @@ mod tests {
         Guest::connect(vec![host], None, second, second).unwrap()
     }
 
-    fn name(text: &str) -> EntryName {
-        EntryName::new(text.as_bytes()).unwrap()
+    fn numbered(text: &str) -> Numbered {
+        Numbered { name: EntryName::new(text.as_bytes()).unwrap(), number: 0 }
     }
 
     /// What comes of `payload` when two files of 3 bytes are asked for.
     fn files(plain: Plain, payload: &[u8]) -> Result<Vec<Result<Vec<u8>, Errno>>, Errno> {
-        let wanted = ["1", "2"].map(|text| Wanted { name: name(text), size: 3 });
+        let wanted = ["1", "2"].map(|text| Wanted { file: numbered(text), size: 3 });
         let mut taken = Vec::new();
         let folder = GuestPath::root();
         guest_that_says(payload).read_files(folder, plain, wanted.into(), |index, contents| {
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn attributes_of_files_that_nobody_asked_for_are_refused() {
         let ask = |page: &[u8]| {
-            guest_that_says(page).read_xattrs(GuestPath::root(), vec![name("a"), name("b")])
+            guest_that_says(page).read_xattrs(GuestPath::root(), ["a", "b"].map(numbered).into())
         };
         assert_eq!(ask(b"\x00\x00").unwrap(), [Ok(Vec::new())]);
         assert_eq!(ask(b"\x00\x00\x01\x5f").unwrap(), [Ok(Vec::new()), Err(Errno::EOPNOTSUPP)]);
