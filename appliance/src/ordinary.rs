@@ -234,3 +234,259 @@ fn contents<'a>(attribute: Attribute<'a>, geometry: &Geometry) -> Option<(u64, u
     let (start, length) = runs.places(0, written).next().unwrap_or_default();
     Some((size, allocated, Held::Stored { start, length }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ntfs::BOOT_LEN;
+
+    const FOLDER: u64 = 5;
+    const NUMBER: u64 = 40;
+
+    /// Clusters of 4 KiB, a volume of 1 GiB.
+    fn geometry() -> Geometry {
+        let mut sector = [0; BOOT_LEN];
+        sector[3..11].copy_from_slice(b"NTFS    ");
+        (sector[0x0c], sector[0x0d], sector[0x30], sector[0x40]) = (2, 8, 4, 0xf6);
+        sector[0x28..0x2c].copy_from_slice(&(1u32 << 21).to_le_bytes());
+        Geometry::parse(&sector).unwrap()
+    }
+
+    fn put(bytes: &mut [u8], at: usize, number: &[u8]) {
+        bytes[at..at + number.len()].copy_from_slice(number);
+    }
+
+    /// An attribute whose value is in the record.
+    fn resident(kind: u32, value: &[u8]) -> Vec<u8> {
+        let length = (0x18 + value.len()).next_multiple_of(8);
+        let mut attribute = vec![0; length];
+        put(&mut attribute, 0, &kind.to_le_bytes());
+        put(&mut attribute, 4, &u32::try_from(length).unwrap().to_le_bytes());
+        put(&mut attribute, 0x10, &u32::try_from(value.len()).unwrap().to_le_bytes());
+        attribute[0x14] = 0x18;
+        put(&mut attribute, 0x18, value);
+        attribute
+    }
+
+    fn standard(attributes: u32) -> Vec<u8> {
+        let mut value = [0; 0x48];
+        // Made, modified, changed, accessed: seconds and a half after 1970 began.
+        for (at, seconds) in [(0, 1), (8, 1), (16, 2), (24, 3)] {
+            let units: u64 = (11_644_473_600 + seconds) * 10_000_000 + 5_000_000;
+            put(&mut value, at, &units.to_le_bytes());
+        }
+        put(&mut value, 0x20, &attributes.to_le_bytes());
+        resident(STANDARD, &value)
+    }
+
+    fn file_name(folder: u64, kind: u8, name: &str) -> Vec<u8> {
+        let units: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let mut value = vec![0; 0x42 + units.len()];
+        put(&mut value, 0, &(folder | 7 << 48).to_le_bytes());
+        (value[0x40], value[0x41]) = (u8::try_from(units.len() / 2).unwrap(), kind);
+        put(&mut value, 0x42, &units);
+        resident(FILE_NAME, &value)
+    }
+
+    /// Contents outside of the record: sizes in bytes.
+    fn stored(clusters: u64, size: u64, written: u64, list: &[u8]) -> Vec<u8> {
+        let length = (0x40 + list.len()).next_multiple_of(8);
+        let mut attribute = vec![0; length];
+        put(&mut attribute, 0, &DATA.to_le_bytes());
+        put(&mut attribute, 4, &u32::try_from(length).unwrap().to_le_bytes());
+        (attribute[8], attribute[0x20]) = (1, 0x40);
+        put(&mut attribute, 0x18, &clusters.wrapping_sub(1).to_le_bytes());
+        put(&mut attribute, 0x28, &(clusters * 4096).to_le_bytes());
+        put(&mut attribute, 0x30, &size.to_le_bytes());
+        put(&mut attribute, 0x38, &written.to_le_bytes());
+        put(&mut attribute, 0x40, list);
+        attribute
+    }
+
+    fn record(attributes: &[Vec<u8>]) -> Vec<u8> {
+        let mut record = vec![0; 0x38];
+        (record[0x14], record[0x16]) = (0x38, 1);
+        record.extend(attributes.concat());
+        record.extend([0xff; 4]);
+        record.extend([0; 4]);
+        let used = u32::try_from(record.len()).unwrap();
+        put(&mut record, 0x18, &used.to_le_bytes());
+        put(&mut record, 0x1c, &1024u32.to_le_bytes());
+        record.resize(1024, 0);
+        record
+    }
+
+    fn read(record: &[u8], name: &str) -> Option<Ordinary<'static>> {
+        let record: &'static [u8] = record.to_vec().leak();
+        Ordinary::read(record, NUMBER, &geometry(), FOLDER, name.as_bytes())
+    }
+
+    /// Two clusters at cluster 0x100, one at 0x90.
+    const TWO_PIECES: [u8; 8] = [0x21, 2, 0x00, 0x01, 0x11, 1, 0x90, 0];
+
+    #[test]
+    fn a_small_file_is_told_by_its_record() {
+        let bytes = record(&[
+            standard(0x20),
+            file_name(FOLDER, 0, "naïve 🐮.txt"),
+            resident(DATA, b"hello"),
+        ]);
+        let file = read(&bytes, "naïve 🐮.txt").unwrap();
+        assert_eq!(file.held, Held::Here(b"hello"));
+        let example = Attr { mode: libc::S_IFREG | 0o755, uid: 7, volume: 2, ..Attr::default() };
+        let at = |secs| Time { secs, nanos: 500_000_000 };
+        let expected = Attr {
+            ino: NUMBER,
+            nlink: 1,
+            size: 5,
+            modified: at(1),
+            changed: at(2),
+            accessed: at(3),
+            ..example
+        };
+        assert_eq!(file.facts.like(&example), expected);
+        assert!(file.facts.agree_with(&expected) && file.facts.is_writable());
+        assert!(!file.facts.agree_with(&Attr { size: 6, ..expected }));
+        assert!(!file.facts.agree_with(&Attr { mode: libc::S_IFLNK | 0o755, ..expected }));
+    }
+
+    #[test]
+    fn a_file_outside_of_its_record_is_told_as_far_as_its_first_piece() {
+        let table = [
+            (stored(3, 9000, 9000, &TWO_PIECES), (0x100 * 4096, 8192)),
+            (stored(3, 9000, 5000, &TWO_PIECES), (0x100 * 4096, 5000)),
+            (stored(2, 5000, 5000, &[0x21, 2, 0x00, 0x01]), (0x100 * 4096, 5000)),
+            (stored(0, 0, 0, &[0]), (0, 0)),
+        ];
+        for (data, (start, length)) in table {
+            let file = read(&record(&[standard(0), file_name(FOLDER, 1, "a"), data.clone()]), "a");
+            let file = file.unwrap_or_else(|| panic!("{data:x?}"));
+            assert_eq!(file.held, Held::Stored { start, length });
+        }
+    }
+
+    #[test]
+    fn links_are_names_but_those_for_dos() {
+        let bytes = record(&[
+            standard(1),
+            file_name(FOLDER, 2, "LONGNA~1"),
+            file_name(FOLDER, 1, "long name"),
+            file_name(9, 0, "elsewhere"),
+            resident(OBJECT_ID, &[0; 16]),
+            resident(DATA, b""),
+        ]);
+        let file = read(&bytes, "long name").unwrap();
+        let example = Attr { mode: libc::S_IFREG | 0o777, ..Attr::default() };
+        let attr = file.facts.like(&example);
+        assert_eq!((attr.nlink, attr.mode), (2, libc::S_IFREG | 0o555));
+        assert!(!file.facts.is_writable());
+        for name in ["LONGNA~1", "elsewhere", "Long name", "long nam", "long name2", ""] {
+            assert_eq!(read(&bytes, name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn another_stream_does_not_count() {
+        let mut stream = resident(DATA, b"n\0other");
+        // Its name is before what it holds.
+        (stream[9], stream[0x0a], stream[0x10], stream[0x14]) = (1, 0x18, 5, 0x1a);
+        let with = |streams: &[Vec<u8>]| {
+            let first = [standard(0), file_name(FOLDER, 1, "a")];
+            read(&record(&[&first[..], streams].concat()), "a").map(|file| file.held)
+        };
+        assert_eq!(with(&[resident(DATA, b"own"), stream.clone()]), Some(Held::Here(b"own")));
+        assert_eq!(with(&[stream]), None);
+    }
+
+    #[test]
+    fn whatever_the_driver_does_more_with_is_left_to_it() {
+        let own = [standard(0), file_name(FOLDER, 1, "a"), resident(DATA, b"own")];
+        let good = record(&own);
+        assert!(read(&good, "a").is_some());
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        // Not in use, a directory, an index; of another size; a part of another file's.
+        for (at, byte) in [(0x16, 0), (0x16, 3), (0x16, 9), (0x1d, 8), (0x20, 1), (0x26, 1)] {
+            assert_eq!(read(&changed(at, byte), "a"), None, "{at:#x} {byte}");
+        }
+        // A list of attributes, index, reparse point, extended attributes, encryption, and unknown.
+        for kind in [0x20, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0x100, 0x110] {
+            let mut all = own.to_vec();
+            all.push(resident(kind, &[0; 8]));
+            all.sort_by_key(|attribute| u32_at(attribute, 0));
+            assert_eq!(read(&record(&all), "a"), None, "{kind:#x}");
+        }
+        // Twice, missing, in another order.
+        let [standard, name, data] = own;
+        for wrong in [
+            vec![standard.clone(), standard.clone(), name.clone(), data.clone()],
+            vec![standard.clone(), name.clone(), data.clone(), data.clone()],
+            vec![name.clone(), data.clone()],
+            vec![standard.clone(), data.clone()],
+            vec![standard.clone(), name.clone()],
+            vec![name.clone(), standard.clone(), data.clone()],
+        ] {
+            assert_eq!(read(&record(&wrong), "a"), None);
+        }
+        let system = Ordinary::read(&good, 23, &geometry(), FOLDER, b"a");
+        assert_eq!(system, None);
+    }
+
+    #[test]
+    fn contents_that_are_not_stored_as_they_are_are_left_to_the_driver() {
+        let held = |data: Vec<u8>| {
+            let file = read(&record(&[standard(0), file_name(FOLDER, 1, "a"), data]), "a");
+            file.map(|file| file.held)
+        };
+        let good = stored(3, 9000, 9000, &TWO_PIECES);
+        assert!(held(good.clone()).is_some());
+        // Compressed, encrypted, sparse.
+        for flags in [[1, 0], [0, 0x40], [0, 0x80]] {
+            let mut data = good.clone();
+            put(&mut data, 0x0c, &flags);
+            assert_eq!(held(data), None, "{flags:x?}");
+        }
+        let table: [(u64, u64, u64, &[u8]); 9] = [
+            // Larger than what is allocated, written beyond the end.
+            (3, 12_289, 9000, &TWO_PIECES),
+            (3, 9000, 9001, &TWO_PIECES),
+            // Fewer or more clusters than said, none.
+            (4, 9000, 9000, &TWO_PIECES),
+            (2, 5000, 5000, &TWO_PIECES),
+            (3, 9000, 9000, &[0]),
+            // A hole, beyond the volume, nonsense behind the last run.
+            (3, 9000, 9000, &[0x21, 2, 0, 1, 0x01, 1, 0]),
+            (3, 9000, 9000, &[0x31, 3, 0xfe, 0xff, 0x03, 0]),
+            (3, 9000, 9000, &[0x21, 3, 0, 1, 0x9f, 1]),
+            (u64::MAX / 4096, 9000, 9000, &TWO_PIECES),
+        ];
+        for (clusters, size, written, list) in table {
+            let data = stored(clusters % (1 << 51), size, written, list);
+            assert_eq!(held(data), None, "{clusters} {size} {written} {list:x?}");
+        }
+    }
+
+    #[test]
+    fn times_before_1970_are_left_to_the_driver() {
+        assert_eq!(time(11_644_473_600 * 10_000_000), Some(Time { secs: 0, nanos: 0 }));
+        assert_eq!(time(11_644_473_600 * 10_000_000 - 1), None);
+        assert_eq!(time(u64::MAX), None);
+    }
+
+    #[test]
+    fn no_record_makes_it_panic() {
+        let good =
+            record(&[standard(0), file_name(FOLDER, 1, "a"), stored(3, 9000, 9000, &TWO_PIECES)]);
+        for length in 0..good.len() {
+            assert_eq!(read(&good[..length], "a"), None, "{length}");
+        }
+        for bit in 0..8 * 0x180 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let _ = read(&bytes, "a");
+        }
+    }
+}
