@@ -11,6 +11,7 @@ pub mod frames;
 pub mod image;
 pub mod machine;
 mod place;
+pub mod record;
 pub mod requests;
 mod sealed;
 pub mod tar;
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "frames", run: frames::run },
     Target { name: "answers", run: answers::run },
     Target { name: "requests", run: requests::run },
@@ -35,4 +36,5 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "extent", run: extent::run },
     Target { name: "machine", run: machine::run },
     Target { name: "tar", run: tar::run },
+    Target { name: "record", run: record::run },
 ];

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use guestmnt_fuzz::TARGETS;
+use guestmnt_fuzz::{TARGETS, record};
 use guestmnt_protocol::VERSION;
 use guestmnt_protocol::attr::{Attr, DirEntry, Following, Time, push_entry};
 use guestmnt_protocol::batch::{self, Numbered, Plain, Stored, Wanted, push_outcome};
@@ -343,6 +343,14 @@ fn every_target_has_a_program_and_a_folder_of_seeds() {
     let mut targets = targets.to_vec();
     targets.sort();
     assert_eq!(folders, targets);
+}
+
+#[test]
+fn records_are_ordinary_where_they_are_called_so() {
+    let found = seeds("record").into_iter().map(|(name, seed)| (name, record::is_ordinary(&seed)));
+    let expected = ["dir", "own-dir", "own-resident", "own-stored", "resident", "stored"]
+        .map(|name| (name.to_owned(), matches!(name, "resident" | "stored")));
+    assert_eq!(found.collect::<Vec<_>>(), expected);
 }
 
 #[test]
