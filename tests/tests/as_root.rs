@@ -1,6 +1,8 @@
 //! What only root can do or see. Started by root, `cargo xtask test` runs this program as root.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -105,6 +107,58 @@ fn without_fuse_the_remedy_is_named() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("there is no /dev/fuse") && said.contains("modprobe fuse"), "{said}");
     place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn where_fuse_is_roots_alone_the_remedy_is_named_and_mends_it() {
+    need_root!();
+    let place = Workplace::new();
+    let (mnt, disk, node) = (place.folder("mnt"), disks().path(SYSTEM), place.path().join("fuse"));
+    let user = Ordinary::find().unwrap();
+    std::os::unix::fs::chown(&mnt, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    // As the kernel makes it (Documentation/admin-guide/devices.txt), before any udev.
+    let made = Command::new("mknod").args(["-m", "600", text(&node), "c", "10", "229"]).output();
+    let made = made.unwrap();
+    if !made.status.success() {
+        skip(&format!("device nodes cannot be made: {}", String::from_utf8_lossy(&made.stderr)));
+        return;
+    }
+    // What an ordinary user is told in a mount namespace of its own that has this device.
+    let said = |program: &str, arguments: &[&str]| {
+        let inner = place.command(program, arguments);
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", "mount --bind \"$0\" /dev/fuse && exec \"$@\""]).arg(&node);
+        command.arg("setpriv").args(["--clear-groups", "--inh-caps=-all"]);
+        command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.gid)]);
+        command.arg(inner.get_program()).args(inner.get_args()).env_clear();
+        command.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        // The workplace is root's.
+        command.env_remove("XDG_CACHE_HOME").env_remove("TMPDIR");
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let mount = ["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)];
+
+    let (status, words) = said("guestmnt", &mount);
+    assert_eq!(status, Some(1), "{words}");
+    let reason = "guestmnt: cannot open /dev/fuse: Permission denied (os error 13)\n  hint: as root, `chmod 666 /dev/fuse`";
+    assert!(words.contains(reason) && !words.contains("QEMU"), "{words}");
+    let (status, words) = said("guestimg", &["doctor"]);
+    assert_eq!(status, Some(3), "{words}");
+    let finding = words.lines().skip_while(|line| !line.contains(" FUSE ")).take(2);
+    let finding: Vec<&str> = finding.collect();
+    assert!(
+        finding[0].starts_with("BAD ") && finding[1].contains("`chmod 666 /dev/fuse`"),
+        "{words}"
+    );
+
+    fs::set_permissions(&node, fs::Permissions::from_mode(0o666)).unwrap();
+    let (_, words) = said("guestimg", &["doctor"]);
+    assert!(words.contains("ok    FUSE "), "{words}");
+    let (_, words) = said("guestmnt", &["-a", "/nonexistent.vmdk", "-m", "/dev/sda1", text(&mnt)]);
+    assert!(words.contains("/nonexistent.vmdk") && !words.contains("fuse"), "{words}");
+    place.assert_clean(&["mnt", "fuse"]);
 }
 
 #[test]

@@ -11,13 +11,14 @@ use guestmnt_tests::trap::Trap;
 use xtask::disks::{BASE, NEWEST, SNAPSHOTS};
 
 /// What every program opens, and what QEMU's own root, which is built in `/tmp`, is made of.
-const SYSTEM: [&str; 13] = [
+const SYSTEM: [&str; 14] = [
     "/usr/",
     "/lib",
     "/etc/ld.so.cache",
     "/proc/",
     "/sys/",
     "/dev/null",
+    "/dev/fuse",
     "/dev/kvm",
     "/dev/urandom",
     "/tmp/usr/",

@@ -1,9 +1,12 @@
-//! `cargo xtask setup`: installs the programs and libraries that are missing.
+//! `cargo xtask setup`: installs the programs and libraries that are missing, and lets users open
+//! FUSE's device.
 //!
 //! What is there is told by the files themselves, not by the package database, so that a machine
 //! that has them from elsewhere is served as well, and a run with nothing to do costs no network
 //! and no noticeable time.
 
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::time::Instant;
 
@@ -93,7 +96,14 @@ impl Privilege {
     }
 }
 
-/// Installs what is missing; as root, also makes the ordinary user that demo and tests run as.
+/// What mounts are served through. fusermount3 opens it with its caller's rights.
+const FUSE: &str = "/dev/fuse";
+
+/// The mode that udev's rule gives it on every machine where udev runs, in octal digits.
+const FUSE_MODE: &str = "666";
+
+/// Installs what is missing, and lets users open `/dev/fuse` where only root may; as root, also
+/// makes the ordinary user that demo and tests run as.
 ///
 /// # Errors
 /// [`Error::Unfit`] with the commands to run by hand where we are not root and sudo would ask,
@@ -105,6 +115,11 @@ pub fn ensure(places: &Places) -> Result<(), Error> {
         line("setup", start.elapsed(), "nothing is missing");
     } else {
         install(&missing, places)?;
+    }
+    let fuse = Path::new(FUSE);
+    // Where there is none, a mount says what to do; all else can be built and tested.
+    if fs::metadata(fuse).is_ok_and(|found| found.file_type().is_char_device()) && is_closed(fuse) {
+        open_to_users(fuse, Privilege::find().as_ref())?;
     }
     if nix::unistd::geteuid().is_root() {
         user::ensure()?;
@@ -137,6 +152,32 @@ fn install(missing: &Packages, places: &Places) -> Result<(), Error> {
     ))
 }
 
+/// Whether users may not open `device` for reading and writing. Root may whatever its mode is, so
+/// the mode tells; anybody else tries, as an access list may let them.
+fn is_closed(device: &Path) -> bool {
+    if nix::unistd::geteuid().is_root() {
+        let mode = fs::metadata(device).map_or(0, |found| found.permissions().mode());
+        return mode & 0o006 != 0o006;
+    }
+    fs::File::options().read(true).write(true).open(device).is_err()
+}
+
+/// Gives `device` the mode that udev would have given it.
+fn open_to_users(device: &Path, privilege: Option<&Privilege>) -> Result<(), Error> {
+    let start = Instant::now();
+    let Some(privilege) = privilege else {
+        return Err(Error::unfit(
+            format!("only root may open {}, through which every mount is served", device.display()),
+            format!("run as root, then try again:\nchmod {FUSE_MODE} {}", device.display()),
+        ));
+    };
+    privilege.tool("chmod").arg(FUSE_MODE).arg(device).run()?;
+    let detail =
+        format!("{} was root's alone; mode {FUSE_MODE} now, as udev has it", device.display());
+    line("open to users", start.elapsed(), &detail);
+    Ok(())
+}
+
 /// Packages whose sign is not there, each once.
 fn missing_of(needs: &[(Sign, &'static str)]) -> Vec<&'static str> {
     let mut missing: Vec<&str> = needs
@@ -154,6 +195,23 @@ fn missing_of(needs: &[(Sign, &'static str)]) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_is_closed_to_users_is_opened_or_the_command_is_told() {
+        // A file of ours stands in for the device: its owner may change its mode without root.
+        let device = tempfile::NamedTempFile::new().unwrap();
+        let path = device.path();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
+        assert!(is_closed(path));
+
+        let told = open_to_users(path, None).unwrap_err().to_string();
+        assert!(told.ends_with(&format!("\nchmod 666 {}", path.display())), "{told}");
+        assert!(is_closed(path));
+
+        open_to_users(path, Some(&Privilege::Root)).unwrap();
+        assert!(!is_closed(path));
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o666);
+    }
 
     #[test]
     fn a_missing_package_is_named_once() {

@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,6 +18,7 @@ use std::process::{Command, Stdio};
 use guestmnt_protocol::path::{GuestPath, Printable};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
+use super::fuse_device::{self, FuseDeviceError};
 use crate::sys;
 
 /// The filesystem type in the mount table.
@@ -37,8 +38,8 @@ pub enum MountpointError {
     NotAFolder(PathBuf),
     /// Something is mounted on it.
     Busy(PathBuf),
-    /// The kernel has no FUSE here.
-    NoFuse,
+    /// There is no FUSE for this user.
+    Device(FuseDeviceError),
     /// There is no fusermount3.
     NoFusermount(io::Error),
     /// fusermount3 says no.
@@ -67,9 +68,7 @@ impl fmt::Display for MountpointError {
                 "cannot mount on {0}: something is mounted there already\n  hint: guestunmnt {0}",
                 path.display()
             ),
-            Self::NoFuse => f.write_str(
-                "there is no /dev/fuse on this machine\n  hint: as root, `modprobe fuse`; in a container, pass the device through",
-            ),
+            Self::Device(error) => write!(f, "{error}\n  hint: {}", error.hint()),
             Self::NoFusermount(error) => write!(
                 f,
                 "cannot run {FUSERMOUNT}: {error}\n  hint: install it (Debian: apt install fuse3)"
@@ -90,7 +89,7 @@ impl Mountpoint {
     /// Checks `path`.
     ///
     /// # Errors
-    /// [`MountpointError`] where it is no folder or busy, or where there is no FUSE.
+    /// [`MountpointError`] where it is no folder or busy, or where this user has no FUSE.
     pub fn check(path: &Path) -> Result<Self, MountpointError> {
         let absolute = fs::canonicalize(path)
             .map_err(|error| MountpointError::Unreachable(path.to_owned(), error))?;
@@ -100,10 +99,8 @@ impl Mountpoint {
         if mounts()?.iter().any(|mount| mount.mountpoint == absolute) {
             return Err(MountpointError::Busy(path.to_owned()));
         }
-        let device = fs::metadata("/dev/fuse");
-        if !device.is_ok_and(|found| found.file_type().is_char_device()) {
-            return Err(MountpointError::NoFuse);
-        }
+        // Before a VM is started for nothing, and in words that say what to do.
+        fuse_device::check().map_err(MountpointError::Device)?;
         Ok(Self(absolute))
     }
 

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -15,6 +15,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::output::say;
+use crate::session::fuse_device;
 use crate::session::launch::cache_folder;
 use crate::session::templates;
 use crate::sys;
@@ -173,12 +174,9 @@ fn kvm(qemu: &Path) -> (Finding, Accelerator) {
 }
 
 fn fuse() -> Finding {
-    let device = fs::metadata("/dev/fuse").is_ok_and(|stat| stat.file_type().is_char_device());
-    if device {
-        Finding::new("FUSE", State::Good, "/dev/fuse")
-    } else {
-        Finding::new("FUSE", State::Bad, "there is no /dev/fuse")
-            .hint("as root, `modprobe fuse`; in a container, pass the device through")
+    match fuse_device::check() {
+        Ok(()) => Finding::new("FUSE", State::Good, fuse_device::PATH),
+        Err(error) => Finding::new("FUSE", State::Bad, &error).hint(error.hint()),
     }
 }
 
