@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guestmnt_tests::live::{Live, await_end, gone, server, signal};
 use guestmnt_tests::program::{Workplace, disks, text};
@@ -176,6 +176,57 @@ fn in_the_foreground_each_request_of_ls_can_be_seen() {
         |line: &str| line.split_once("readdirplus /: ok (")?.1.strip_suffix(" us)")?.parse().ok();
     let longest: Option<u64> = said.lines().filter_map(took).max();
     assert!(longest > Some(10), "{longest:?} us in\n{said}");
+    place.assert_clean(&["mnt"]);
+}
+
+/// The steps of one start, whose times have to add up.
+fn steps(place: &Workplace, options: &[&str]) -> Vec<String> {
+    let mountpoint = place.path().join("mnt");
+    fs::create_dir_all(&mountpoint).unwrap();
+    let disk = disks().path(SYSTEM);
+    let mount = ["--timings", "-a", text(&disk), "-m", "/dev/sda1", text(&mountpoint)];
+    let began = Instant::now();
+    let finished = place.run("guestmnt", &[options, &mount].concat());
+    let took_ms = began.elapsed().as_secs_f64() * 1e3;
+    assert_eq!(finished.status, Some(0), "{finished:?}");
+    place.unmount(&mountpoint);
+
+    let table = finished.stderr.lines().skip_while(|line| !line.starts_with("step "));
+    let mut steps = Vec::new();
+    let mut before = 0.0;
+    for line in table.skip(1) {
+        let (rest, since) = line.rsplit_once(' ').unwrap();
+        let (name, ms) = rest.trim_end().rsplit_once(' ').unwrap();
+        let [ms, since] = [ms, since].map(|number| number.parse::<f64>().unwrap());
+        assert!(since >= before, "{line}: earlier than the step before\n{}", finished.stderr);
+        // Each is rounded by itself.
+        assert!((since - before - ms).abs() < 0.2, "{line}\n{}", finished.stderr);
+        before = since;
+        steps.push(name.trim_end().to_owned());
+    }
+    assert!(before <= took_ms + 0.1, "{before} ms of {took_ms} ms\n{}", finished.stderr);
+    steps
+}
+
+#[test]
+fn timings_tell_the_steps_of_each_kind_of_start_in_order() {
+    let place = Workplace::with_own_cache();
+    // The guest wakes up while QEMU opens the disks: whichever is done first.
+    let names = |options: &[&str]| {
+        let mut names = steps(&place, options);
+        if let Some(n) = names.iter().position(|name| name == "daemon awake") {
+            let pair = if names[n - 1] == "disks attached" { n - 1 } else { n };
+            names[pair..=pair + 1].sort();
+        }
+        names
+    };
+    let ends = ["daemon awake", "disks attached", "disks visible", "mounted", "FUSE ready"];
+    let all = |begin: &[&'static str]| [begin, &ends].concat();
+    let made = all(&["chain opened", "template made", "QEMU up", "restored"]);
+    assert_eq!(names(&[]), made);
+    let found = all(&["chain opened", "template found", "QEMU up", "restored"]);
+    assert_eq!(names(&[]), found);
+    assert_eq!(names(&["--no-template"]), all(&["chain opened", "QEMU up"]));
     place.assert_clean(&["mnt"]);
 }
 

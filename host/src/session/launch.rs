@@ -266,6 +266,8 @@ fn start(
     if plan.use_template {
         match template(config, cache) {
             Ok(template) => {
+                let made = template.found.publication.is_some();
+                timings.done(if made { "template made" } else { "template found" });
                 let restored = Boot::Restore(&template.found);
                 match boot::boot(config, &restored, plan, &disks.opened, &disks.kept, timings) {
                     Ok(awake) => return Ok((awake, Some(template.found))),
