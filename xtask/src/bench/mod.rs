@@ -17,9 +17,10 @@ mod report;
 mod results;
 mod samples;
 mod sides;
+mod steps;
 pub mod worker;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -145,9 +146,10 @@ pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
         // What has been measured stays, should somebody end this before it is through.
         report::write_json(&json, &machine, &results)?;
     }
-    if results.rows.iter().any(|row| row.figure.verdict(&row.medians()) == Verdict::Missed) {
-        results.notes.extend(steps(&ground).unwrap_or_else(|error| vec![brief(&error)]));
-    }
+    let missed =
+        results.rows.iter().filter(|row| row.figure.verdict(&row.medians()) == Verdict::Missed);
+    let explained = steps::of_missed(&ground, missed.map(|row| row.figure.name));
+    results.notes.extend(explained);
     let leftovers = ground.finish()?;
     if !leftovers.is_empty() {
         results.notes.push(format!("left behind, and cleaned up: {leftovers:?}"));
@@ -213,32 +215,6 @@ fn measure(
         }
     }
     line(&names.join(", "), start.elapsed(), "");
-}
-
-/// Where the time of one mount goes, as far as guestmnt says it.
-fn steps(ground: &Ground) -> Result<Vec<String>, Error> {
-    let (side, spot) = (Guestmnt(Start::Normal), ground.spot()?);
-    let mut words = side.mount_words(ground, &ground.disks().chain(), &spot)?;
-    words.push("-v".into());
-    if ground.offers.has("--timings") {
-        words.push("--timings".into());
-    }
-    let mut mount = side.command(ground, Path::new(&words[0]), &spot);
-    mount.args(&words[1..]);
-    let printed = ground.run(mount)?.printed;
-    let words = side.unmount_words(ground, &spot);
-    let mut unmount = side.command(ground, Path::new(&words[0]), &spot);
-    unmount.args(&words[1..]);
-    ground.run(unmount)?;
-    let is_time = |line: &&str| {
-        let mut words = line.split_ascii_whitespace();
-        words.any(|word| {
-            matches!(word.trim_matches(|c: char| !c.is_ascii_alphabetic()), "ms" | "us")
-        })
-    };
-    let heading = "where the time of one mount goes, as guestmnt -v says:".to_owned();
-    let lines = printed.lines().filter(is_time).map(|line| format!("  {line}"));
-    Ok(std::iter::once(heading).chain(lines).collect())
 }
 
 /// An error in one line.

@@ -9,6 +9,8 @@ mod start;
 mod walks;
 mod writes;
 
+pub use start::start_of;
+
 use super::figure::Figure;
 use super::ground::Ground;
 use super::sides::Side;

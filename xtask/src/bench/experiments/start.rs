@@ -41,6 +41,16 @@ pub(super) fn experiments() -> Vec<Experiment> {
     ]
 }
 
+/// How the mounts come up by which the figure `name` is measured.
+#[must_use]
+pub fn start_of(name: &str) -> Start {
+    match name {
+        name if name == COLD.name => Start::Cold,
+        name if name == TEMPLATE.name => Start::NewUser,
+        _ => Start::Normal,
+    }
+}
+
 fn mount_and_unmount(ground: &Ground, side: &dyn Side) -> Result<Values, Error> {
     let mounted = Mounted::new(ground, side, &ground.disks().chain())?;
     let took = mounted.took;
