@@ -92,6 +92,16 @@ pub enum Verdict {
     Missed,
 }
 
+/// Whether guestmount can be compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Opponent {
+    /// It is installed, whether it works or not.
+    #[default]
+    Installed,
+    /// It is not: of targets that have a bound as well, the bound decides.
+    NotInstalled,
+}
+
 /// Medians of the sides, as far as there are any.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Medians {
@@ -141,14 +151,16 @@ impl Figure {
     /// Whether the target is reached. What is known to be missed is missed, even where another
     /// part of the target cannot be told.
     #[must_use]
-    pub fn verdict(&self, medians: &Medians) -> Verdict {
+    pub fn verdict(&self, medians: &Medians, opponent: Opponent) -> Verdict {
         let better = |theirs: Option<f64>, times: f64| {
             Some(self.times_better(medians.guestmnt?, theirs?) >= times)
         };
         let bound = |bound| Some(self.times_better(medians.guestmnt?, bound) >= 1.0);
+        let bound_decides = opponent == Opponent::NotInstalled && self.target.bound.is_some();
+        let times_guestmount = self.target.times_guestmount.filter(|_| !bound_decides);
         let parts = [
             self.target.bound.map(bound),
-            self.target.times_guestmount.map(|times| better(medians.guestmount, times)),
+            times_guestmount.map(|times| better(medians.guestmount, times)),
             self.target.as_native.then(|| better(medians.native, 1.0)),
         ];
         let parts: Vec<Option<bool>> = parts.into_iter().flatten().collect();
@@ -184,9 +196,28 @@ mod tests {
             (rate, medians(Some(1100.0), None, Some(900.0)), Verdict::Missed),
         ];
         for (figure, medians, verdict) in cases {
-            assert_eq!(figure.verdict(&medians), verdict, "{} {medians:?}", figure.name);
+            let found = figure.verdict(&medians, Opponent::Installed);
+            assert_eq!(found, verdict, "{} {medians:?}", figure.name);
         }
         let plain = Figure::new("plain", "", Unit::Times);
-        assert_eq!(plain.verdict(&medians(Some(1.0), None, None)), Verdict::NoTarget);
+        let found = plain.verdict(&medians(Some(1.0), None, None), Opponent::Installed);
+        assert_eq!(found, Verdict::NoTarget);
+    }
+
+    #[test]
+    fn where_guestmount_is_not_installed_the_bound_decides() {
+        let both = Figure::new("both", "", Unit::Seconds).bound(0.2).times_guestmount(30.0);
+        let ratio = Figure::new("ratio", "", Unit::Seconds).times_guestmount(30.0);
+        let native = both.as_native();
+        for (figure, ours, verdict) in [
+            (both, 0.1, Verdict::Met),
+            (both, 0.3, Verdict::Missed),
+            (ratio, 0.1, Verdict::Open),
+            (native, 0.1, Verdict::Open),
+        ] {
+            let medians = Medians { guestmnt: Some(ours), ..Medians::default() };
+            let found = figure.verdict(&medians, Opponent::NotInstalled);
+            assert_eq!(found, verdict, "{} {ours}", figure.name);
+        }
     }
 }

@@ -72,10 +72,7 @@ impl Ground {
         let stage = Stage::new(places, disks)?;
         stage.place_xtask()?;
         let disks = bench_disks.place(&stage.path().join("bench"))?;
-        for number in 0..CROWD {
-            let name = crowd_name(number);
-            sparse::link_or_copy(&stage.disks().path(SYSTEM), &stage.path().join(name))?;
-        }
+        make_crowd(&stage.disks().path(SYSTEM), stage.path())?;
         let mut help = stage.command("guestmnt");
         help.arg("--help");
         let offers = Offers(stage.run(help)?.printed);
@@ -191,6 +188,19 @@ impl Ground {
     }
 }
 
+/// Puts [`CROWD`] copies of `image` into `folder`. Each is a file of its own, as people's are: hard
+/// links would be one file, with one place in the page cache and one lock. Where the filesystem shares
+/// blocks between files, they take no room (copy_file_range(2)).
+fn make_crowd(image: &Path, folder: &Path) -> Result<(), Error> {
+    for number in 0..CROWD {
+        let copy = folder.join(crowd_name(number));
+        fs::copy(image, &copy).map_err(Error::file("create", &copy))?;
+        // Blocks that are shared were not read, and what is measured begins with a warm cache.
+        fs::read(&copy).map_err(Error::file("read", &copy))?;
+    }
+    Ok(())
+}
+
 fn crowd_name(number: u32) -> String {
     format!("system-{number:02}.vmdk")
 }
@@ -208,4 +218,30 @@ pub fn warm(folder: &Path) -> Result<(), Error> {
         if path.is_dir() { warm(&path)? } else { sparse::copy_into(&path, &sink, 0)? }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn images_of_the_crowd_are_files_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        fs::write(&image, "a disk").unwrap();
+
+        make_crowd(&image, folder.path()).unwrap();
+
+        let copies = (0..CROWD).map(|number| folder.path().join(crowd_name(number)));
+        let files: HashSet<u64> = copies
+            .map(|copy| {
+                assert_eq!(fs::read(&copy).unwrap(), b"a disk");
+                copy.metadata().unwrap().ino()
+            })
+            .collect();
+        assert_eq!(files.len(), usize::try_from(CROWD).unwrap());
+    }
 }

@@ -25,8 +25,9 @@ pub struct Machine {
     pub qemu: String,
     /// Version of guestmount, where there is one.
     pub guestmount: Option<String>,
-    /// What runs the VMs, on both sides.
-    pub accelerator: &'static str,
+    /// What runs our VMs, as their command line has it once the first is up; guestmount is told to
+    /// take the same.
+    pub accelerator: String,
     /// The commit that is measured, and whether files have changed since.
     pub commit: String,
     /// Seconds since the epoch.
@@ -53,7 +54,7 @@ impl Machine {
             qemu: first_line(Tool::new("qemu-system-x86_64").arg("--version"))
                 .unwrap_or_else(|| "unknown".to_owned()),
             guestmount: first_line(Tool::new("guestmount").arg("--version")),
-            accelerator: "tcg",
+            accelerator: "unknown".to_owned(),
             commit: first_line(commit).unwrap_or_else(|| "unknown".to_owned()),
             time,
         }

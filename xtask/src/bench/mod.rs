@@ -26,8 +26,8 @@ use std::time::Instant;
 
 use clap::Args;
 
-use self::experiments::Experiment;
-use self::figure::Verdict;
+use self::experiments::{Experiment, Values};
+use self::figure::{Opponent, Verdict};
 use self::ground::{Ground, warm};
 use self::machine::Machine;
 use self::results::{Results, SIDES};
@@ -45,6 +45,10 @@ use crate::setup;
 const RUNS: u32 = 10;
 /// The same with `--quick`.
 const QUICK_RUNS: u32 = 3;
+
+/// What is noted of verdicts on a machine that cannot compare.
+const WITHOUT_GUESTMOUNT: &str = "guestmount is not installed: how many times better guestmnt is \
+    cannot be told; where a target has a value as well, that alone decided";
 
 /// What to measure.
 #[derive(Args, Clone, Debug)]
@@ -123,9 +127,13 @@ pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
     } else {
         apart::enter();
     }
-    let machine = Machine::here(places);
+    let mut machine = Machine::here(places);
     let ground = Ground::new(places, &Disks::ensure(places)?, &disks)?;
     let mut results = Results::default();
+    if machine.guestmount.is_none() {
+        results.opponent = Opponent::NotInstalled;
+        results.notes.push(WITHOUT_GUESTMOUNT.to_owned());
+    }
     for experiment in &experiments {
         results.add(&experiment.figures);
     }
@@ -136,18 +144,25 @@ pub fn run(options: &Options, places: &Places) -> Result<ExitCode, Error> {
         let start = Instant::now();
         let side = warm_up(&ground, candidate);
         line(name, start.elapsed(), side.as_ref().err().map_or("takes part", String::as_str));
-        if let Err(reason) = &side {
-            results.notes.push(format!("not measured on {name}: {reason}"));
+        match side {
+            Ok((side, accelerator)) => {
+                if name == SIDES[0] {
+                    machine.accelerator = accelerator.unwrap_or(machine.accelerator);
+                }
+                sides.push(Some(side));
+            }
+            Err(reason) => {
+                results.notes.push(format!("not measured on {name}: {reason}"));
+                sides.push(None);
+            }
         }
-        sides.push(side.ok());
     }
     for experiment in &experiments {
         measure(experiment, options.runs(), &ground, &sides, &mut results);
         // What has been measured stays, should somebody end this before it is through.
         report::write_json(&json, &machine, &results)?;
     }
-    let missed =
-        results.rows.iter().filter(|row| row.figure.verdict(&row.medians()) == Verdict::Missed);
+    let missed = results.rows.iter().filter(|row| results.verdict(row) == Verdict::Missed);
     let explained = steps::of_missed(&ground, missed.map(|row| row.figure.name));
     results.notes.extend(explained);
     let leftovers = ground.finish()?;
@@ -178,15 +193,20 @@ fn candidates(options: &Options, places: &Places, ground: &Ground) -> [Candidate
 }
 
 /// Mounts once on each side, untimed: programs and images get into the host's cache, templates
-/// are made, and what does not work here is found out once.
-fn warm_up(ground: &Ground, candidate: Candidate) -> Candidate {
+/// are made, and what does not work here is found out once. Gives the side, and what ran its VM.
+fn warm_up(
+    ground: &Ground,
+    candidate: Candidate,
+) -> Result<(Box<dyn Side>, Option<String>), String> {
     let side = candidate?;
     let mounted = Mounted::new(ground, side.as_ref(), &ground.disks().chain());
-    mounted.and_then(Mounted::unmount).map_err(|error| brief(&error))?;
-    Ok(side)
+    let mounted = mounted.map_err(|error| brief(&error))?;
+    let accelerator = mounted.accelerator();
+    mounted.unmount().map_err(|error| brief(&error))?;
+    Ok((side, accelerator))
 }
 
-/// Does one experiment, side by side. A side that fails is not tried again.
+/// Does one experiment, side by side.
 fn measure(
     experiment: &Experiment,
     runs: u32,
@@ -194,19 +214,35 @@ fn measure(
     sides: &[Option<Box<dyn Side>>],
     results: &mut Results,
 ) {
-    let names: Vec<&str> = experiment.figures.iter().map(|figure| figure.name).collect();
     let start = Instant::now();
-    let mut failed = [false; SIDES.len()];
-    for run in 0..runs {
-        for (number, side) in sides.iter().enumerate() {
-            let Some(side) = side else { continue };
-            if failed[number] || run >= experiment.runs_on(side.name(), runs) {
-                continue;
-            }
-            match (experiment.measure)(ground, side.as_ref()) {
+    let runs_on = |number: usize| {
+        let side = sides[number].as_ref();
+        side.map_or(0, |side| experiment.runs_on(side.name(), runs))
+    };
+    let names = take_turns(experiment, [0, 1, 2].map(runs_on), results, |number| {
+        let side = sides[number].as_deref().expect("a side without runs has no turn");
+        (experiment.measure)(ground, side)
+    });
+    line(&names.join(", "), start.elapsed(), "");
+}
+
+/// Has the sides of [`SIDES`] take turns at `experiment`, run by run, each as often as `runs` says. A
+/// side that fails is not tried again. Gives the names of the figures.
+fn take_turns(
+    experiment: &Experiment,
+    runs: [u32; SIDES.len()],
+    results: &mut Results,
+    mut once: impl FnMut(usize) -> Result<Values, Error>,
+) -> Vec<&'static str> {
+    let names: Vec<&str> = experiment.figures.iter().map(|figure| figure.name).collect();
+    let mut left = runs;
+    while left != [0; SIDES.len()] {
+        for (number, left) in left.iter_mut().enumerate().filter(|(_, left)| **left > 0) {
+            *left -= 1;
+            match once(number) {
                 Ok(values) => results.take(number, values),
                 Err(error) => {
-                    failed[number] = true;
+                    *left = 0;
                     for name in &names {
                         results.give_reason(name, number, &brief(&error));
                     }
@@ -214,10 +250,38 @@ fn measure(
             }
         }
     }
-    line(&names.join(", "), start.elapsed(), "");
+    names
 }
 
 /// An error in one line.
 fn brief(error: &Error) -> String {
     error.to_string().split('\n').map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::figure::{Figure, Unit};
+    use super::*;
+
+    #[test]
+    fn sides_go_by_turns_and_one_that_fails_is_not_tried_again() {
+        let experiment = Experiment::for_test([Figure::new("wait", "", Unit::Seconds)]);
+        let mut results = Results::default();
+        results.add(&experiment.figures);
+        let mut turns = Vec::new();
+
+        let names = take_turns(&experiment, [3, 1, 3], &mut results, |side| {
+            turns.push(side);
+            if side == 2 && turns.len() > 3 {
+                return Err(Error::unfit("it broke", "mend it"));
+            }
+            Ok(Values::of("wait", 1.0))
+        });
+
+        assert_eq!(names, ["wait"]);
+        assert_eq!(turns, [0, 1, 2, 0, 2, 0]);
+        let cells = &results.rows[0].cells;
+        assert_eq!([0, 1, 2].map(|side: usize| cells[side].samples.values().len()), [3, 1, 1]);
+        assert_eq!(cells[2].reason.as_deref(), Some("it broke; hint: mend it"));
+    }
 }

@@ -11,6 +11,9 @@ use super::machine::Machine;
 use super::results::{Cell, Results, Row, SIDES};
 use crate::Error;
 
+/// Runs from which on a median is taken at its word.
+const ENOUGH: usize = super::RUNS as usize;
+
 /// The table, with what it was measured on above and the reasons for gaps below.
 #[must_use]
 pub fn table(machine: &Machine, results: &Results) -> String {
@@ -23,9 +26,10 @@ pub fn table(machine: &Machine, results: &Results) -> String {
         "guestmount".to_owned(),
         "native".to_owned(),
         "× guestmount".to_owned(),
+        "× native".to_owned(),
         String::new(),
     ]];
-    lines.extend(results.rows.iter().map(columns));
+    lines.extend(results.rows.iter().map(|row| columns(results, row)));
     let width = |column: usize| {
         lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default()
     };
@@ -58,16 +62,20 @@ fn heading(machine: &Machine) -> String {
     )
 }
 
-fn columns(row: &Row) -> [String; 8] {
+fn columns(results: &Results, row: &Row) -> [String; 9] {
     let figure = &row.figure;
     let medians = row.medians();
-    let ratio = medians.guestmnt.zip(medians.guestmount);
-    let ratio = ratio.map(|(ours, theirs)| Unit::number(figure.times_better(ours, theirs)));
-    let verdict = match figure.verdict(&medians) {
-        Verdict::NoTarget => "",
-        Verdict::Open => "open",
-        Verdict::Met => "met",
-        Verdict::Missed => "MISSED",
+    let ratio = |theirs: Option<f64>| {
+        let both = medians.guestmnt.zip(theirs);
+        let ratio = both.map(|(ours, theirs)| Unit::number(figure.times_better(ours, theirs)));
+        ratio.unwrap_or_default()
+    };
+    let as_native = medians.native.filter(|_| figure.target.as_native);
+    let verdict = match results.verdict(row) {
+        Verdict::NoTarget => String::new(),
+        Verdict::Open => "open".to_owned(),
+        Verdict::Met => format!("met{}", reservation(row)),
+        Verdict::Missed => format!("MISSED{}", reservation(row)),
     };
     let [ours, theirs, native] = [0, 1, 2].map(|side: usize| cell(&row.cells[side], figure.unit));
     [
@@ -77,9 +85,19 @@ fn columns(row: &Row) -> [String; 8] {
         ours,
         theirs,
         native,
-        ratio.unwrap_or_default(),
-        verdict.to_owned(),
+        ratio(medians.guestmount),
+        ratio(as_native),
+        verdict,
     ]
+}
+
+/// What stands behind a verdict that rests on few runs.
+fn reservation(row: &Row) -> String {
+    match row.runs() {
+        1 => " (1 run)".to_owned(),
+        runs if runs < ENOUGH => format!(" ({runs} runs)"),
+        _ => String::new(),
+    }
 }
 
 /// `0.17 (0.15–0.21) s`; `–` where there should be something.
@@ -127,7 +145,7 @@ fn gaps(results: &Results) -> impl Iterator<Item = (&Row, &'static str, &str)> {
 /// # Errors
 /// [`Error::File`].
 pub fn write_json(path: &Path, machine: &Machine, results: &Results) -> Result<(), Error> {
-    let figures: Vec<Value> = results.rows.iter().map(row_as_json).collect();
+    let figures: Vec<Value> = results.rows.iter().map(|row| row_as_json(results, row)).collect();
     let all = json!({ "machine": machine, "figures": figures, "notes": results.notes });
     let mut text = serde_json::to_vec_pretty(&all).expect("numbers and strings");
     text.push(b'\n');
@@ -137,7 +155,7 @@ pub fn write_json(path: &Path, machine: &Machine, results: &Results) -> Result<(
     fs::write(path, text).map_err(Error::file("write", path))
 }
 
-fn row_as_json(row: &Row) -> Value {
+fn row_as_json(results: &Results, row: &Row) -> Value {
     let Row { figure, cells } = row;
     let sides: Map<String, Value> = SIDES
         .into_iter()
@@ -165,7 +183,7 @@ fn row_as_json(row: &Row) -> Value {
             "times_guestmount": figure.target.times_guestmount,
             "as_native": figure.target.as_native,
         },
-        "met": match figure.verdict(&medians) {
+        "met": match results.verdict(row) {
             Verdict::Met => Some(true),
             Verdict::Missed => Some(false),
             Verdict::NoTarget | Verdict::Open => None,
@@ -204,15 +222,66 @@ mod tests {
             "6.00 s",
             "–",
             "40.0",
-            "met",
+            "",
+            "met (3 runs)",
         ];
-        assert_eq!(columns(&results.rows[0]), expected);
+        assert_eq!(columns(&results, &results.rows[0]), expected);
         assert_eq!(gaps(&results).map(|gap| gap.2).collect::<Vec<_>>(), ["only as root"]);
     }
 
     #[test]
+    fn a_verdict_of_few_runs_says_how_many() {
+        let mut results = Results::default();
+        results.add(&[Figure::new("mount", "", Unit::Seconds).bound(0.2)]);
+        let mut verdicts = Vec::new();
+        for _ in 0..ENOUGH {
+            results.take(0, Values::of("mount", 0.1));
+            verdicts.push(columns(&results, &results.rows[0])[8].clone());
+        }
+        assert_eq!(verdicts[..2], ["met (1 run)", "met (2 runs)"]);
+        assert_eq!(verdicts[8..], ["met (9 runs)", "met"]);
+    }
+
+    #[test]
+    fn the_ratio_to_native_is_shown_where_the_target_names_it() {
+        let mut results = Results::default();
+        let rate = |name| Figure::new(name, "", Unit::MegabytesPerSecond);
+        results.add(&[rate("read").as_native(), rate("other").bound(100.0)]);
+        for name in ["read", "other"] {
+            results.take(0, Values::of(name, 1500.0));
+            results.take(2, Values::of(name, 1000.0));
+        }
+        assert_eq!(
+            results.rows.iter().map(|row| columns(&results, row)[7].clone()).collect::<Vec<_>>(),
+            ["1.50", ""]
+        );
+    }
+
+    #[test]
+    fn the_table_begins_with_the_machine_and_what_runs_the_vms() {
+        let machine = Machine {
+            cpu: "Processor 9000".to_owned(),
+            cores: 2,
+            memory_mib: 24_105,
+            kernel: "6.12.1".to_owned(),
+            load: "0.25".to_owned(),
+            qemu: "QEMU emulator version 10.0.2".to_owned(),
+            guestmount: None,
+            accelerator: "kvm".to_owned(),
+            commit: "0123456789ab-dirty".to_owned(),
+            time: 0,
+        };
+        let table = table(&machine, &results());
+        let (heading, _) = table.split_once("\n\n| figure ").unwrap();
+        let expected = "Processor 9000, 2 cores, 24105 MiB, Linux 6.12.1; load before: 0.25\n\
+            QEMU emulator version 10.0.2; no guestmount; accelerator kvm; commit 0123456789ab-dirty";
+        assert_eq!(heading, expected);
+    }
+
+    #[test]
     fn the_json_has_every_sample() {
-        let value = row_as_json(&results().rows[0]);
+        let results = results();
+        let value = row_as_json(&results, &results.rows[0]);
         assert_eq!(value["sides"]["guestmnt"]["samples"], json!([0.1, 0.3, 0.15]));
         assert_eq!(value["sides"]["native"]["reason"], "only as root");
         assert_eq!((&value["met"], &value["unit"]), (&json!(true), &json!("s")));

@@ -1,7 +1,7 @@
 //! All that was measured, before anybody formats it.
 
 use super::experiments::Values;
-use super::figure::{Figure, Medians};
+use super::figure::{Figure, Medians, Opponent, Verdict};
 use super::samples::Samples;
 
 /// Names of the sides, in the order of the table's columns.
@@ -32,6 +32,8 @@ pub struct Results {
     pub rows: Vec<Row>,
     /// What people may want to know besides.
     pub notes: Vec<String>,
+    /// Whether guestmount is installed.
+    pub opponent: Opponent,
 }
 
 impl Row {
@@ -42,6 +44,12 @@ impl Row {
             [0, 1, 2].map(|side: usize| self.cells[side].samples.median());
         Medians { guestmnt, guestmount, native }
     }
+
+    /// How often it was measured on our side.
+    #[must_use]
+    pub fn runs(&self) -> usize {
+        self.cells[0].samples.values().len()
+    }
 }
 
 impl Results {
@@ -49,6 +57,12 @@ impl Results {
     pub fn add(&mut self, figures: &[Figure]) {
         let rows = figures.iter().map(|&figure| Row { figure, cells: <[Cell; 3]>::default() });
         self.rows.extend(rows);
+    }
+
+    /// Whether the target of one of the rows is reached.
+    #[must_use]
+    pub fn verdict(&self, row: &Row) -> Verdict {
+        row.figure.verdict(&row.medians(), self.opponent)
     }
 
     /// Takes one run's values on side number `side` of [`SIDES`].

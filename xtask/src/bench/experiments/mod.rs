@@ -85,6 +85,11 @@ impl Experiment {
         Self { figures: figures.into(), who, guestmount_at_most: None, measure: Box::new(measure) }
     }
 
+    #[cfg(test)]
+    pub(super) fn for_test(figures: impl Into<Vec<Figure>>) -> Self {
+        Self::new(Who::All, figures, |_, _| Ok(Values::default()))
+    }
+
     /// How often a side does it where others do it `runs` times.
     #[must_use]
     pub fn runs_on(&self, side: &str, runs: u32) -> u32 {

@@ -127,6 +127,13 @@ impl<'a> Mounted<'a> {
         Memory::of(&self.processes)
     }
 
+    /// What runs the mount's VM, by QEMU's `-accel`; `None` where none of its processes has one.
+    #[must_use]
+    pub fn accelerator(&self) -> Option<String> {
+        let lines = self.processes.iter().map(|pid| fs::read(format!("/proc/{pid}/cmdline")));
+        lines.flatten().find_map(|line| accelerator(&line))
+    }
+
     /// Unmounts, waits until every process behind the mount has ended, and returns how long that
     /// took, in seconds.
     ///
@@ -168,6 +175,31 @@ impl Drop for Mounted<'_> {
         // The ground removes it at the end, if not now.
         for folder in [&self.spot.scratch, &self.spot.copies] {
             let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// `tcg` of `qemu\0-accel\0tcg,thread=single\0`. Source: proc_pid_cmdline(5).
+fn accelerator(command_line: &[u8]) -> Option<String> {
+    let mut words = command_line.split(|&byte| byte == 0).skip_while(|word| *word != b"-accel");
+    let value = words.nth(1)?.split(|&byte| byte == b',').next()?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accelerator_is_what_qemu_was_told() {
+        let cases: [(&[u8], Option<&str>); 4] = [
+            (b"qemu\0-no-reboot\0-accel\0kvm\0-cpu\0max\0", Some("kvm")),
+            (b"qemu\0-accel\0tcg,thread=single\0", Some("tcg")),
+            (b"guestmnt\0--accel\0tcg\0", None),
+            (b"qemu\0-accel", None),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(accelerator(line).as_deref(), expected);
         }
     }
 }
