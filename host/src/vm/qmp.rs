@@ -228,6 +228,34 @@ mod tests {
 
     const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 10, \"minor\": 1}}}}\n";
 
+    /// Were each sent only after the answer to the one before, both sides would wait.
+    #[test]
+    fn commands_of_a_batch_are_all_sent_before_the_first_is_answered() {
+        const COMMANDS: u64 = 5;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = thread::spawn(move || {
+            let mut peer = theirs.try_clone().unwrap();
+            let mut commands = serde_json::Deserializer::from_reader(theirs).into_iter::<Value>();
+            let mut number_of_next = || commands.next().unwrap().unwrap()["id"].as_u64().unwrap();
+            peer.write_all(GREETING.as_bytes()).unwrap();
+            let negotiated = json!({ "return": {}, "id": number_of_next() });
+            writeln!(peer, "{negotiated}").unwrap();
+            let numbers: Vec<u64> = (0..COMMANDS).map(|_| number_of_next()).collect();
+            for number in numbers {
+                writeln!(peer, "{}", json!({ "return": number * 10, "id": number })).unwrap();
+            }
+        });
+        let mut qmp = Qmp::connect(ours, Duration::from_secs(60)).unwrap();
+        let disk = |n| Command::new("blockdev-add", json!({ "node-name": format!("link{n}") }));
+        let commands: Vec<Command> = (0..COMMANDS).map(disk).collect();
+
+        let returned = qmp.run(&commands).unwrap();
+
+        // In the order of the commands; 0 were the capabilities.
+        assert_eq!(returned, [10, 20, 30, 40, 50]);
+        peer.join().unwrap();
+    }
+
     #[test]
     fn events_between_answers_are_passed_over() {
         let answers = "{\"event\": \"RESUME\", \"data\": {}}\n{\"return\": {}, \"id\": 0}\n";
