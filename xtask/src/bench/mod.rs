@@ -219,9 +219,9 @@ fn measure(
         let side = sides[number].as_ref();
         side.map_or(0, |side| experiment.runs_on(side.name(), runs))
     };
-    let names = take_turns(experiment, [0, 1, 2].map(runs_on), results, |number| {
+    let names = take_turns(experiment, [0, 1, 2].map(runs_on), results, |number, run| {
         let side = sides[number].as_deref().expect("a side without runs has no turn");
-        (experiment.measure)(ground, side)
+        (experiment.measure)(ground, side, run)
     });
     line(&names.join(", "), start.elapsed(), "");
 }
@@ -232,14 +232,15 @@ fn take_turns(
     experiment: &Experiment,
     runs: [u32; SIDES.len()],
     results: &mut Results,
-    mut once: impl FnMut(usize) -> Result<Values, Error>,
+    mut once: impl FnMut(usize, u32) -> Result<Values, Error>,
 ) -> Vec<&'static str> {
     let names: Vec<&str> = experiment.figures.iter().map(|figure| figure.name).collect();
     let mut left = runs;
     while left != [0; SIDES.len()] {
         for (number, left) in left.iter_mut().enumerate().filter(|(_, left)| **left > 0) {
+            let run = runs[number] - *left;
             *left -= 1;
-            match once(number) {
+            match once(number, run) {
                 Ok(values) => results.take(number, values),
                 Err(error) => {
                     *left = 0;
@@ -270,16 +271,16 @@ mod tests {
         results.add(&experiment.figures);
         let mut turns = Vec::new();
 
-        let names = take_turns(&experiment, [3, 1, 3], &mut results, |side| {
-            turns.push(side);
-            if side == 2 && turns.len() > 3 {
+        let names = take_turns(&experiment, [3, 1, 3], &mut results, |side, run| {
+            turns.push((side, run));
+            if side == 2 && run == 1 {
                 return Err(Error::unfit("it broke", "mend it"));
             }
             Ok(Values::of("wait", 1.0))
         });
 
         assert_eq!(names, ["wait"]);
-        assert_eq!(turns, [0, 1, 2, 0, 2, 0]);
+        assert_eq!(turns, [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (0, 2)]);
         let cells = &results.rows[0].cells;
         assert_eq!([0, 1, 2].map(|side: usize| cells[side].samples.values().len()), [3, 1, 1]);
         assert_eq!(cells[2].reason.as_deref(), Some("it broke; hint: mend it"));

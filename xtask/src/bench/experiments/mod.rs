@@ -60,8 +60,8 @@ impl Values {
     }
 }
 
-/// Mounts, takes values, unmounts.
-pub type Measure = Box<dyn Fn(&Ground, &dyn Side) -> Result<Values, Error>>;
+/// Mounts, takes values, unmounts; the number is the run's on this side, from 0.
+pub type Measure = Box<dyn Fn(&Ground, &dyn Side, u32) -> Result<Values, Error>>;
 
 /// Something to be measured.
 pub struct Experiment {
@@ -81,6 +81,15 @@ impl Experiment {
         who: Who,
         figures: impl Into<Vec<Figure>>,
         measure: impl Fn(&Ground, &dyn Side) -> Result<Values, Error> + 'static,
+    ) -> Self {
+        Self::by_run(who, figures, move |ground, side, _| measure(ground, side))
+    }
+
+    /// One whose runs are not all alike.
+    fn by_run(
+        who: Who,
+        figures: impl Into<Vec<Figure>>,
+        measure: impl Fn(&Ground, &dyn Side, u32) -> Result<Values, Error> + 'static,
     ) -> Self {
         Self { figures: figures.into(), who, guestmount_at_most: None, measure: Box::new(measure) }
     }
