@@ -15,9 +15,14 @@ const FIRST: Figure = Figure::new("read", "201 MB file, first read", Unit::Megab
     .bound(1_200.0)
     .times_guestmount(30.0)
     .as_native();
-const AGAIN: Figure = Figure::new("read-again", "the same again", Unit::MegabytesPerSecond)
-    .bound(8_000.0)
-    .times_guestmount(100.0);
+/// Only then does the kernel put each page on its list of active ones (`workingset_activation`), for
+/// as long as it copies it.
+const SECOND: Figure =
+    Figure::new("read-second", "the same the second time", Unit::MegabytesPerSecond);
+const AGAIN: Figure =
+    Figure::new("read-again", "the same again, median of five", Unit::MegabytesPerSecond)
+        .bound(8_000.0)
+        .times_guestmount(100.0);
 const FOUR: Figure =
     Figure::new("read-four", "4 files of 50 MB side by side", Unit::MegabytesPerSecond)
         .bound(1_200.0)
@@ -37,7 +42,7 @@ const READS_DEEP: u32 = 4_000;
 
 pub(super) fn experiments() -> Vec<Experiment> {
     vec![
-        Experiment::by_run(Who::All, [FIRST, AGAIN], one_file),
+        Experiment::by_run(Who::All, [FIRST, SECOND, AGAIN], one_file),
         Experiment::new(Who::All, [FOUR], four_files),
         Experiment::new(Who::All, [RANDOM, RANDOM_DEEP], random),
     ]
@@ -48,11 +53,15 @@ fn one_file(ground: &Ground, side: &dyn Side, run: u32) -> Result<Values, Error>
         check_again(ground)?;
     }
     let mounted = Mounted::new(ground, side, &ground.disks().chain())?;
-    let read = || mounted.task(&["read".into(), mounted.path(LARGE).into()]);
-    let (first, again) = (read()?, read()?);
+    let read = || -> Result<f64, Error> {
+        let timing = mounted.task(&["read".into(), mounted.path(LARGE).into()])?;
+        Ok(timing.megabytes_per_second())
+    };
+    let (first, second) = (read()?, read()?);
+    let mut again = [second, read()?, read()?, read()?, read()?];
     mounted.unmount()?;
-    Ok(Values::of(FIRST.name, first.megabytes_per_second())
-        .and(AGAIN.name, again.megabytes_per_second()))
+    again.sort_by(f64::total_cmp);
+    Ok(Values::of(FIRST.name, first).and(SECOND.name, second).and(AGAIN.name, again[2]))
 }
 
 /// Checks, in a mount that is not timed, that what is read again comes from the host's cache: neither
