@@ -54,20 +54,7 @@ impl Live {
     /// Where there is none for a long time.
     #[must_use]
     pub fn qemu(&self) -> u32 {
-        let is_qemu = |pid: &u32| {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            name.starts_with("qemu") && !gone(*pid)
-        };
-        for _ in 0..1000 {
-            let path = format!("/proc/{0}/task/{0}/children", self.server);
-            let children = fs::read_to_string(path).expect("the server lives");
-            let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-            if let Some(qemu) = pids.find(is_qemu) {
-                return qemu;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        panic!("no QEMU");
+        qemu_of(self.server)
     }
 
     /// How many VMs followed one that died.
@@ -98,6 +85,28 @@ pub fn server(mountpoint: &Path) -> u32 {
     let mut mount = mounts().expect("the mount table is readable").into_iter();
     let mount = mount.rfind(|mount| mount.mountpoint == mountpoint);
     mount.and_then(|mount| mount.server()).expect("it is mounted")
+}
+
+/// The process id of the QEMU that a serving process has, once it runs.
+///
+/// # Panics
+/// Where there is none for a long time.
+#[must_use]
+pub fn qemu_of(server: u32) -> u32 {
+    let is_qemu = |pid: &u32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.starts_with("qemu") && !gone(*pid)
+    };
+    for _ in 0..1000 {
+        let path = format!("/proc/{server}/task/{server}/children");
+        let children = fs::read_to_string(path).expect("the server lives");
+        let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        if let Some(qemu) = pids.find(is_qemu) {
+            return qemu;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    panic!("no QEMU");
 }
 
 /// Sends a signal to a process that is there.
