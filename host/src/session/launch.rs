@@ -6,7 +6,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{self, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use guestmnt_protocol::message::{Content, NameMatching, Volume};
 use guestmnt_protocol::path::Printable;
@@ -169,7 +169,7 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
     let disks = Disks::open(plan)?;
     timings.done("chain opened");
     let appliance = Appliance::find().map_err(LaunchError::Appliance)?;
-    let qemu = absolute(find_qemu()?)?;
+    let qemu = find_qemu()?;
     let cache = cache_folder();
     let verdict = Verdict::of(&qemu, cache.as_deref());
     let mut candidates = verdict.candidates(plan.accelerator).into_iter().peekable();
@@ -337,11 +337,6 @@ fn template(config: &VmConfig, cache: Option<&Path>) -> Result<Usable, NoTemplat
         }
         Err(error @ MakeError::Folder(..)) => Err(place(&error)),
     }
-}
-
-/// The program's absolute path: this process may be in another folder when it starts it again.
-fn absolute(program: PathBuf) -> Result<PathBuf, VmError> {
-    path::absolute(&program).map_err(|error| VmError::Start(program, error))
 }
 
 fn mount_all(

@@ -4,7 +4,7 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -109,7 +109,9 @@ impl Appliance {
 
 fn candidates() -> Vec<PathBuf> {
     if let Some(folder) = env::var_os("GUESTMNT_APPLIANCE") {
-        return vec![folder.into()];
+        // This process may be in another folder when it boots another VM.
+        let folder = PathBuf::from(folder);
+        return vec![path::absolute(&folder).unwrap_or(folder)];
     }
     let mut folders = Vec::new();
     if let Some(target) =

@@ -22,7 +22,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
 use log::{debug, info};
@@ -172,21 +172,25 @@ impl From<QmpError> for VmError {
     }
 }
 
-/// Finds QEMU: `$GUESTMNT_QEMU`, else by its name in `$PATH` and the usual folders.
+/// Finds QEMU: `$GUESTMNT_QEMU`, else by its name in `$PATH` and the usual folders. Its path is
+/// absolute: this process may be in another folder when it starts it again, and templates and verdicts
+/// are kept by that path.
 ///
 /// # Errors
-/// [`VmError::NoQemu`].
+/// [`VmError::NoQemu`], or [`VmError::Start`] where nobody knows which folder this process is in.
 pub fn find_qemu() -> Result<PathBuf, VmError> {
-    if let Some(named) = env::var_os("GUESTMNT_QEMU") {
-        return Ok(named.into());
-    }
+    let named = env::var_os("GUESTMNT_QEMU").map(PathBuf::from);
+    let program = named.or_else(installed_qemu).ok_or(VmError::NoQemu)?;
+    path::absolute(&program).map_err(|error| VmError::Start(program, error))
+}
+
+fn installed_qemu() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/bin".into(), "/usr/local/bin".into()])
         .map(|folder| folder.join("qemu-system-x86_64"))
         .chain(["/usr/libexec/qemu-kvm".into()])
         .find(|program| program.is_file())
-        .ok_or(VmError::NoQemu)
 }
 
 /// A running QEMU. Dropping it kills it and waits until it is gone.
