@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use guestmnt_tests::program::{Workplace, disks, text};
+use guestmnt_tests::program::{Workplace, disks, given, text};
 use xtask::disks::SYSTEM;
 
 /// What is said when a template is made.
@@ -155,6 +155,46 @@ fn another_machine_has_another_template() {
 }
 
 #[test]
+fn an_appliance_that_was_built_anew_has_another_template() {
+    let place = Workplace::with_own_cache();
+    let appliance = place.folder("appliance");
+    for file in fs::read_dir(given("GUESTMNT_APPLIANCE")).unwrap().map(|entry| entry.unwrap()) {
+        fs::copy(file.path(), appliance.join(file.file_name())).unwrap();
+    }
+    let prepare = || {
+        let mut command = place.command("guestmnt", &["--prepare"]);
+        let output = command.env("GUESTMNT_APPLIANCE", &appliance).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said.contains(MADE)
+    };
+    assert!(prepare());
+    assert!(!prepare());
+    let initramfs = fs::File::options().append(true).open(appliance.join("initramfs.cpio"));
+    initramfs.unwrap().set_modified(SystemTime::now()).unwrap();
+    assert!(prepare());
+    place.assert_clean(&["appliance"]);
+}
+
+/// A script may start another QEMU than it did, and is the same.
+#[test]
+fn the_template_of_another_qemu_is_not_restored_but_replaced() {
+    let place = Workplace::with_own_cache();
+    mount_once(&place, &[]);
+    let record = template(&place).join("template.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let micro = text.lines().find(|line| line.contains("\"micro\"")).unwrap();
+    fs::write(&record, text.replace(micro, "\"micro\": 1000,")).unwrap();
+    let said = mount_once(&place, &[]);
+    assert!(
+        said.contains("saved the template, and this one is") && said.contains(REMOVED),
+        "{said}"
+    );
+    assert!(mount_once(&place, &[]).contains(MADE));
+    place.assert_clean(&["mnt"]);
+}
+
+#[test]
 fn what_a_killed_maker_left_is_tidied_up_and_templates_do_not_pile_up() {
     let place = Workplace::with_own_cache();
     mount_once(&place, &[]);
@@ -217,6 +257,28 @@ fn prepare_makes_the_template_that_a_mount_uses() {
     assert!(finished.stderr.contains(MADE));
     assert!(!mount_once(&place, &[]).contains(MADE));
     assert_eq!(place.run("guestmnt", &["--prepare"]).stderr, "");
+}
+
+#[test]
+fn a_qemu_named_from_the_folder_that_one_is_in_is_the_same_everywhere() {
+    let place = Workplace::with_own_cache();
+    let mnt = place.folder("mnt");
+    let disk = disks().path(SYSTEM);
+    let run = |arguments: &[&str], folder: &str, qemu: &str| {
+        let mut command = place.command("guestmnt", arguments);
+        let output = command.current_dir(folder).env("GUESTMNT_QEMU", qemu).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    assert!(run(&["--prepare"], "/usr/bin", "qemu-system-x86_64").contains(MADE));
+    for (folder, qemu) in [("/usr/bin", "qemu-system-x86_64"), ("/usr", "bin/qemu-system-x86_64")] {
+        let said = run(&["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)], folder, qemu);
+        assert!(!said.contains(MADE) && said.contains("-incoming"), "{said}");
+        assert!(mnt.join("Windows").is_dir());
+        place.unmount(&mnt);
+    }
+    place.assert_clean(&["mnt"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::arguments::{BootFiles, Machine, Memory};
 use super::confinement::Reopened;
+use super::qmp::Version;
 use super::template::{self, Template};
 use super::{VmConfig, VmError, bulk};
 
@@ -151,10 +152,14 @@ impl Files<'_> {
 
     fn ram_reopened(&self) -> Reopened {
         match &self.ram {
-            Ram::Template(template) if template.qemu_version >= MAPS_READ_ONLY => Reopened::ToRead,
+            Ram::Template(template) if maps_read_only(&template.qemu_version) => Reopened::ToRead,
             _ => Reopened::ToWrite,
         }
     }
+}
+
+fn maps_read_only(version: &Version) -> bool {
+    (version.major, version.minor) >= MAPS_READ_ONLY
 }
 
 /// Leaves the saved memory in a state in which nobody is to write it, if the QEMU of `version` can
@@ -162,8 +167,8 @@ impl Files<'_> {
 ///
 /// # Errors
 /// As chmod(2).
-pub fn protect(saved: &Path, version: (u32, u32)) -> io::Result<()> {
-    let mode = if version >= MAPS_READ_ONLY { 0o444 } else { 0o666 };
+pub fn protect(saved: &Path, version: &Version) -> io::Result<()> {
+    let mode = if maps_read_only(version) { 0o444 } else { 0o666 };
     fs::set_permissions(saved, Permissions::from_mode(mode))
 }
 

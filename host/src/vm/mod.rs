@@ -34,7 +34,7 @@ pub use self::boot::Boot;
 use self::confinement::{ConfineError, Confinement, Policy, Program, Report};
 use self::disks::DiskFiles;
 pub use self::disks::Overlays;
-use self::qmp::{Qmp, QmpError};
+use self::qmp::{Qmp, QmpError, Version};
 use self::tail::Tail;
 use crate::guest::bulk::SharedMemory;
 use crate::image::Disk;
@@ -103,6 +103,13 @@ pub enum VmError {
     Appliance(PathBuf, io::Error),
     /// A template could not be written.
     Save(PathBuf, io::Error),
+    /// The template is another QEMU's.
+    OtherQemu {
+        /// The one that saved it.
+        saved: Version,
+        /// The one that was started.
+        found: Version,
+    },
     /// There is no memory to be shared with the guest.
     Bulk(io::Error),
     /// A rewritten descriptor could not be kept in memory.
@@ -122,7 +129,7 @@ impl VmError {
             | Self::Appliance(..)
             | Self::Bulk(_)
             | Self::Descriptor(_) => true,
-            Self::Start(..) | Self::Qmp(_) | Self::Save(..) => false,
+            Self::Start(..) | Self::Qmp(_) | Self::Save(..) | Self::OtherQemu { .. } => false,
         }
     }
 }
@@ -154,6 +161,9 @@ impl fmt::Display for VmError {
             }
             Self::Save(folder, error) => {
                 write!(f, "cannot save the template in {}: {error}", folder.display())
+            }
+            Self::OtherQemu { saved, found } => {
+                write!(f, "QEMU {saved} saved the template, and this one is {found}")
             }
             Self::Bulk(error) => write!(
                 f,

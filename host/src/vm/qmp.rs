@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Longest line that QEMU may send: its answers to our commands have some hundred bytes.
@@ -73,7 +74,39 @@ pub struct Qmp {
     stream: UnixStream,
     received: Vec<u8>,
     next_id: u64,
-    version: (u32, u32),
+    version: Version,
+}
+
+/// A build of QEMU, as it calls itself in its greeting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// As in 10.0.2.
+    pub major: u32,
+    /// The second number.
+    pub minor: u32,
+    /// The third.
+    pub micro: u32,
+    /// What the distribution calls its package; often empty.
+    pub package: String,
+}
+
+impl Version {
+    /// Takes it out of a greeting.
+    fn of(greeting: &Value) -> Option<Self> {
+        let version = greeting.pointer("/QMP/version")?;
+        let number = |part: &str| version["qemu"][part].as_u64().and_then(|n| n.try_into().ok());
+        let (major, minor, micro) = (number("major")?, number("minor")?, number("micro")?);
+        let package = version["package"].as_str().unwrap_or_default().to_owned();
+        Some(Self { major, minor, micro, package })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { major, minor, micro, package } = self;
+        write!(f, "{major}.{minor}.{micro}")?;
+        if package.is_empty() { Ok(()) } else { write!(f, " ({package})") }
+    }
 }
 
 impl Qmp {
@@ -84,21 +117,17 @@ impl Qmp {
     pub fn connect(stream: UnixStream, timeout: Duration) -> Result<Self, QmpError> {
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        let mut qmp = Self { stream, received: Vec::new(), next_id: 0, version: (0, 0) };
-        let greeting = qmp.receive()?;
-        let number = |part: &str| {
-            let number = greeting.pointer(&format!("/QMP/version/qemu/{part}"))?.as_u64()?;
-            u32::try_from(number).ok()
-        };
-        qmp.version = number("major").zip(number("minor")).ok_or(QmpError::Malformed)?;
+        let mut received = Vec::new();
+        let version = Version::of(&receive(&stream, &mut received)?).ok_or(QmpError::Malformed)?;
+        let mut qmp = Self { stream, received, next_id: 0, version };
         qmp.run(&[Command::new("qmp_capabilities", json!({}))])?;
         Ok(qmp)
     }
 
-    /// Major and minor version of QEMU, as it greeted.
+    /// Which QEMU it is, as it greeted.
     #[must_use]
-    pub fn version(&self) -> (u32, u32) {
-        self.version
+    pub fn version(&self) -> &Version {
+        &self.version
     }
 
     /// Runs `commands` in order and returns what each returned.
@@ -181,23 +210,28 @@ impl Qmp {
     }
 
     fn receive(&mut self) -> Result<Value, QmpError> {
-        let mut searched = 0;
-        loop {
-            if let Some(end) = self.received[searched..].iter().position(|&b| b == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=searched + end).collect();
-                return serde_json::from_slice(&line).map_err(|_| QmpError::Malformed);
-            }
-            searched = self.received.len();
-            if searched > MAX_LINE {
-                return Err(QmpError::Malformed);
-            }
-            let mut chunk = [0; 4096];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(n) => self.received.extend_from_slice(&chunk[..n]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
+        receive(&self.stream, &mut self.received)
+    }
+}
+
+/// The next message; what of the one behind it has come already stays in `received`.
+fn receive(mut stream: &UnixStream, received: &mut Vec<u8>) -> Result<Value, QmpError> {
+    let mut searched = 0;
+    loop {
+        if let Some(end) = received[searched..].iter().position(|&b| b == b'\n') {
+            let line: Vec<u8> = received.drain(..=searched + end).collect();
+            return serde_json::from_slice(&line).map_err(|_| QmpError::Malformed);
+        }
+        searched = received.len();
+        if searched > MAX_LINE {
+            return Err(QmpError::Malformed);
+        }
+        let mut chunk = [0; 4096];
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(n) => received.extend_from_slice(&chunk[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -226,7 +260,8 @@ mod tests {
         Qmp::connect(ours, Duration::from_secs(5))
     }
 
-    const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 10, \"minor\": 1}}}}\n";
+    const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 1, \"major\": 10}, \
+        \"package\": \"of Debian\"}, \"capabilities\": [\"oob\"]}}\n";
 
     /// Were each sent only after the answer to the one before, both sides would wait.
     #[test]
@@ -259,7 +294,8 @@ mod tests {
     #[test]
     fn events_between_answers_are_passed_over() {
         let answers = "{\"event\": \"RESUME\", \"data\": {}}\n{\"return\": {}, \"id\": 0}\n";
-        assert_eq!(against(&[GREETING, answers]).unwrap().version(), (10, 1));
+        let qmp = against(&[GREETING, answers]).unwrap();
+        assert_eq!(qmp.version().to_string(), "10.1.2 (of Debian)");
     }
 
     #[test]

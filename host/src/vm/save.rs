@@ -30,11 +30,11 @@ impl Vm {
         self.qmp
             .run(&[set_capabilities(), Command::new("migrate", json!({ "uri": "fd:state" }))])?;
         let outcome = wait_for_end(&mut self.qmp);
-        let version = self.qmp.version();
+        let version = self.qmp.version().clone();
         drop(self);
         writer.join().expect("copying does not panic").map_err(failed)?;
         outcome?;
-        Record::write(folder, key, version).map_err(failed)
+        Record::write(folder, key, &version).map_err(failed)
     }
 
     /// Has a VM that was started with [`super::Boot::Restore`] go on where `template` was saved.
@@ -42,6 +42,11 @@ impl Vm {
     /// # Errors
     /// [`VmError`]; the VM is of no more use then.
     pub fn restore(&mut self, template: &Template) -> Result<(), VmError> {
+        // Where a script starts QEMU, the template's key is the script's, whichever QEMU that starts.
+        let (saved, found) = (&template.qemu_version, self.qmp.version());
+        if saved != found {
+            return Err(VmError::OtherQemu { saved: saved.clone(), found: found.clone() });
+        }
         let (mut ours, theirs) = UnixStream::pair().map_err(QmpError::Io)?;
         self.qmp.run(&[
             Command::get_file("state", theirs.as_fd()),

@@ -23,10 +23,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::arguments::{self, BootFiles, Channels, Machine, Memory};
+use super::qmp::Version;
 use super::{VmConfig, boot, bulk};
 
 /// Raised when what is saved, or how, changes without a change of QEMU's arguments.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 
 /// Longest stream of devices' state; it has some 200 KiB.
 const MAX_STATE: u64 = 64 << 20;
@@ -97,7 +98,7 @@ fn processor() -> io::Result<String> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     pub key: String,
-    pub qemu_version: (u32, u32),
+    pub qemu_version: Version,
     pub ram_len: u64,
     /// 0 where there is none.
     pub bulk_len: u64,
@@ -107,11 +108,11 @@ pub(super) struct Record {
 
 impl Record {
     /// Writes the record into `folder`, whose other files are complete.
-    pub fn write(folder: &Path, key: &TemplateKey, qemu_version: (u32, u32)) -> io::Result<()> {
+    pub fn write(folder: &Path, key: &TemplateKey, qemu_version: &Version) -> io::Result<()> {
         let state = fs::read(folder.join(STATE))?;
         let record = Self {
             key: key.0.clone(),
-            qemu_version,
+            qemu_version: qemu_version.clone(),
             ram_len: fs::metadata(folder.join(RAM))?.len(),
             bulk_len: fs::metadata(folder.join(BULK)).map_or(0, |stat| stat.len()),
             state_len: state.len() as u64,
@@ -156,7 +157,8 @@ pub struct Template {
     pub(super) ram: File,
     pub(super) bulk: Option<File>,
     pub(super) state: Vec<u8>,
-    pub(super) qemu_version: (u32, u32),
+    /// What saved it.
+    pub(super) qemu_version: Version,
 }
 
 impl Template {
@@ -243,13 +245,23 @@ fn sha256(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs::Permissions;
+    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
+    use crate::vm::accelerator::Accelerator;
+    use crate::vm::appliance::{Appliance, Manifest};
+    use crate::vm::confinement::Policy;
 
     fn key(text: &str) -> TemplateKey {
         TemplateKey(text.to_owned())
+    }
+
+    fn version() -> Version {
+        Version { major: 10, minor: 0, micro: 2, package: String::new() }
     }
 
     fn made() -> tempfile::TempDir {
@@ -257,7 +269,7 @@ mod tests {
         fs::write(folder.path().join(RAM), [7; 4096]).unwrap();
         File::create(folder.path().join(BULK)).unwrap().set_len(bulk::SIZE).unwrap();
         fs::write(folder.path().join(STATE), "devices").unwrap();
-        Record::write(folder.path(), &key("k"), (10, 0)).unwrap();
+        Record::write(folder.path(), &key("k"), &version()).unwrap();
         folder
     }
 
@@ -266,7 +278,7 @@ mod tests {
         let template = Template::open(made().path(), &key("k")).unwrap();
         assert_eq!(
             (template.state.as_slice(), template.qemu_version),
-            (b"devices".as_slice(), (10, 0))
+            (&b"devices"[..], version())
         );
     }
 
@@ -312,5 +324,99 @@ mod tests {
     fn a_template_of_another_key_is_not_used() {
         let opened = Template::open(made().path(), &key("other"));
         assert!(matches!(opened, Err(TemplateError::Damaged(..))));
+    }
+
+    /// Stand-ins for QEMU and an appliance, in a folder.
+    struct Parts(tempfile::TempDir);
+
+    const KERNEL: &str = "vmlinux";
+    const INITRAMFS: &str = "initramfs.cpio";
+    const QEMU: &str = "qemu";
+
+    impl Parts {
+        fn new() -> Self {
+            let parts = Self(tempfile::tempdir().unwrap());
+            for name in [QEMU, KERNEL, INITRAMFS] {
+                fs::write(parts.path(name), "same length").unwrap();
+            }
+            parts
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        /// The key of the machine that `change` makes of the usual one.
+        fn key(&self, change: impl FnOnce(&mut VmConfig)) -> TemplateKey {
+            let (kernel, initramfs) = (self.path(KERNEL), self.path(INITRAMFS));
+            let manifest = Manifest { protocol: 1, kernel: "6.12".to_owned() };
+            let appliance = Appliance { kernel, initramfs, manifest };
+            let mut config = VmConfig {
+                qemu: &self.path(QEMU),
+                appliance: &appliance,
+                accelerator: Accelerator::Tcg,
+                memory_mib: 256,
+                bulk: true,
+                confinement: Policy::default(),
+                lanes: 9,
+            };
+            change(&mut config);
+            TemplateKey::of(&config).unwrap()
+        }
+    }
+
+    #[test]
+    fn the_same_machine_has_the_same_key() {
+        let parts = Parts::new();
+        assert_eq!(parts.key(|_| {}), parts.key(|_| {}));
+        // What it is made of is not changed by being read, or by what it is confined by.
+        fs::read(parts.path(KERNEL)).unwrap();
+        assert_eq!(parts.key(|_| {}), parts.key(|config| config.confinement = Policy::Required));
+    }
+
+    #[test]
+    fn another_machine_has_another_key() {
+        let parts = Parts::new();
+        let keys = [
+            parts.key(|_| {}),
+            parts.key(|config| config.memory_mib = 257),
+            parts.key(|config| config.bulk = false),
+            parts.key(|config| config.lanes = 8),
+            parts.key(|config| config.accelerator = Accelerator::Kvm),
+        ];
+        let different: BTreeSet<String> = keys.iter().map(ToString::to_string).collect();
+        assert_eq!(different.len(), keys.len(), "{keys:?}");
+    }
+
+    #[test]
+    fn another_qemu_kernel_or_initramfs_has_another_key() {
+        type Change = fn(&Path);
+        let table: [(&str, Change); 3] = [
+            ("touched", |path| {
+                let later = SystemTime::now() + Duration::from_secs(1);
+                File::options().write(true).open(path).unwrap().set_modified(later).unwrap();
+            }),
+            ("replaced by one as long and as old", |path| {
+                let modified = fs::metadata(path).unwrap().modified().unwrap();
+                let new = path.with_extension("new");
+                fs::write(&new, "SAME LENGTH").unwrap();
+                File::options().write(true).open(&new).unwrap().set_modified(modified).unwrap();
+                fs::rename(new, path).unwrap();
+            }),
+            ("longer, and as old", |path| {
+                let mut file = File::options().append(true).open(path).unwrap();
+                let modified = file.metadata().unwrap().modified().unwrap();
+                file.write_all(b"!").unwrap();
+                file.set_modified(modified).unwrap();
+            }),
+        ];
+        for name in [QEMU, KERNEL, INITRAMFS] {
+            for (what, change) in table {
+                let parts = Parts::new();
+                let before = parts.key(|_| {});
+                change(&parts.path(name));
+                assert_ne!(parts.key(|_| {}), before, "{name} {what}");
+            }
+        }
     }
 }
