@@ -14,7 +14,7 @@ use xtask::disks::SYSTEM;
 const MADE: &str = "preparing the VM for quick starts";
 
 /// What is said when one cannot be restored.
-const REMOVED: &str = "the template does not work and is removed";
+const REMOVED: &str = "the template does not work; starting without";
 
 fn folder(place: &Workplace) -> PathBuf {
     place.path().join(".cache/guestmnt/templates")

@@ -244,7 +244,9 @@ pub fn prepare(
             }
             _ => {}
         }
-        if accelerator == Accelerator::Kvm && choice == AcceleratorChoice::Auto {
+        // A full disk says nothing of it.
+        let says = !matches!(made, Err(NoTemplate::Place(_)));
+        if says && accelerator == Accelerator::Kvm && choice == AcceleratorChoice::Auto {
             verdict.remember(made.is_ok());
         }
         match made {
@@ -275,7 +277,7 @@ fn start(
                     Err(LaunchError::Vm(error)) if error.is_the_hosts() => return Err(error.into()),
                     Err(error) => {
                         info!("the template cannot be restored: {error}");
-                        warn!("the template does not work and is removed; starting without");
+                        warn!("the template does not work; starting without");
                         template.remove();
                     }
                 }
@@ -308,7 +310,7 @@ impl Usable {
 
 /// Why there is no template.
 enum NoTemplate {
-    /// There is no place for it.
+    /// There is no place for it. A machine that is not saved may work.
     Place(String),
     /// The machine that was to be saved failed.
     Machine(LaunchError),

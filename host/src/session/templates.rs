@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statvfs::statvfs;
 
 use super::boot::PORTS;
 use super::launch::cache_folder;
@@ -27,13 +28,21 @@ const EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Templates that are kept, the ones used last: for some QEMUs, memory sizes and accelerators.
 const KEPT: usize = 4;
 
+/// Bytes that have to be free for another one; it takes some 150 MiB, and little less where the guest
+/// has little memory. With less it is not even tried, since that would fail after seconds, and anew at
+/// each mount.
+const ROOM: u64 = 128 << 20;
+
+/// Bytes that a disk which is not full takes.
+const PROBE: usize = 1 << 20;
+
 /// What the folders of templates that are being made begin with.
 const UNFINISHED: &str = "making-";
 
 /// Why there is no template.
 #[derive(Debug)]
 pub enum MakeError {
-    /// The folder for it cannot be used.
+    /// The folder for it cannot be used, or there is no room in it. That says nothing of the machine.
     Folder(PathBuf, io::Error),
     /// QEMU failed.
     Vm(VmError),
@@ -57,6 +66,15 @@ impl fmt::Display for MakeError {
 }
 
 impl std::error::Error for MakeError {}
+
+impl From<VmError> for MakeError {
+    fn from(error: VmError) -> Self {
+        match error {
+            VmError::Save(folder, error) => Self::Folder(folder, error),
+            other => Self::Vm(other),
+        }
+    }
+}
 
 /// Whether a mount with `accelerator`, and else what is usual, would find a template.
 #[must_use]
@@ -110,7 +128,7 @@ impl Templates {
     /// # Errors
     /// [`TemplateError`].
     pub fn find(&self, key: &TemplateKey) -> Result<Template, TemplateError> {
-        let folder = self.folder.join(key.to_string());
+        let folder = self.place(key);
         let template = Template::open(&folder, key)?;
         // Says when it was used last. Where it cannot be said, it may be removed too early.
         let _ = File::open(&folder)
@@ -144,9 +162,12 @@ impl Templates {
 
     /// Takes a template away that turned out to be of no use.
     pub fn remove(&self, key: &TemplateKey) {
-        let folder = self.folder.join(key.to_string());
         // The next attempt to make one tells if this was not possible.
-        let _ = fs::remove_dir_all(folder);
+        let _ = fs::remove_dir_all(self.place(key));
+    }
+
+    fn place(&self, key: &TemplateKey) -> PathBuf {
+        self.folder.join(key.to_string())
     }
 
     /// Makes one. Others that wait for `lock` find it when they have it.
@@ -157,34 +178,23 @@ impl Templates {
         lock: Flock<File>,
     ) -> Result<Template, MakeError> {
         let failed = |error| MakeError::Folder(self.folder.clone(), error);
+        self.tidy(1);
+        has_room(&self.folder).map_err(failed)?;
         warn!("preparing the VM for quick starts (once for this QEMU and appliance)");
         let started = Instant::now();
-        self.tidy();
         let unfinished = tempfile::Builder::new()
             .prefix(UNFINISHED)
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&self.folder)
             .map_err(failed)?;
-        let boot = Boot::ToSave(unfinished.path());
-        let Started { vm, lanes, memory, .. } =
-            Vm::start(config, &boot, &[], Overlays::In(unfinished.path(), &[]))
-                .map_err(MakeError::Vm)?;
-        let deadline = config.accelerator.hello_deadline();
-        let prepared = Guest::connect(lanes, memory.as_ref(), deadline, deadline)
-            .and_then(|guest| guest.prepare().map(|()| guest));
-        // The lanes stay open until the VM is saved, so that it does not see them close.
-        let _guest = match prepared {
-            Ok(guest) => guest,
-            Err(error) => return Err(MakeError::Guest(error, vm.last_words())),
-        };
-        vm.save(unfinished.path(), key).map_err(MakeError::Vm)?;
-        if let Some(memory) = memory {
-            bulk::forget_zeros(&memory.file).map_err(failed)?;
+        if let Err(error) = boot_and_save(config, unfinished.path(), key) {
+            // Without room for the guest's memory QEMU dies of it, or KVM does not go on.
+            return Err(takes_more(unfinished.path()).map_or_else(failed, |()| error));
         }
         info!("the template was made in {} ms", started.elapsed().as_millis());
         let mut template = Template::open(unfinished.path(), key)
             .map_err(|error| failed(io::Error::other(error.to_string())))?;
-        let place = self.folder.join(key.to_string());
+        let place = self.place(key);
         let files = unfinished.path().to_owned();
         template.publication = Some(Publication::start(files, move |synced| {
             match synced.and_then(|()| fs::rename(unfinished.path(), &place)) {
@@ -197,8 +207,8 @@ impl Templates {
     }
 
     /// Removes templates that nobody uses, and what a maker left that was killed. Called with
-    /// the lock held, so nobody else is making one.
-    fn tidy(&self) {
+    /// the lock held, so nobody else is making one; `coming` are to be made now.
+    fn tidy(&self, coming: usize) {
         let mut used: Vec<(SystemTime, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let modified = entry.metadata().and_then(|stat| stat.modified());
@@ -212,7 +222,7 @@ impl Templates {
         }
         used.sort();
         let now = SystemTime::now();
-        let excess = (used.len() + 1).saturating_sub(KEPT);
+        let excess = (used.len() + coming).saturating_sub(KEPT);
         for (n, (when, folder)) in used.into_iter().enumerate() {
             let age = now.duration_since(when).unwrap_or_default();
             if n < excess || age > EXPIRY {
@@ -228,13 +238,52 @@ impl Templates {
         }
     }
 
+    /// Waits until nobody else makes or removes one.
     fn lock(&self) -> Result<Flock<File>, MakeError> {
         let failed = |error| MakeError::Folder(self.folder.clone(), error);
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.join("lock"))
-            .map_err(failed)?;
+        let file = self.lock_file().map_err(failed)?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
     }
+
+    fn lock_file(&self) -> io::Result<File> {
+        File::options().create(true).append(true).open(self.folder.join("lock"))
+    }
+}
+
+/// Boots a machine that is as `config` says, and saves it in `folder`.
+fn boot_and_save(config: &VmConfig, folder: &Path, key: &TemplateKey) -> Result<(), MakeError> {
+    let boot = Boot::ToSave(folder);
+    let Started { vm, lanes, memory, .. } =
+        Vm::start(config, &boot, &[], Overlays::In(folder, &[]))?;
+    let deadline = config.accelerator.hello_deadline();
+    let prepared = Guest::connect(lanes, memory.as_ref(), deadline, deadline)
+        .and_then(|guest| guest.prepare().map(|()| guest));
+    // The lanes stay open until the VM is saved, so that it does not see them close.
+    let _guest = match prepared {
+        Ok(guest) => guest,
+        Err(error) => return Err(MakeError::Guest(error, vm.last_words())),
+    };
+    vm.save(folder, key)?;
+    let forgotten = memory.map_or(Ok(()), |memory| bulk::forget_zeros(&memory.file));
+    forgotten.map_err(|error| MakeError::Folder(folder.to_owned(), error))
+}
+
+/// # Errors
+/// Where there is too little for a template.
+fn has_room(folder: &Path) -> io::Result<()> {
+    let stat = statvfs(folder)?;
+    let free = stat.blocks_available() * stat.fragment_size();
+    if free < ROOM {
+        let (free, wanted) = (free >> 20, ROOM >> 20);
+        let reason = format!("{free} MiB are free there, of {wanted} at least");
+        return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// Where nothing more can be written to files in `folder`; a quota is one reason, which what is free
+/// tells nothing of.
+fn takes_more(folder: &Path) -> io::Result<()> {
+    fs::write(folder.join("probe"), vec![1; PROBE])
 }

@@ -65,17 +65,18 @@ impl<'a> Boot<'a> {
             }
             Self::Restore(template) => Ram::Template(template),
         };
-        let bulk = config.bulk.then(|| self.bulk_memory()).transpose().map_err(VmError::Bulk)?;
+        let bulk = config.bulk.then(|| self.bulk_memory()).transpose()?;
         Ok(Files { kernel, ram, bulk, is_saved: matches!(self, Self::ToSave(_)) })
     }
 
     /// The file with the memory of the guest's second node.
-    fn bulk_memory(&self) -> io::Result<File> {
+    fn bulk_memory(&self) -> Result<File, VmError> {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
         match self {
-            Self::Cold => bulk::new_memory(),
-            Self::ToSave(folder) => new_file(&folder.join(template::BULK), bulk::SIZE),
-            Self::Restore(Template { bulk: Some(_), .. }) => bulk::new_memory(),
-            Self::Restore(_) => Err(io::ErrorKind::NotFound.into()),
+            Self::ToSave(folder) => new_file(&folder.join(template::BULK), bulk::SIZE)
+                .map_err(|error| VmError::Save((*folder).to_owned(), error)),
+            Self::Restore(Template { bulk: None, .. }) => Err(VmError::Bulk(missing())),
+            Self::Cold | Self::Restore(_) => bulk::new_memory().map_err(VmError::Bulk),
         }
     }
 }

@@ -208,6 +208,23 @@ impl Template {
     }
 }
 
+#[cfg(test)]
+impl TemplateKey {
+    /// One of no machine.
+    pub fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// Puts what looks like a template with this key into `folder`.
+    pub fn pretend(&self, folder: &Path) {
+        fs::write(folder.join(RAM), [7; 4096]).unwrap();
+        File::create(folder.join(BULK)).unwrap().set_len(bulk::SIZE).unwrap();
+        fs::write(folder.join(STATE), "devices").unwrap();
+        let version = Version { major: 10, minor: 0, micro: 2, package: String::new() };
+        Record::write(folder, self, &version).unwrap();
+    }
+}
+
 /// A new template is brought to the disk, and only then gets its name: after a power failure there
 /// is a whole one or none. That takes a fifth of a second, in which it is in use already. Dropping
 /// this waits for the end.
@@ -256,37 +273,26 @@ mod tests {
     use crate::vm::appliance::{Appliance, Manifest};
     use crate::vm::confinement::Policy;
 
-    fn key(text: &str) -> TemplateKey {
-        TemplateKey(text.to_owned())
-    }
-
-    fn version() -> Version {
-        Version { major: 10, minor: 0, micro: 2, package: String::new() }
-    }
+    use TemplateKey as Key;
 
     fn made() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(RAM), [7; 4096]).unwrap();
-        File::create(folder.path().join(BULK)).unwrap().set_len(bulk::SIZE).unwrap();
-        fs::write(folder.path().join(STATE), "devices").unwrap();
-        Record::write(folder.path(), &key("k"), &version()).unwrap();
+        Key::named("k").pretend(folder.path());
         folder
     }
 
     #[test]
     fn a_whole_template_opens() {
-        let template = Template::open(made().path(), &key("k")).unwrap();
-        assert_eq!(
-            (template.state.as_slice(), template.qemu_version),
-            (&b"devices"[..], version())
-        );
+        let template = Template::open(made().path(), &Key::named("k")).unwrap();
+        let version = template.qemu_version.to_string();
+        assert_eq!((&template.state[..], version.as_str()), (&b"devices"[..], "10.0.2"));
     }
 
     #[test]
     fn an_empty_or_missing_folder_has_no_template() {
         let folder = tempfile::tempdir().unwrap();
         for path in [folder.path(), Path::new("/nonexistent")] {
-            assert!(matches!(Template::open(path, &key("k")), Err(TemplateError::Missing)));
+            assert!(matches!(Template::open(path, &Key::named("k")), Err(TemplateError::Missing)));
         }
     }
 
@@ -315,14 +321,14 @@ mod tests {
                 fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
             }
             damage(folder.path());
-            let opened = Template::open(folder.path(), &key("k"));
+            let opened = Template::open(folder.path(), &Key::named("k"));
             assert!(matches!(opened, Err(TemplateError::Damaged(..))), "{what}");
         }
     }
 
     #[test]
     fn a_template_of_another_key_is_not_used() {
-        let opened = Template::open(made().path(), &key("other"));
+        let opened = Template::open(made().path(), &Key::named("other"));
         assert!(matches!(opened, Err(TemplateError::Damaged(..))));
     }
 
