@@ -278,7 +278,7 @@ fn start(
                     Err(error) => {
                         info!("the template cannot be restored: {error}");
                         warn!("the template does not work; starting without");
-                        template.remove();
+                        template.discard();
                     }
                 }
             }
@@ -301,10 +301,8 @@ struct Usable {
 }
 
 impl Usable {
-    fn remove(self) {
-        // A new one has to be there before it can be removed.
-        drop(self.found);
-        self.templates.remove(&self.key);
+    fn discard(self) {
+        self.templates.discard(&self.key, self.found);
     }
 }
 

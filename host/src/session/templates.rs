@@ -160,8 +160,21 @@ impl Templates {
         self.make(key, config, lock)
     }
 
-    /// Takes a template away that turned out to be of no use.
-    pub fn remove(&self, key: &TemplateKey) {
+    /// Takes away `template`, which turned out to be of no use; another one that was made in its place
+    /// stays. Where somebody is making one, nobody waits for that: it stays as well, for the next who
+    /// has no use for it.
+    pub fn discard(&self, key: &TemplateKey, mut template: Template) {
+        // A new one has to be there before it can be removed.
+        template.publication = None;
+        let Some(_lock) = self.lock_if_free() else { return };
+        if template.lies_in(&self.place(key)) {
+            info!("removing the template in {}", self.place(key).display());
+            self.remove(key);
+        }
+    }
+
+    /// To be called with the lock held.
+    fn remove(&self, key: &TemplateKey) {
         // The next attempt to make one tells if this was not possible.
         let _ = fs::remove_dir_all(self.place(key));
     }
@@ -245,6 +258,10 @@ impl Templates {
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
     }
 
+    fn lock_if_free(&self) -> Option<Flock<File>> {
+        Flock::lock(self.lock_file().ok()?, FlockArg::LockExclusiveNonblock).ok()
+    }
+
     fn lock_file(&self) -> io::Result<File> {
         File::options().create(true).append(true).open(self.folder.join("lock"))
     }
@@ -287,3 +304,7 @@ fn has_room(folder: &Path) -> io::Result<()> {
 fn takes_more(folder: &Path) -> io::Result<()> {
     fs::write(folder.join("probe"), vec![1; PROBE])
 }
+
+#[cfg(test)]
+#[path = "templates_tests.rs"]
+mod tests;

@@ -206,6 +206,15 @@ impl Template {
         let (qemu_version, publication) = (record.qemu_version, None);
         Ok(Self { publication, ram, bulk, state, qemu_version })
     }
+
+    /// Whether it is this one that is in `folder`. Its memory is open, so that no other file has the
+    /// same number.
+    #[must_use]
+    pub fn lies_in(&self, folder: &Path) -> bool {
+        let number = |stat: fs::Metadata| (stat.dev(), stat.ino());
+        let there = fs::metadata(folder.join(RAM)).map(number).ok();
+        there.is_some() && there == self.ram.metadata().map(number).ok()
+    }
 }
 
 #[cfg(test)]
