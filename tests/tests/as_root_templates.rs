@@ -1,6 +1,8 @@
-//! Templates where there is no room for them, which only root can bring about: it boots.
+//! Templates where there is no room for them, or where somebody else could have put them, which only
+//! root can bring about: it boots.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +10,9 @@ use guestmnt_tests::program::{Workplace, disks, is_root, text};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use xtask::disks::SYSTEM;
 use xtask::skips::skip;
+
+/// Somebody else.
+const NOBODY: u32 = 65534;
 
 /// What is said when a template is made.
 const MADE: &str = "preparing the VM for quick starts";
@@ -112,4 +117,28 @@ fn a_full_disk_says_nothing_of_kvm() {
     assert!(!verdict.exists(), "{}", fs::read_to_string(verdict).unwrap());
     drop(small);
     place.assert_clean(&["cache"]);
+}
+
+#[test]
+fn a_folder_for_templates_that_is_not_the_users_is_not_used() {
+    if !is_root() {
+        skip("the tests were not started by root");
+        return;
+    }
+    let place = Workplace::new();
+    let cache = place.folder("cache");
+    let folder = cache.join("guestmnt/templates");
+    fs::create_dir_all(&folder).unwrap();
+    chown(&folder, Some(NOBODY), Some(NOBODY)).unwrap();
+    let said = booted(&place, &cache);
+    assert!(!said.contains(MADE) && said.contains("not a folder of this user"), "{said}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+
+    // One that others can put another in the place of.
+    fs::remove_dir(&folder).unwrap();
+    fs::set_permissions(cache.join("guestmnt"), fs::Permissions::from_mode(0o777)).unwrap();
+    let said = booted(&place, &cache);
+    assert!(!said.contains(MADE) && said.contains("others can write to it"), "{said}");
+    assert!(!folder.exists());
+    place.assert_clean(&["mnt", "cache"]);
 }

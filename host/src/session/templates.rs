@@ -2,15 +2,16 @@
 //! those that are not used any more.
 
 use std::fmt;
-use std::fs::{self, File, FileTimes, Permissions};
+use std::fs::{self, DirBuilder, File, FileTimes, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{info, warn};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::Uid;
 
 use super::boot::PORTS;
 use super::launch::cache_folder;
@@ -35,6 +36,12 @@ const ROOM: u64 = 128 << 20;
 
 /// Bytes that a disk which is not full takes.
 const PROBE: usize = 1 << 20;
+
+/// What all of them are in, in the cache folder.
+const FOLDER: &str = "templates";
+
+/// The bits of a mode by which others than the owner can write.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// What the folders of templates that are being made begin with.
 const UNFINISHED: &str = "making-";
@@ -99,26 +106,47 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Those in `templates` of the user's cache folder `cache`.
+    /// Those in `templates` of the user's cache folder `cache`. What others could have put there is
+    /// removed.
     ///
     /// # Errors
-    /// [`MakeError::Folder`] where it is not a folder that only this user can get at: what is
+    /// [`MakeError::Folder`] where one of both is not a folder that only this user can change: what is
     /// restored from it runs, and reads the images.
     pub fn in_cache(cache: &Path) -> Result<Self, MakeError> {
-        let folder = cache.join("templates");
+        Self::of_user(cache, nix::unistd::geteuid())
+    }
+
+    fn of_user(cache: &Path, user: Uid) -> Result<Self, MakeError> {
+        let refused = |folder: &Path, reason: &str| {
+            MakeError::Folder(folder.to_owned(), io::Error::other(reason.to_owned()))
+        };
+        // Whoever can change this one can put another in the place of that in it, once it was looked at.
+        let outer = fs::metadata(cache).map_err(|error| MakeError::Folder(cache.into(), error))?;
+        if outer.uid() != user.as_raw() && outer.uid() != 0 {
+            return Err(refused(cache, "it belongs to another user"));
+        }
+        if outer.mode() & OTHERS_WRITE != 0 {
+            return Err(refused(cache, "others can write to it"));
+        }
+        let folder = cache.join(FOLDER);
         let failed = |error| MakeError::Folder(folder.clone(), error);
-        match fs::create_dir(&folder) {
+        match DirBuilder::new().mode(0o700).create(&folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failed(error));
             }
             _ => {}
         }
         let stat = fs::symlink_metadata(&folder).map_err(failed)?;
-        if !stat.is_dir() || stat.uid() != nix::unistd::geteuid().as_raw() {
-            return Err(failed(io::Error::other("not a folder of this user")));
+        if !stat.is_dir() || stat.uid() != user.as_raw() {
+            return Err(refused(&folder, "not a folder of this user"));
         }
         if stat.mode() & 0o077 != 0 {
+            // First, so that nobody else can put anything there any more.
             fs::set_permissions(&folder, Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+        if stat.mode() & OTHERS_WRITE != 0 {
+            warn!("others could write to {}: what is in there is removed", folder.display());
+            empty(&folder).map_err(failed)?;
         }
         Ok(Self { folder })
     }
@@ -303,6 +331,14 @@ fn has_room(folder: &Path) -> io::Result<()> {
 /// tells nothing of.
 fn takes_more(folder: &Path) -> io::Result<()> {
     fs::write(folder.join("probe"), vec![1; PROBE])
+}
+
+fn empty(folder: &Path) -> io::Result<()> {
+    fs::read_dir(folder)?.try_for_each(|entry| {
+        let entry = entry?;
+        let is_folder = entry.file_type()?.is_dir();
+        if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }
+    })
 }
 
 #[cfg(test)]

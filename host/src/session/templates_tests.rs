@@ -1,4 +1,8 @@
-//! Tests of [`super`]: which templates stay.
+//! Tests of [`super`]: which templates stay, and in which folders they are kept.
+
+use std::os::unix::fs::symlink;
+
+use nix::unistd::geteuid;
 
 use super::*;
 
@@ -71,4 +75,52 @@ fn one_that_does_not_work_is_removed_but_not_what_was_made_in_its_place() {
     drop(lock);
     templates.discard(&key, templates.find(&key).unwrap());
     assert_eq!(names(&templates), [""; 0]);
+}
+
+fn refusal(cache: &Path, user: Uid) -> String {
+    let refused = Templates::of_user(cache, user).err().expect("the folder is refused");
+    assert!(matches!(refused, MakeError::Folder(..)));
+    refused.to_string()
+}
+
+#[test]
+fn a_link_in_the_folders_place_is_not_followed() {
+    let cache = tempfile::tempdir().unwrap();
+    fs::create_dir(cache.path().join("elsewhere")).unwrap();
+    symlink("elsewhere", cache.path().join("templates")).unwrap();
+    assert!(refusal(cache.path(), geteuid()).contains("not a folder of this user"));
+}
+
+#[test]
+fn a_folder_of_somebody_else_is_not_used() {
+    let cache = tempfile::tempdir().unwrap();
+    let _ours = Templates::in_cache(cache.path()).unwrap();
+    let somebody = Uid::from_raw(geteuid().as_raw() + 1);
+    let refused = refusal(cache.path(), somebody);
+    // What root owns, everybody's folder may be in.
+    let reason =
+        if geteuid().is_root() { "not a folder of this user" } else { "belongs to another user" };
+    assert!(refused.contains(reason), "{refused}");
+}
+
+#[test]
+fn a_cache_that_others_can_write_to_is_not_used() {
+    for mode in [0o720, 0o702, 0o777] {
+        let cache = tempfile::tempdir().unwrap();
+        fs::set_permissions(cache.path(), Permissions::from_mode(mode)).unwrap();
+        assert!(refusal(cache.path(), geteuid()).contains("others can write"), "{mode:o}");
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn what_others_could_write_is_removed_and_what_they_could_read_stays() {
+    for (mode, expected) in [(0o720, &[][..]), (0o702, &[]), (0o755, &["k"])] {
+        let (cache, templates) = kept();
+        add(&templates, "k", Duration::ZERO);
+        fs::set_permissions(&templates.folder, Permissions::from_mode(mode)).unwrap();
+        let templates = Templates::in_cache(cache.path()).unwrap();
+        assert_eq!(names(&templates), expected, "{mode:o}");
+        assert_eq!(fs::metadata(&templates.folder).unwrap().mode() & 0o777, 0o700);
+    }
 }
