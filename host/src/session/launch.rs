@@ -6,7 +6,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use guestmnt_protocol::message::{Content, NameMatching, Volume};
 use guestmnt_protocol::path::Printable;
@@ -412,7 +412,8 @@ pub fn cache_folder() -> Option<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))?;
-    let folder = base.join("guestmnt");
+    // By its absolute path: when the mount ends, this process may be in another folder.
+    let folder = path::absolute(base.join("guestmnt")).ok()?;
     DirBuilder::new().recursive(true).mode(0o700).create(&folder).ok()?;
     Some(folder)
 }

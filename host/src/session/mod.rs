@@ -24,6 +24,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -31,7 +32,7 @@ use log::{error, info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use self::launch::{LaunchError, Launched};
+use self::launch::{LaunchError, Launched, cache_folder};
 use self::mountpoint::{Mountpoint, MountpointError};
 use self::plan::Plan;
 use self::record::{End, Record};
@@ -95,6 +96,8 @@ pub struct Session<'p> {
     /// The record as it is shown.
     shown: File,
     tell_stats: bool,
+    /// Where templates are kept.
+    cache: Option<PathBuf>,
     /// Those that end the mount.
     signals: SignalFd,
     _watcher: Watcher,
@@ -163,6 +166,7 @@ impl<'p> Session<'p> {
             record,
             shown,
             tell_stats: plan.stats,
+            cache: cache_folder(),
             signals,
             _watcher: watcher,
         })
@@ -177,7 +181,12 @@ impl<'p> Session<'p> {
     /// same.
     pub fn wait(mut self) -> Result<(), SessionError> {
         let waited = self.wait_for_end();
+        let cache = self.cache.take();
         let ended = self.end();
+        // Here it costs no mount anything.
+        if let Some(cache) = cache {
+            templates::remove_unused(&cache);
+        }
         waited.and(ended)
     }
 

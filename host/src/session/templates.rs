@@ -23,7 +23,7 @@ use crate::vm::confinement::Policy;
 use crate::vm::template::{Publication, Template, TemplateError, TemplateKey};
 use crate::vm::{Boot, Overlays, Started, Vm, VmConfig, VmError, bulk};
 
-/// A template that was not used for so long is removed when another one is made.
+/// A template that was not used for so long is removed when a mount ends, or another one is made.
 const EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Templates that are kept, the ones used last: for some QEMUs, memory sizes and accelerators.
@@ -98,6 +98,18 @@ pub fn is_there(qemu: &Path, appliance: &Appliance, accelerator: Accelerator) ->
     let templates = cache_folder().and_then(|cache| Templates::in_cache(&cache).ok());
     let key = TemplateKey::of(&config).ok();
     templates.zip(key).is_some_and(|(templates, key)| templates.find(&key).is_ok())
+}
+
+/// Removes those in `cache` that have not been used for long, unless somebody makes one, who does so
+/// as well. Where there are none, nothing is made for that.
+pub fn remove_unused(cache: &Path) {
+    if !cache.join(FOLDER).is_dir() {
+        return;
+    }
+    let Ok(templates) = Templates::in_cache(cache) else { return };
+    if let Some(_lock) = templates.lock_if_free() {
+        templates.tidy(0);
+    }
 }
 
 /// A folder of templates, the user's own.

@@ -33,6 +33,37 @@ fn names(templates: &Templates) -> Vec<String> {
 }
 
 #[test]
+fn those_unused_for_thirty_days_are_removed() {
+    let (cache, templates) = kept();
+    for (name, days) in [("new", 0), ("29", 29), ("31", 31), ("300", 300)] {
+        add(&templates, name, DAY * days);
+    }
+    add(&templates, "making-of-a-dead-maker", Duration::ZERO);
+    remove_unused(cache.path());
+    assert_eq!(names(&templates), ["29", "new"]);
+}
+
+#[test]
+fn nothing_is_removed_while_somebody_makes_one() {
+    let (cache, templates) = kept();
+    add(&templates, "making-one", Duration::ZERO);
+    add(&templates, "31", DAY * 31);
+    let lock = templates.lock().unwrap();
+    remove_unused(cache.path());
+    assert_eq!(names(&templates), ["31", "making-one"]);
+    drop(lock);
+    remove_unused(cache.path());
+    assert_eq!(names(&templates), [""; 0]);
+}
+
+#[test]
+fn where_there_are_no_templates_no_folder_is_made_for_them() {
+    let cache = tempfile::tempdir().unwrap();
+    remove_unused(cache.path());
+    assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn those_used_last_stay_when_another_one_comes() {
     let (_cache, templates) = kept();
     // Not in the order of their names, nor in that in which they were made.
