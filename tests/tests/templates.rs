@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use guestmnt_tests::live::signal;
 use guestmnt_tests::program::{Workplace, disks, given, text};
+use nix::sys::signal::Signal;
 use xtask::disks::SYSTEM;
 
 /// What is said when a template is made.
@@ -68,23 +71,105 @@ fn twenty_first_mounts_at_once_make_one_template() {
     let running: Vec<_> = (0..20)
         .map(|n| {
             let mnt = place.folder(&format!("mnt{n}"));
-            let mut command =
-                place.command("guestmnt", &["-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
+            let mut command = place
+                .command("guestmnt", &["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
             let stderr = fs::File::create(place.path().join(format!("said{n}"))).unwrap();
             (n, mnt, command.stderr(stderr).spawn().unwrap())
         })
         .collect();
     let mut made = 0;
+    let mut folders = Vec::new();
     for (n, mnt, mut child) in running {
         assert!(child.wait().unwrap().success());
-        made += usize::from(
-            fs::read_to_string(place.path().join(format!("said{n}"))).unwrap().contains(MADE),
-        );
+        let file = place.path().join(format!("said{n}"));
+        let said = fs::read_to_string(&file).unwrap();
+        made += usize::from(said.contains(MADE));
+        assert!(said.contains("-incoming") && !said.contains(REMOVED), "not restored: {said}");
+        assert!(mnt.join("Windows").is_dir());
+        place.unmount(&mnt);
+        fs::remove_file(file).unwrap();
+        folders.push(format!("mnt{n}"));
+    }
+    assert_eq!(made, 1);
+    let _ = template(&place);
+    place.assert_clean(&folders.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Who has the lock on `file` and who waits for it, by the processes. Source: proc_locks(5).
+fn lockers(file: &Path) -> (Vec<u32>, Vec<u32>) {
+    let inode = fs::metadata(file).unwrap().ino().to_string();
+    let (mut having, mut waiting) = (Vec::new(), Vec::new());
+    for line in fs::read_to_string("/proc/locks").unwrap().lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let waits = words[1] == "->";
+        let words = &words[1 + usize::from(waits)..];
+        if words[4].rsplit(':').next() == Some(&inode) {
+            let pid = words[3].parse().unwrap();
+            if waits { waiting.push(pid) } else { having.push(pid) }
+        }
+    }
+    (having, waiting)
+}
+
+#[test]
+fn when_a_maker_is_killed_one_of_those_that_wait_makes_the_template() {
+    let place = Workplace::with_own_cache();
+    let disk = disks().path(SYSTEM);
+    let start = |n: usize| {
+        let mnt = place.folder(&format!("mnt{n}"));
+        let mut command =
+            place.command("guestmnt", &["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
+        (mnt, command.stderr(Stdio::piped()).spawn().unwrap())
+    };
+    let until = |what: &dyn Fn() -> bool| {
+        for _ in 0..20_000 {
+            if what() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        panic!("nothing happens");
+    };
+    let unfinished = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder(&place)).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path());
+        paths.filter(|path| path.file_name().unwrap().as_encoded_bytes()[0] == b'm').collect()
+    };
+    let (_, maker) = start(0);
+    until(&|| unfinished().iter().any(|folder| folder.join("ram").exists()));
+    let lock = folder(&place).join("lock");
+    let (having, _) = lockers(&lock);
+    let [killed] = having[..] else { panic!("{having:?} have the lock") };
+    // It is not to be done before the others wait.
+    signal(killed, Signal::SIGSTOP);
+    assert_eq!(unfinished().len(), 1, "it was done already");
+    let others = [1, 2, 3].map(start);
+    until(&|| lockers(&lock).1.len() == 3);
+    signal(killed, Signal::SIGKILL);
+    assert!(!maker.wait_with_output().unwrap().status.success());
+    let mut made = 0;
+    for (mnt, child) in others {
+        // What it serves with has the other end for as long as it runs.
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.contains("-incoming"), "{said}");
+        made += usize::from(said.contains(MADE));
         assert!(mnt.join("Windows").is_dir());
         place.unmount(&mnt);
     }
     assert_eq!(made, 1);
+    assert!(unfinished().is_empty(), "{:?}", unfinished());
     let _ = template(&place);
+    place.assert_clean(&["mnt0", "mnt1", "mnt2", "mnt3"]);
+}
+
+#[test]
+fn without_a_template_none_is_made() {
+    let place = Workplace::with_own_cache();
+    let said = mount_once(&place, &["--no-template"]);
+    assert!(!said.contains(MADE) && !said.contains("-incoming"), "{said}");
+    assert!(!folder(&place).exists());
+    place.assert_clean(&["mnt"]);
 }
 
 #[test]
@@ -93,12 +178,21 @@ fn damaged_templates_are_noticed_and_made_anew() {
     mount_once(&place, &[]);
     let made = template(&place);
     type Damage = fn(&Path);
-    let table: [(&str, Damage); 5] = [
+    let table: [(&str, Damage); 7] = [
         ("memory cut short", |t| {
             unprotected(&t.join("ram")).set_len(1 << 20).unwrap();
         }),
         ("state cut short", |t| {
             unprotected(&t.join("state")).set_len(99).unwrap();
+        }),
+        ("state changed", |t| {
+            let state = fs::read(t.join("state")).unwrap();
+            let middle = state.len() / 2;
+            let byte = [!state[middle]];
+            unprotected(&t.join("state")).write_all_at(&byte, middle as u64).unwrap();
+        }),
+        ("bulk memory cut short", |t| {
+            unprotected(&t.join("bulk")).set_len(1 << 20).unwrap();
         }),
         ("half written", |t| fs::remove_file(t.join("template.json")).unwrap()),
         ("no JSON", |t| fs::write(t.join("template.json"), "{").unwrap()),
@@ -195,19 +289,39 @@ fn the_template_of_another_qemu_is_not_restored_but_replaced() {
 }
 
 #[test]
-fn what_a_killed_maker_left_is_tidied_up_and_templates_do_not_pile_up() {
+fn what_a_killed_maker_left_is_tidied_up_and_those_used_last_are_kept() {
     let place = Workplace::with_own_cache();
+    let kept = || -> BTreeSet<PathBuf> {
+        let entries = fs::read_dir(folder(&place)).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_dir()).collect()
+    };
+    mount_once(&place, &[]);
+    let used_again = template(&place);
+    for memory in ["257", "258", "259"] {
+        mount_once(&place, &["--memsize", memory]);
+    }
+    let four = kept();
+    assert_eq!(four.len(), 4);
+    // The second one is the one that was not used for longest.
+    let age = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
+    let oldest = four.iter().filter(|path| **path != used_again).min_by_key(|path| age(path));
+    let oldest = oldest.unwrap().clone();
     mount_once(&place, &[]);
     let left = folder(&place).join("making-abc");
     fs::create_dir(&left).unwrap();
     fs::write(left.join("ram"), "half").unwrap();
-    for memory in ["257", "258", "259", "260"] {
-        mount_once(&place, &["--memsize", memory]);
-    }
-    assert!(!left.exists());
-    let kept =
-        fs::read_dir(folder(&place)).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir());
-    assert!(kept.count() <= 4);
+    assert!(mount_once(&place, &["--memsize", "260"]).contains(MADE));
+    let now = kept();
+    assert_eq!(now.len(), 4, "{now:?}");
+    let removed: Vec<&PathBuf> = four.difference(&now).collect();
+    assert_eq!(removed, [&oldest]);
+    // Nobody makes another one for a month.
+    let unused = SystemTime::now() - Duration::from_secs(31 * 24 * 3600);
+    let old = now.iter().find(|path| **path != used_again).unwrap();
+    fs::File::open(old).unwrap().set_modified(unused).unwrap();
+    mount_once(&place, &[]);
+    assert!(!old.exists());
+    assert_eq!(kept().len(), 3);
 }
 
 #[test]
@@ -216,9 +330,12 @@ fn without_a_cache_folder_it_boots() {
     let mnt = place.folder("mnt");
     let disk = disks().path(SYSTEM);
     let mut command =
-        place.command("guestmnt", &["-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
-    let status = command.env_remove("HOME").env_remove("XDG_CACHE_HOME").status().unwrap();
-    assert!(status.success());
+        place.command("guestmnt", &["-v", "-a", text(&disk), "-m", "/dev/sda1", text(&mnt)]);
+    let output = command.env_remove("HOME").env_remove("XDG_CACHE_HOME").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(!said.contains(MADE) && !said.contains("-incoming"), "{said}");
+    assert!(said.contains("no template: there is no cache folder"), "{said}");
     assert!(mnt.join("Windows").is_dir());
     place.unmount(&mnt);
     place.assert_clean(&["mnt"]);

@@ -183,3 +183,15 @@ fn entropy() -> io::Result<[u8; 32]> {
     io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_guests_get_the_same_entropy() {
+        let (one, other) = (entropy().unwrap(), entropy().unwrap());
+        assert_ne!(one, other);
+        assert!(one.iter().any(|&byte| byte != one[0]), "{one:?}");
+    }
+}
