@@ -77,6 +77,9 @@ fn a_request_is_made_once_more_and_not_for_ever() {
     guest.expect_another();
     thread::scope(|scope| {
         let asking = scope.spawn(|| guest.stat(path("/a")));
+        while asked.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
         guest.go_on_with(dying(&asked)).unwrap();
         assert_eq!(asking.join().unwrap(), Err(Errno::EIO));
     });

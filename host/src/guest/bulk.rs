@@ -47,7 +47,7 @@ impl Bulk {
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Option<Slot> {
         let number = self.free().pop()?;
-        Some(Slot { bulk: Arc::clone(self), number, abandoned: false })
+        Some(Slot { bulk: Arc::clone(self), number })
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -78,7 +78,6 @@ fn offsets(memory: &SharedMemory, addresses: &[u64]) -> Option<Box<[usize]>> {
 pub struct Slot {
     bulk: Arc<Bulk>,
     number: u8,
-    abandoned: bool,
 }
 
 impl Slot {
@@ -107,18 +106,11 @@ impl Slot {
         assert!(bytes.len() <= MAX_PAYLOAD);
         self.bulk.map.fill(self.bulk.offsets[usize::from(self.number)], bytes);
     }
-
-    /// Never uses the slot again: the guest still owes an answer that may go there.
-    pub fn abandon(mut self) {
-        self.abandoned = true;
-    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if !self.abandoned {
-            self.bulk.free().push(self.number);
-        }
+        self.bulk.free().push(self.number);
     }
 }
 
@@ -149,14 +141,6 @@ mod tests {
         assert_eq!(first.lend(5), b"first");
         drop(slots);
         assert!(bulk.take().is_some());
-    }
-
-    #[test]
-    fn an_abandoned_slot_is_never_lent_again() {
-        let bulk = Arc::new(Bulk::new(&memory(), &[BASE]).unwrap().unwrap());
-        bulk.take().unwrap().abandon();
-        assert!(bulk.take().is_none());
-        assert_eq!(Arc::strong_count(&bulk), 1, "the memory can be given back");
     }
 
     #[test]

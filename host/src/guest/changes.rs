@@ -1,6 +1,6 @@
 //! The client's calls of a writable mount: changes, and files that the guest holds open.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{
@@ -320,9 +320,10 @@ impl Guest {
     fn call_within(&self, timeout: Duration, change: Change) -> Result<(), Errno> {
         let request = Request::Change(change);
         self.count(&request);
-        let mut link = self.link();
-        let outcome = link.lane.call(&request, 0, timeout).map(|(outcome, _)| outcome);
-        drop(link);
+        let deadline = Instant::now() + timeout;
+        let outcome = self
+            .link(deadline)
+            .and_then(|mut link| link.lane.call(&request, 0, deadline).map(|(outcome, _)| outcome));
         self.checked(outcome, |answer| is_done(&answer))
     }
 
@@ -337,7 +338,11 @@ impl Guest {
         let request = Request::Change(change);
         self.count(&request);
         self.counts.bytes(bytes.len());
-        let mut link = self.link();
+        let deadline = Instant::now() + self.timeout;
+        let mut link = match self.link(deadline) {
+            Ok(link) => link,
+            Err(error) => return self.checked(Err(error), |_| None),
+        };
         let vm = link.vm;
         let bulk = link.bulk.as_ref().filter(|_| !bytes.is_empty());
         let mut slot = bulk.and_then(Bulk::take);
@@ -348,12 +353,12 @@ impl Guest {
             }
             None => Given::Port(bytes),
         };
-        let outcome = link.lane.call_with(&request, given, self.timeout);
-        drop(link);
-        if let (Err(LaneError::Late | LaneError::Silent), Some(slot)) = (&outcome, slot) {
+        let outcome = link.lane.call_with(&request, given, deadline);
+        if outcome.is_err() {
             // The guest may still read it, and would write what it is filled with next.
-            slot.abandon();
+            link.take_back(slot);
         }
+        drop(link);
         self.checked(outcome, |answer| check(vm, answer))
     }
 

@@ -10,12 +10,15 @@ use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD};
 use guestmnt_protocol::message::{Answer, Outcome, Request};
 
+use super::owed::Owed;
+
 /// Why an answer cannot be used.
 #[derive(Debug)]
 pub enum LaneError {
     /// The guest is gone.
     Dead,
-    /// It did not answer in time. The lane stays usable: a late answer is thrown away.
+    /// It did not answer in time, or still owes an earlier answer. The lane is of use again once that
+    /// has come, and was thrown away.
     Late,
     /// It does not answer, and gives no other sign either; the lane is of no use any more.
     Silent,
@@ -52,8 +55,25 @@ pub struct Wait<'a> {
 
 impl From<Duration> for Wait<'static> {
     fn from(timeout: Duration) -> Self {
-        Self { deadline: Instant::now() + timeout, patience: Duration::MAX, runs: &|| true }
+        Self::from(Instant::now() + timeout)
     }
+}
+
+impl From<Instant> for Wait<'static> {
+    fn from(deadline: Instant) -> Self {
+        Self { deadline, patience: Duration::MAX, runs: &|| true }
+    }
+}
+
+/// Whether a lane is of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is.
+    Ready,
+    /// Not before an answer has come that was given up: until then the guest is busy with that.
+    Owing,
+    /// It will not be any more.
+    Broken,
 }
 
 /// What came with an answer.
@@ -79,8 +99,8 @@ pub enum Given<'a> {
 pub struct Lane {
     stream: UnixStream,
     next_seq: u32,
-    /// Requests that were given up and whose answers may still come.
-    owed: u32,
+    /// What may still come of a request that was given up.
+    owed: Option<Owed>,
     broken: bool,
     outgoing: Vec<u8>,
     body: Vec<u8>,
@@ -94,12 +114,40 @@ impl Lane {
         Self {
             stream,
             next_seq: 1,
-            owed: 0,
+            owed: None,
             broken: false,
             outgoing: Vec::new(),
             body: Vec::new(),
             payload: Vec::new(),
         }
+    }
+
+    /// Whether it is of use, as far as is known.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self.owed {
+            _ if self.broken => Standing::Broken,
+            Some(_) => Standing::Owing,
+            None => Standing::Ready,
+        }
+    }
+
+    /// Whether it is of use, after a look whether what it owes has come. Does not wait.
+    ///
+    /// # Errors
+    /// [`LaneError`] where something else has come. The lane is broken then.
+    pub fn settle(&mut self) -> Result<Standing, LaneError> {
+        if let (Some(owed), false) = (&mut self.owed, self.broken) {
+            match owed.discard(&self.stream) {
+                Ok(true) => self.owed = None,
+                Ok(false) => {}
+                Err(error) => {
+                    self.broken = true;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.standing())
     }
 
     /// Sends `request` and waits for its answer. Its payload, at most
@@ -145,7 +193,7 @@ impl Lane {
         &mut self,
         request: &Request,
         given: Given,
-        timeout: Duration,
+        deadline: Instant,
     ) -> Result<Outcome, LaneError> {
         let seq = match given {
             Given::Slot(number, length) => self.begin(request, length, Place::Slot(number))?,
@@ -156,7 +204,7 @@ impl Lane {
             }
         };
         let expected = Expected { seq, payload_limit: 0, slot: None };
-        self.exchange(&expected, &timeout.into()).map(|(outcome, _)| outcome)
+        self.exchange(&expected, &deadline.into()).map(|(outcome, _)| outcome)
     }
 
     /// Prepares a request to be sent, and gives its number.
@@ -166,8 +214,10 @@ impl Lane {
         payload_len: usize,
         place: Place,
     ) -> Result<u32, LaneError> {
-        if self.broken {
-            return Err(LaneError::Dead);
+        match self.settle()? {
+            Standing::Ready => {}
+            Standing::Owing => return Err(LaneError::Late),
+            Standing::Broken => return Err(LaneError::Dead),
         }
         let seq = self.next_seq;
         self.next_seq = self.next_seq.wrapping_add(1);
@@ -204,46 +254,39 @@ impl Lane {
     ) -> Result<(Outcome, Option<usize>), LaneError> {
         let deadline = wait.deadline;
         let mut header = [0; HEADER_LEN];
-        loop {
-            if let Err(error) = self.read_exact_from_start(&mut header, wait) {
-                if matches!(error, LaneError::Late) {
-                    self.owed += 1;
-                }
-                return Err(error);
+        if let Err(error) = self.read_exact_from_start(&mut header, wait) {
+            if matches!(error, LaneError::Late) {
+                self.owed = Some(Owed::new(expected.seq, expected.slot));
             }
-            let header = Header::decode(&header)
-                .map_err(|_| LaneError::Malformed("a header out of bounds"))?;
-            debug_assert!(header.body_len <= MAX_BODY && header.payload_len <= MAX_PAYLOAD);
-            let stale = header.seq != expected.seq;
-            if stale && self.owed == 0 {
-                return Err(LaneError::Malformed("an answer to no request"));
-            }
-            if !stale && header.payload_len > expected.payload_limit {
-                return Err(LaneError::Malformed("more data than was asked for"));
-            }
-            let by_port = match header.place {
-                Place::Port => header.payload_len,
-                Place::Slot(number) if stale || expected.slot == Some(number) => 0,
-                Place::Slot(_) => {
-                    return Err(LaneError::Malformed("a payload in a slot that was not offered"));
-                }
-            };
-            self.body.resize(header.body_len, 0);
-            self.payload.resize(by_port, 0);
-            read_rest(&mut self.stream, &mut self.body, deadline)?;
-            read_rest(&mut self.stream, &mut self.payload, deadline)?;
-            if stale {
-                self.owed -= 1;
-                continue;
-            }
-            let outcome: Outcome = frame::decode_body(&self.body)
-                .map_err(|_| LaneError::Malformed("a body that is no answer"))?;
-            if header.payload_len > 0 && !matches!(outcome, Ok(Answer::Payload)) {
-                return Err(LaneError::Malformed("a payload that was not announced"));
-            }
-            let in_slot = matches!(header.place, Place::Slot(_)).then_some(header.payload_len);
-            return Ok((outcome, in_slot));
+            return Err(error);
         }
+        let header =
+            Header::decode(&header).map_err(|_| LaneError::Malformed("a header out of bounds"))?;
+        debug_assert!(header.body_len <= MAX_BODY && header.payload_len <= MAX_PAYLOAD);
+        if header.seq != expected.seq {
+            return Err(LaneError::Malformed("an answer to no request"));
+        }
+        if header.payload_len > expected.payload_limit {
+            return Err(LaneError::Malformed("more data than was asked for"));
+        }
+        let by_port = match header.place {
+            Place::Port => header.payload_len,
+            Place::Slot(number) if expected.slot == Some(number) => 0,
+            Place::Slot(_) => {
+                return Err(LaneError::Malformed("a payload in a slot that was not offered"));
+            }
+        };
+        self.body.resize(header.body_len, 0);
+        self.payload.resize(by_port, 0);
+        read_rest(&mut self.stream, &mut self.body, deadline)?;
+        read_rest(&mut self.stream, &mut self.payload, deadline)?;
+        let outcome: Outcome = frame::decode_body(&self.body)
+            .map_err(|_| LaneError::Malformed("a body that is no answer"))?;
+        if header.payload_len > 0 && !matches!(outcome, Ok(Answer::Payload)) {
+            return Err(LaneError::Malformed("a payload that was not announced"));
+        }
+        let in_slot = matches!(header.place, Place::Slot(_)).then_some(header.payload_len);
+        Ok((outcome, in_slot))
     }
 
     /// Fills `buffer`; late is only late where nothing of it has come yet.

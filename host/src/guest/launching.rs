@@ -1,6 +1,6 @@
 //! The steps of a launch: what is asked of a guest before its files are.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guestmnt_protocol::frame;
 use guestmnt_protocol::limits::MAX_PAYLOAD;
@@ -25,7 +25,8 @@ impl Guest {
     /// [`GuestError`].
     pub fn wake(&self, entropy: [u8; 32]) -> Result<(), GuestError> {
         let request = Request::Wake { unix_time_ns: unix_time_ns(), entropy };
-        match self.link().lane.call(&request, 0, self.launch_timeout())?.0 {
+        let deadline = self.launch_deadline();
+        match self.link(deadline)?.lane.call(&request, 0, deadline)?.0 {
             Ok(Answer::Awake { unix_time_ns: theirs, random }) => {
                 let behind = unix_time_ns().abs_diff(theirs) / 1_000_000;
                 info!(
@@ -59,7 +60,8 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Failed`] with the reason.
     pub fn mount(&self, request: MountRequest) -> Result<Vec<String>, GuestError> {
-        match self.link().lane.call(&Request::Mount(request), 0, self.launch_timeout())?.0 {
+        let deadline = self.launch_deadline();
+        match self.link(deadline)?.lane.call(&Request::Mount(request), 0, deadline)?.0 {
             Ok(Answer::Done) => Ok(Vec::new()),
             Ok(Answer::Remarked(None, remarks)) => Ok(remarks),
             Ok(_) => Err(GuestError::Unexpected),
@@ -87,7 +89,8 @@ impl Guest {
         dirty: Dirty,
     ) -> Result<(MountedAs, Vec<String>), GuestError> {
         let request = Request::MountWritable { mount, dirty };
-        match self.link().lane.call(&request, 0, self.launch_timeout())?.0 {
+        let deadline = self.launch_deadline();
+        match self.link(deadline)?.lane.call(&request, 0, deadline)?.0 {
             Ok(Answer::Mounted(how)) => Ok((how, Vec::new())),
             Ok(Answer::Remarked(Some(how), remarks)) => Ok((how, remarks)),
             Ok(_) => Err(GuestError::Unexpected),
@@ -108,7 +111,8 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Failed`] with what could not be written or unmounted.
     pub fn unmount(&self) -> Result<(), GuestError> {
-        match self.link().lane.call(&Request::Unmount, 0, SYNC_TIMEOUT.min(self.longest))?.0 {
+        let deadline = Instant::now() + SYNC_TIMEOUT.min(self.longest);
+        match self.link(deadline)?.lane.call(&Request::Unmount, 0, deadline)?.0 {
             Ok(Answer::Done) => Ok(()),
             Ok(_) => Err(GuestError::Unexpected),
             Err(failure) => Err(GuestError::Failed(failure)),
@@ -158,8 +162,9 @@ impl Guest {
 
     /// The answer to a launch request, whether it is a body or, being long, a payload.
     fn launch_answer(&self, request: &Request) -> Result<Answer, GuestError> {
-        let mut link = self.link();
-        let answer = match link.lane.call(request, MAX_PAYLOAD, self.launch_timeout())? {
+        let deadline = self.launch_deadline();
+        let mut link = self.link(deadline)?;
+        let answer = match link.lane.call(request, MAX_PAYLOAD, deadline)? {
             (Ok(Answer::Payload), payload) => {
                 frame::decode_body::<Outcome>(payload).map_err(|_| GuestError::Unexpected)?
             }
@@ -169,12 +174,13 @@ impl Guest {
         answer.map_err(GuestError::Failed)
     }
 
-    fn launch_timeout(&self) -> Duration {
-        LAUNCH_TIMEOUT.min(self.longest)
+    fn launch_deadline(&self) -> Instant {
+        Instant::now() + LAUNCH_TIMEOUT.min(self.longest)
     }
 
     fn launch_step(&self, request: &Request) -> Result<(), GuestError> {
-        match self.link().lane.call(request, 0, self.launch_timeout())?.0 {
+        let deadline = self.launch_deadline();
+        match self.link(deadline)?.lane.call(request, 0, deadline)?.0 {
             Ok(Answer::Done) => Ok(()),
             Ok(_) => Err(GuestError::Unexpected),
             Err(failure) => Err(GuestError::Failed(failure)),

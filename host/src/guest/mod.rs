@@ -11,7 +11,9 @@ mod checks;
 mod contents;
 mod error;
 pub mod lane;
+mod lanes;
 mod launching;
+mod owed;
 mod pulse;
 mod requests;
 pub mod room;
@@ -38,8 +40,8 @@ pub use self::contents::Piece;
 use self::contents::slots_in;
 pub use self::error::GuestError;
 use self::lane::{Lane, LaneError};
+use self::lanes::{Lanes, Link};
 use self::pulse::Pulse;
-use self::requests::Link;
 use self::room::Room;
 use self::succession::Succession;
 pub use self::volumes::Unlike;
@@ -51,7 +53,7 @@ pub const TRACE: &str = "guestmnt::guest::requests";
 
 /// A guest that said hello, and those that follow it when its VM dies.
 pub struct Guest {
-    links: Box<[Mutex<Link>]>,
+    lanes: Lanes,
     /// Where the guest is asked whether it runs, if it can be.
     pulse: Option<Mutex<Pulse>>,
     succession: Succession,
@@ -87,9 +89,9 @@ impl Guest {
             Err(failure) => return Err(GuestError::Failed(failure)),
         };
         let bulk = memory.and_then(|memory| slots_in(memory, &slots));
-        let link = |lane| Mutex::new(Link { lane, bulk: bulk.clone(), vm: 0 });
+        let link = |lane| Link::new(lane, bulk.clone(), 0);
         Ok(Self {
-            links: lanes.into_iter().map(link).collect(),
+            lanes: Lanes::new(lanes.into_iter().map(link)),
             pulse: None,
             succession: Succession::new()
                 .map_err(|error| GuestError::Lane(LaneError::Io(error)))?,
@@ -123,7 +125,7 @@ impl Guest {
     /// The number of lanes.
     #[must_use]
     pub fn lanes(&self) -> usize {
-        self.links.len()
+        self.lanes.count()
     }
 
     /// Requests on files so far, and the bytes that came with their answers.

@@ -1,9 +1,7 @@
 //! How one request finds a lane, and what becomes of it when it gets no usable answer.
 
-use std::cell::Cell;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use guestmnt_protocol::message::{Answer, Outcome, Request};
@@ -13,19 +11,11 @@ use nix::errno::Errno;
 use super::asked::Asked;
 use super::bulk::{Bulk, Slot};
 use super::error::errno_of;
-use super::lane::{Lane, LaneError, Payload, Wait};
+use super::lane::{LaneError, Payload, Wait};
+use super::lanes::Held;
 use super::pulse;
 use super::{Guest, TRACE};
 use crate::counts::Kind;
-
-/// A lane with what else belongs to the VM that it leads to.
-pub struct Link {
-    pub lane: Lane,
-    /// Where contents of files come, unless there is none: then they come by the lane.
-    pub bulk: Option<Arc<Bulk>>,
-    /// The VM's number.
-    pub vm: u64,
-}
 
 /// A payload where it arrived.
 pub enum Landed<'a> {
@@ -82,7 +72,13 @@ impl Guest {
         let deadline = Instant::now() + self.timeout;
         let mut again = true;
         loop {
-            let mut link = self.link();
+            let mut link = match self.link(deadline) {
+                Ok(link) => link,
+                Err(error) => {
+                    self.refuse(&error);
+                    return Err(Errno::EIO);
+                }
+            };
             let vm = link.vm;
             let bulk = link.bulk.as_ref().filter(|_| room == Room::Slot);
             let slot = bulk.and_then(Bulk::take);
@@ -103,11 +99,8 @@ impl Guest {
                     return self.taken(outcome, |answer| take(vm, answer, landed));
                 }
                 Err(error) => {
+                    link.take_back(slot);
                     drop(link);
-                    // Whoever still runs may still write there.
-                    if let (Some(slot), false) = (slot, matches!(error, LaneError::Dead)) {
-                        slot.abandon();
-                    }
                     if !(again && self.is_outlived(vm, &error, deadline)) {
                         self.refuse(&error);
                         return Err(Errno::EIO);
@@ -177,21 +170,36 @@ impl Guest {
         }
     }
 
-    /// This thread's own lane, or a free one, or else its own once it is free.
-    pub(super) fn link(&self) -> MutexGuard<'_, Link> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static OWN: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
+    /// A lane for a request that may take until `deadline`.
+    ///
+    /// # Errors
+    /// [`LaneError::Late`] where there is none by then; [`LaneError::Silent`] where the guest does
+    /// not run any more, and no other one follows.
+    pub(super) fn link(&self, deadline: Instant) -> Result<Held<'_>, LaneError> {
+        let patience = pulse::patience(self.timeout);
+        let broke = |vm, error: &LaneError| match error {
+            LaneError::Malformed(_) | LaneError::Io(_) => self.succession.give_up(vm, error),
+            LaneError::Dead | LaneError::Late | LaneError::Silent => {}
+        };
+        loop {
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
+            // Where there is no time for an answer, it is late either way.
+            let until = if left > patience { now + patience } else { deadline };
+            if let Some(link) = self.lanes.take(until, &broke) {
+                return Ok(link);
+            }
+            if until == deadline {
+                return Err(LaneError::Late);
+            }
+            // Each lane may owe an answer that nobody waits for, who would ask.
+            let vm = self.succession.present();
+            if !self.runs(vm) {
+                self.succession.give_up(vm, &LaneError::Silent);
+                if !self.succession.await_after(vm, deadline) {
+                    return Err(LaneError::Silent);
+                }
+            }
         }
-        let own = OWN.get();
-        let count = self.links.len();
-        let free = (own..own + count).find_map(|n| self.links[n % count].try_lock().ok());
-        free.unwrap_or_else(|| locked(&self.links[own % count]))
     }
-}
-
-/// A lane that somebody panicked over has its buffers and its place in the stream all the same: it
-/// panics before or after a call, not in it.
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,7 +17,6 @@ use log::debug;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::Guest;
-use super::requests::{Link, locked};
 use super::volumes::Unlike;
 
 /// The VMs behind one set of lanes, by their numbers from 0 on.
@@ -65,9 +64,9 @@ impl Succession {
         self.lock().has_keeper
     }
 
-    /// The number of the VM that follows the present one.
-    pub fn next(&self) -> u64 {
-        self.lock().present + 1
+    /// The number of the VM that the lanes lead to.
+    pub fn present(&self) -> u64 {
+        self.lock().present
     }
 
     /// The next VM is the present one.
@@ -148,7 +147,7 @@ impl Guest {
     /// # Errors
     /// [`Unlike`] where it is not the same; nothing has changed then.
     pub fn go_on_with(&self, next: Self) -> Result<(), Unlike> {
-        let vm = self.succession.next();
+        let vm = self.succession.present() + 1;
         let volume = |path| {
             next.call(&Request::Stat(path), 0, |answer, _| match answer {
                 Answer::Attr(attr) => Some(attr.volume),
@@ -156,15 +155,11 @@ impl Guest {
             })
         };
         self.volumes.learn(vm, volume)?;
-        for (link, other) in self.links.iter().zip(next.links) {
-            let Link { lane, bulk, .. } =
-                other.into_inner().unwrap_or_else(PoisonError::into_inner);
-            *locked(link) = Link { lane, bulk, vm };
-        }
+        self.lanes.replace(next.lanes, vm);
         if let (Some(pulse), Some(other)) = (&self.pulse, next.pulse) {
             let mut other = other.into_inner().unwrap_or_else(PoisonError::into_inner);
             other.vm = vm;
-            *locked(pulse) = other;
+            *pulse.lock().unwrap_or_else(PoisonError::into_inner) = other;
         }
         self.succession.proceed();
         Ok(())
