@@ -3,19 +3,17 @@
 //! Who goes from folder to folder finds the next ones listed.
 
 use std::collections::HashMap;
-use std::io;
-use std::ops::Range;
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use guestmnt_protocol::attr::Following;
-use guestmnt_protocol::batch::{Numbered, Plain, Stored, Wanted};
-use guestmnt_protocol::path::{EntryName, GuestPath};
+use guestmnt_protocol::batch::Numbered;
+use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::xattr::XattrName;
 use log::debug;
 use nix::errno::Errno;
 
+use super::batches::{self, Batch, Batches};
 use super::directory::{FIRST_PAGE, Page};
 use super::layouts::Disks;
 use super::listing::{Listing, ORDERS, Order};
@@ -25,7 +23,7 @@ use super::small_files::{Arrived, Habit, SmallFiles, Source, wanted};
 use super::stats::Way;
 use super::walk::{FirstPage, Spot, Walk};
 use super::xattrs::{Absences, Known, Place, Xattrs};
-use crate::guest::{Contents, Guest};
+use crate::guest::Guest;
 
 /// Bytes that all that is kept may take.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
@@ -36,44 +34,39 @@ const LISTED_AHEAD: usize = 2;
 /// All folders of a mount.
 pub struct Folders {
     shared: Arc<Shared>,
-    /// Batches that nobody waits for yet; `None` where there is no thread to fetch them.
-    background: Option<Sender<Batch>>,
+    /// Whether a thread fetches batches that nobody waits for yet.
+    in_background: bool,
 }
 
-struct Shared {
-    guest: Arc<Guest>,
-    disks: Disks,
+pub(super) struct Shared {
+    pub(super) guest: Arc<Guest>,
+    pub(super) disks: Disks,
     state: Mutex<State>,
     /// Signalled when contents or pages have arrived.
-    arrived: Condvar,
+    pub(super) arrived: Condvar,
+    /// Signalled when a batch is planned, or none will be any more.
+    pub(super) planned: Condvar,
 }
 
-struct State {
+pub(super) struct State {
     folders: Recent<Lifetime, Folder>,
+    pub(super) batches: Batches,
     habit: Habit,
     walk: Walk,
     /// Whether a thread lists what the walk wants.
     is_listing: bool,
     absences: Absences,
     /// Whether files of a volume are where the guest says.
-    believed: HashMap<u16, bool>,
+    pub(super) believed: HashMap<u16, bool>,
 }
 
-struct Folder {
+pub(super) struct Folder {
     path: GuestPath,
     /// Where it is; `None` for the root.
     spot: Option<Spot>,
-    listing: Listing,
-    files: SmallFiles,
+    pub(super) listing: Listing,
+    pub(super) files: SmallFiles,
     xattrs: Xattrs,
-}
-
-/// Files whose contents are fetched together.
-struct Batch {
-    key: Lifetime,
-    volume: u16,
-    path: GuestPath,
-    files: Vec<Wanted>,
 }
 
 impl Folders {
@@ -81,29 +74,24 @@ impl Folders {
     pub fn new(guest: Arc<Guest>, disks: Disks) -> Self {
         let state = State {
             folders: Recent::new(MAX_BYTES),
+            batches: Batches::default(),
             habit: None,
             walk: Walk::default(),
             is_listing: false,
             absences: Absences::default(),
             believed: HashMap::new(),
         };
-        let shared = Shared { guest, disks, state: Mutex::new(state), arrived: Condvar::new() };
-        let shared = Arc::new(shared);
+        let (arrived, planned) = (Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { guest, disks, state: Mutex::new(state), arrived, planned });
         let background = Arc::clone(&shared);
-        let (sender, batches) = channel::<Batch>();
-        // It ends when the sender is dropped, and nobody waits for that: a batch that no longer
-        // interests anyone may take as long as the guest does.
-        let started = thread::Builder::new().name("batches".to_owned()).spawn(move || {
-            batches.into_iter().for_each(|batch| background.fetch(batch));
-        });
-        let sender = match started {
-            Ok(_) => Some(sender),
-            Err(error) => {
-                debug!("small files are not read ahead: {error}");
-                None
-            }
-        };
-        Self { shared, background: sender }
+        // Nobody waits for its end: a batch that no longer interests anyone may take as long as the
+        // guest does.
+        let fetcher = thread::Builder::new().name("batches".to_owned());
+        let started = fetcher.spawn(move || background.fetch_planned());
+        if let Err(error) = &started {
+            debug!("small files are not read ahead: {error}");
+        }
+        Self { shared, in_background: started.is_ok() }
     }
 
     /// The page of the folder at `path` that begins at the position `from`, of at most `size` bytes.
@@ -161,7 +149,7 @@ impl Folders {
         match self.contents(file, offset, size)? {
             Arrived::Bytes(bytes) => {
                 buffer.clear();
-                buffer.extend_from_slice(&bytes[part(bytes.len(), offset, size)]);
+                buffer.extend_from_slice(&bytes[batches::part(bytes.len(), offset, size)]);
                 Some(Way::Batch)
             }
             Arrived::Stored(stored) => {
@@ -184,13 +172,21 @@ impl Folders {
         let end = usize::try_from(offset.saturating_add(size.into())).unwrap_or(usize::MAX);
         let mut state = self.shared.lock();
         loop {
-            let State { folders, habit, .. } = &mut *state;
+            let State { folders, batches, habit, .. } = &mut *state;
             let folder = folders.get(&key)?;
             let index = folder.listing.find(&file.name)?;
             let found = match folder.files.source(&mut folder.listing, index, offset, habit) {
                 Source::Guest => return None,
                 Source::Coming => {
-                    state = self.shared.arrived.wait(state).expect(Shared::UNPOISONED);
+                    // What is fetched before it may be slow.
+                    state = match state.batches.take_back(key, &file.name) {
+                        Some(batch) => {
+                            drop(state);
+                            self.shared.fetch(batch);
+                            self.shared.lock()
+                        }
+                        None => self.shared.arrived.wait(state).expect(Shared::UNPOISONED),
+                    };
                     continue;
                 }
                 Source::Batch(batch) => {
@@ -206,11 +202,11 @@ impl Folders {
                     Arrived::Bytes(bytes)
                 }
             };
-            if let Some(background) = &self.background
+            if self.in_background
                 && let Some(next) = folder.files.next_batch(&mut folder.listing)
             {
-                // The thread that takes it lives as long as this sender.
-                let _ = background.send(folder.batch(key, volume, &next));
+                batches.plan(folder.batch(key, volume, &next));
+                self.shared.planned.notify_one();
             }
             return Some(found);
         }
@@ -271,10 +267,17 @@ impl Folders {
     }
 }
 
-impl Shared {
-    const UNPOISONED: &str = "nothing panics while it holds the folders";
+impl Drop for Folders {
+    fn drop(&mut self) {
+        self.shared.lock().batches.end();
+        self.shared.planned.notify_one();
+    }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl Shared {
+    pub(super) const UNPOISONED: &str = "nothing panics while it holds the folders";
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(Self::UNPOISONED)
     }
 
@@ -286,7 +289,6 @@ impl Shared {
             match state.walk.first_page(spot) {
                 FirstPage::Here(page) => return Some(page),
                 FirstPage::Guest => return None,
-                FirstPage::Coming if !state.is_listing => return None,
                 FirstPage::Coming => state = self.arrived.wait(state).expect(Self::UNPOISONED),
             }
         }
@@ -306,90 +308,6 @@ impl Shared {
         // Whoever waits for a page that is not kept any more asks for it.
         self.arrived.notify_all();
     }
-
-    /// Has the guest read a batch, and wakes those who wait for its files.
-    fn fetch(&self, batch: Batch) {
-        let Batch { key, volume, path, files } = batch;
-        let names: Vec<EntryName> = files.iter().map(|wanted| wanted.file.name.clone()).collect();
-        let believed = self.lock().believed.get(&volume).copied();
-        let readable = self.disks.iter().any(Option::is_some) && believed != Some(false);
-        let plain = if readable { Plain::Places } else { Plain::Bytes };
-        let mut arrived: Vec<Result<Arrived, Errno>> = Vec::with_capacity(names.len());
-        let result = self.guest.read_files(path.clone(), plain, files, |_, contents| {
-            arrived.push(contents.map(|contents| match contents {
-                Contents::Bytes(bytes) => Arrived::Bytes(bytes.into()),
-                Contents::Stored(stored) => Arrived::Stored(stored),
-            }));
-        });
-        let believed = believed.or_else(|| self.judge(&path, &names, &arrived));
-        let mut state = self.lock();
-        state.believed.extend(believed.map(|believed| (volume, believed)));
-        state.change(key, |Folder { listing, files, .. }| {
-            let mut arrived = arrived.into_iter();
-            for name in &names {
-                let file = arrived.next();
-                // What was kept of the folder may be another listing by now.
-                let Some(index) = listing.find(name) else { continue };
-                match file {
-                    Some(Ok(Arrived::Stored(_))) if believed != Some(true) => files.failed(index),
-                    Some(file) => files.arrived(listing, index, file),
-                    None => files.failed(index),
-                }
-            }
-        });
-        drop(state);
-        if let Err(errno) = result {
-            debug!("a batch of small files failed: {errno}");
-        }
-        self.arrived.notify_all();
-    }
-
-    /// Whether the first of these files that is said to be on a disk has the same bytes there as
-    /// the guest gives. `None` where there is none.
-    fn judge(
-        &self,
-        folder: &GuestPath,
-        names: &[EntryName],
-        files: &[Result<Arrived, Errno>],
-    ) -> Option<bool> {
-        let mut files = names.iter().zip(files);
-        let (name, stored) = files.find_map(|(name, file)| match file {
-            Ok(Arrived::Stored(stored)) => Some((name, stored)),
-            _ => None,
-        })?;
-        let path = folder.join(name).ok()?;
-        let mut here = Vec::new();
-        let read = self.read_stored(stored, 0, stored.length, &mut here);
-        // A copy: what is looked at must not change meanwhile.
-        let theirs = self.guest.read(path, 0, stored.length, <[u8]>::to_vec).ok()?;
-        let same = read.is_ok() && here == theirs;
-        if !same {
-            debug!("small files are not where the guest says");
-        }
-        Some(same)
-    }
-
-    /// Replaces `buffer` by up to `size` bytes at `offset` of a file that is on a disk.
-    fn read_stored(
-        &self,
-        stored: &Stored,
-        offset: u64,
-        size: u32,
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        let disk = self.disks.get(usize::from(stored.disk)).and_then(Option::as_ref);
-        let disk = disk.ok_or(io::ErrorKind::Unsupported)?;
-        let part = part(stored.length as usize, offset, size);
-        let start = stored.place.checked_add(part.start as u64);
-        buffer.resize(part.len(), 0);
-        disk.read(buffer, start.ok_or(io::ErrorKind::InvalidInput)?)
-    }
-}
-
-/// The part of a file of `length` bytes that `size` bytes from `offset` on are.
-fn part(length: usize, offset: u64, size: u32) -> Range<usize> {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(length);
-    start..length.min(start.saturating_add(size as usize))
 }
 
 impl State {
@@ -445,7 +363,7 @@ impl State {
     }
 
     /// Changes what is kept of a folder, if it is kept, and makes room for what that takes.
-    fn change(&mut self, key: Lifetime, change: impl FnOnce(&mut Folder)) {
+    pub(super) fn change(&mut self, key: Lifetime, change: impl FnOnce(&mut Folder)) {
         let Some(folder) = self.folders.get(&key) else { return };
         change(folder);
         let bytes = folder.bytes();
@@ -472,22 +390,5 @@ impl Folder {
     fn bytes(&self) -> usize {
         let own = 1024 + self.path.as_bytes().len();
         own + self.listing.bytes() + self.files.bytes() + self.xattrs.bytes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_those_within_the_file_whatever_the_numbers() {
-        for offset in [0, 1, 9, 10, 11, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
-            for size in [0, 1, 9, 10, u32::MAX] {
-                let end = u128::from(offset) + u128::from(size);
-                let expected = (0..10u128).filter(|n| (u128::from(offset)..end).contains(n));
-                let found = part(10, offset, size).map(|n| n as u128);
-                assert!(found.eq(expected), "{size} bytes at {offset}");
-            }
-        }
     }
 }

@@ -6,6 +6,7 @@
 //! **Invariant:** this folder and `session` are the only places that name fuser, and nothing
 //! here knows that the guest is a VM.
 
+mod batches;
 pub mod changes;
 mod cursors;
 mod directory;

@@ -5,7 +5,8 @@
 //! asked for, and the kernel's requests are served from them. Whoever reads here and there is left
 //! alone: nothing is fetched that nobody asked for.
 //!
-//! A piece is gone once it was handed out whole, since the kernel keeps what it was given.
+//! A piece is gone once it was handed out whole, since the kernel keeps what it was given. Nobody waits
+//! for one that is not being fetched yet: the threads may be busy with a file that is slow.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -130,7 +131,10 @@ impl ReadAhead {
         }
         while let Some(index) = state.covering(node, offset, u64::from(size)) {
             let Some(piece) = state.pieces[index].piece.clone() else {
-                state = changed.wait(state).expect(NO_PANIC);
+                state = match state.take_back(index) {
+                    Some(wanted) => self.shared.fetch(state, wanted),
+                    None => changed.wait(state).expect(NO_PANIC),
+                };
                 continue;
             };
             let start = state.pieces[index].start;
@@ -187,17 +191,23 @@ impl Shared {
     fn fetch_wanted(&self) {
         let mut state = self.lock();
         while !state.ended {
-            let Some(Wanted { node, path, start }) = state.wanted.pop_front() else {
-                state = self.changed.wait(state).expect(NO_PANIC);
-                continue;
+            state = match state.wanted.pop_front() {
+                Some(wanted) => self.fetch(state, wanted),
+                None => self.changed.wait(state).expect(NO_PANIC),
             };
-            drop(state);
-            let size = u32::try_from(PIECE).expect("a payload's length fits");
-            let fetched = self.guest.read_piece(path, start, size);
-            state = self.lock();
-            state.arrived(node, start, fetched.ok());
-            self.changed.notify_all();
         }
+    }
+
+    /// Fetches a piece, and wakes those who wait for it.
+    fn fetch<'a>(&'a self, state: MutexGuard<'a, State>, wanted: Wanted) -> MutexGuard<'a, State> {
+        drop(state);
+        let Wanted { node, path, start } = wanted;
+        let size = u32::try_from(PIECE).expect("a payload's length fits");
+        let fetched = self.guest.read_piece(path, start, size);
+        let mut state = self.lock();
+        state.arrived(node, start, fetched.ok());
+        self.changed.notify_all();
+        state
     }
 }
 
@@ -256,6 +266,14 @@ impl State {
                 && ahead.start <= offset
                 && offset.saturating_add(size) <= ahead.start + PIECE
         })
+    }
+
+    /// A piece that is wanted and not being fetched yet, to be fetched by who needs it now.
+    fn take_back(&mut self, index: usize) -> Option<Wanted> {
+        let Ahead { node, start, .. } = self.pieces[index];
+        let is_it = |wanted: &Wanted| wanted.node == node && wanted.start == start;
+        let place = self.wanted.iter().position(is_it)?;
+        self.wanted.remove(place)
     }
 
     /// Notes that `size` bytes of a piece that is here were asked for.
@@ -428,6 +446,22 @@ mod tests {
         assert!(state.covering(NODE, start, REQUEST).is_some());
         state.arrived(NODE, start, None);
         assert_eq!(state.covering(NODE, start, REQUEST), None);
+    }
+
+    #[test]
+    fn a_piece_that_is_not_being_fetched_is_taken_back_once_and_is_on_its_way_then() {
+        let mut state = State::default();
+        request(&mut state, NODE, 0, REQUEST);
+        request(&mut state, NODE, REQUEST, REQUEST);
+        let begun = state.wanted.pop_front().unwrap().start;
+        let [first, second] =
+            [begun, begun + PIECE].map(|start| state.covering(NODE, start, REQUEST).unwrap());
+        assert!(state.take_back(first).is_none(), "a thread fetches it");
+        assert_eq!(state.take_back(second).map(|wanted| wanted.start), Some(begun + PIECE));
+        assert!(state.take_back(second).is_none());
+        assert_eq!(state.wanted.len(), 1);
+        state.arrived(NODE, begun + PIECE, Some(Piece::Bytes(vec![1; 1 << 20].into())));
+        assert!(state.pieces[second].piece.is_some());
     }
 
     #[test]

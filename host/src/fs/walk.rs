@@ -50,14 +50,15 @@ pub struct Walk {
 pub enum FirstPage {
     /// Here.
     Here(Page),
-    /// It is on its way: wait, and ask again.
+    /// The guest is being asked for it: wait, and ask again.
     Coming,
     /// Only the guest has it.
     Guest,
 }
 
 impl Walk {
-    /// Somebody begins to read a folder. Returns its first page, if it was listed ahead: once.
+    /// Somebody begins to read a folder. Returns its first page, if it was listed ahead: once. What is
+    /// not being listed yet is left to him: what is listed before it may be slow.
     pub fn first_page(&mut self, spot: &Spot) -> FirstPage {
         if self.last.as_ref() != Some(spot) {
             for (expected, hits) in self.expected.iter().zip(&mut self.hits) {
@@ -66,7 +67,7 @@ impl Walk {
             self.last = Some(spot.clone());
         }
         let Some(index) = self.index(spot) else { return FirstPage::Guest };
-        if self.pages[index].1.is_none() {
+        if self.pages[index].1.is_none() && !self.take_back(spot) {
             return FirstPage::Coming;
         }
         let page = self.pages.remove(index).and_then(|(_, page)| page);
@@ -121,6 +122,13 @@ impl Walk {
         }
     }
 
+    /// Does not want a folder any more. False where it is being listed.
+    fn take_back(&mut self, spot: &Spot) -> bool {
+        let before = self.wanted.len();
+        self.wanted.retain(|(wanted, _)| wanted != spot);
+        self.wanted.len() < before
+    }
+
     fn index(&self, spot: &Spot) -> Option<usize> {
         self.pages.iter().position(|(of, _)| of == spot)
     }
@@ -166,17 +174,29 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_given_once_and_waited_for_while_it_comes() {
+    fn a_page_is_given_once_and_waited_for_while_it_is_listed() {
         let mut walk = Walk::default();
         assert_eq!(walk.first_page(&spot("a")), FirstPage::Guest);
         want(&mut walk, "a");
         want(&mut walk, "a");
-        assert_eq!(walk.first_page(&spot("a")), FirstPage::Coming);
         assert_eq!(walk.next_wanted().map(|(wanted, _)| wanted), Some(spot("a")));
         assert_eq!(walk.next_wanted(), None);
+        assert_eq!(walk.first_page(&spot("a")), FirstPage::Coming);
         walk.listed(&spot("a"), Some(page()));
         assert_eq!(walk.first_page(&spot("a")), FirstPage::Here(page()));
         assert_eq!(walk.first_page(&spot("a")), FirstPage::Guest);
+    }
+
+    #[test]
+    fn what_is_not_being_listed_yet_is_left_to_who_comes_there() {
+        let mut walk = Walk::default();
+        want(&mut walk, "a");
+        want(&mut walk, "b");
+        assert_eq!(walk.first_page(&spot("b")), FirstPage::Guest);
+        assert_eq!(walk.next_wanted().map(|(wanted, _)| wanted), Some(spot("a")));
+        assert_eq!(walk.next_wanted(), None);
+        want(&mut walk, "b");
+        assert_eq!(walk.next_wanted().map(|(wanted, _)| wanted), Some(spot("b")));
     }
 
     #[test]

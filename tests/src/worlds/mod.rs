@@ -6,6 +6,7 @@
 mod ext4;
 pub mod loopback;
 pub mod scripted;
+pub mod scripted_files;
 pub mod vm;
 pub mod writable;
 
