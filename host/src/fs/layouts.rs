@@ -171,6 +171,12 @@ impl Layouts {
         Some(runs::seek(disk, &layout, offset, what))
     }
 
+    /// Has the guest read the file `node` from now on, since what is here of it cannot be right.
+    pub fn distrust(&self, node: NodeId) {
+        debug!("a layout of a file that ends before the file does");
+        self.leave_to_guest(node);
+    }
+
     /// Forgets a node, whose number may be given to another file.
     pub fn forget(&self, node: NodeId) {
         self.files().retain(|(known, _)| *known != node);

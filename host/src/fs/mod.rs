@@ -20,6 +20,7 @@ pub mod nodes;
 mod open_nodes;
 pub mod operations;
 mod read_ahead;
+mod reads;
 mod recent;
 mod runs;
 mod small_files;

@@ -46,6 +46,8 @@ pub struct Entry {
     pub volume: u16,
     /// The type bits of its mode.
     pub kind: u32,
+    /// Its bytes, as the kernel was told; 0 where it is no regular file.
+    pub size: u64,
 }
 
 pub(super) struct Node {
@@ -56,6 +58,9 @@ pub(super) struct Node {
     volume: u16,
     /// The type bits of the mode.
     pub(super) kind: u32,
+    /// Its bytes when the kernel was told of it last, where it is a regular file. Where files can
+    /// change, these are others by now.
+    size: u64,
     /// Where a symbolic link leads, if that came with a directory's entry.
     target: Option<LinkTarget>,
     /// How often the kernel was told of this node and has not forgotten it.
@@ -130,8 +135,10 @@ impl Nodes {
                 .find(|id| *id != ROOT && table.nodes.get(id).is_none_or(shares))
                 .expect("the numbers of our own never end")
         };
+        let size = if kind == libc::S_IFREG { attr.size } else { 0 };
         if let Some(node) = table.nodes.get_mut(&id) {
             node.lookups += 1;
+            node.size = size;
             table.add_name(id, parent, name);
             return Ok(id);
         }
@@ -142,6 +149,7 @@ impl Nodes {
             name: name.clone(),
             volume: attr.volume,
             kind,
+            size,
             target: None,
             lookups: 1,
             children: 0,
@@ -207,8 +215,8 @@ impl Nodes {
             parent => table.nodes.get(&parent)?.lifetime,
         };
         let folder_path = path_in(&table, node.parent).ok()?;
-        let (name, volume, kind) = (node.name.clone(), node.volume, node.kind);
-        Some(Entry { folder, folder_path, name, volume, kind })
+        let Node { volume, kind, size, .. } = *node;
+        Some(Entry { folder, folder_path, name: node.name.clone(), volume, kind, size })
     }
 
     /// The lifetime of a node.

@@ -1,7 +1,6 @@
 //! What each request of the kernel means: nodes become paths, the guest is asked, its files
 //! become nodes. Testable without a mount.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use fuser::FileAttr;
@@ -19,16 +18,11 @@ use super::folders::Folders;
 use super::layouts::{Disks, Layouts};
 use super::nodes::{NodeId, Nodes, ROOT, natural_id};
 use super::read_ahead::ReadAhead;
-use super::stats::{Stats, Way};
+use super::stats::Stats;
 use super::symlinks;
 use super::view::{Targets, View};
 use crate::disk::DiskReader;
 use crate::guest::Guest;
-
-thread_local! {
-    /// What a thread reads into. It grows to the largest request and is used again.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// What a look-up found.
 pub enum Found {
@@ -52,18 +46,18 @@ pub struct Operations {
     pub nodes: Nodes,
     /// What is counted.
     pub stats: Arc<Stats>,
-    guest: Arc<Guest>,
+    pub(super) guest: Arc<Guest>,
     /// What is kept on this side to spare the guest requests; `None` where files can change: then
     /// the kernel alone keeps something, which knows of each change.
-    kept: Option<Kept>,
+    pub(super) kept: Option<Kept>,
     view: View,
     cursors: Cursors,
 }
 
-struct Kept {
-    folders: Folders,
-    layouts: Layouts,
-    read_ahead: ReadAhead,
+pub(super) struct Kept {
+    pub(super) folders: Folders,
+    pub(super) layouts: Layouts,
+    pub(super) read_ahead: ReadAhead,
     shows: Shows,
 }
 
@@ -158,44 +152,6 @@ impl Operations {
                     .ok_or(Errno::ELOOP)
             }
         }
-    }
-
-    /// Hands up to `size` bytes at `offset` to `take`; fewer come only at the file's end.
-    ///
-    /// # Errors
-    /// As [`Operations::get_attr`]; `take` was not called then.
-    pub fn read(
-        &self,
-        id: NodeId,
-        offset: u64,
-        size: u32,
-        take: impl FnOnce(&[u8]),
-    ) -> Result<(), Errno> {
-        let path = || self.nodes.path(id);
-        let Some(Kept { folders, layouts, read_ahead, .. }) = &self.kept else {
-            return self.guest.read(path()?, offset, size, take);
-        };
-        let entry = self.nodes.entry(id);
-        BUFFER.with_borrow_mut(|buffer| {
-            let together = entry.and_then(|entry| folders.read(&entry, offset, size, buffer));
-            let past = || layouts.read(id, path, offset, size, buffer).then_some(Way::Disk);
-            match together.or_else(past) {
-                Some(way) => {
-                    self.stats.ways.request(way);
-                    self.stats.ways.bytes(buffer.len());
-                    take(buffer);
-                    Ok(())
-                }
-                None => {
-                    self.stats.ways.request(Way::Guest);
-                    read_ahead.read(id, path, offset, size, |bytes| {
-                        self.stats.ways.bytes(bytes.len());
-                        layouts.was_read(id, offset, bytes);
-                        take(bytes);
-                    })
-                }
-            }
-        })
     }
 
     /// Takes back `count` look-ups of a node.
