@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::pool::{Awaited, Pool};
 use super::{Files, Shared};
+use crate::fs::layouts::varies;
 use crate::guest::Contents;
 
 /// Files whose extended attributes are asked for at once.
@@ -170,8 +171,8 @@ impl Shared {
         bytes.collect()
     }
 
-    /// The bytes of a small file on a disk; the first of a volume must be those that the guest
-    /// gives.
+    /// The bytes of a small file on a disk; the first of a volume that tell something of their place
+    /// must be those that the guest gives.
     fn stored(
         &self,
         folder: &GuestPath,
@@ -194,7 +195,9 @@ impl Shared {
             if !same {
                 debug!("small files are not where the guest says");
             }
-            self.believed().insert(volume, same);
+            if !same || varies(&bytes) {
+                self.believed().insert(volume, same);
+            }
             return Some(theirs.into());
         }
         Some(bytes.into())

@@ -11,6 +11,7 @@ use log::debug;
 use nix::errno::Errno;
 
 use super::folders::{Folder, Shared};
+use super::layouts::varies;
 use super::nodes::Lifetime;
 use super::small_files::Arrived;
 use crate::guest::Contents;
@@ -107,29 +108,31 @@ impl Shared {
         self.arrived.notify_all();
     }
 
-    /// Whether the first of these files that is said to be on a disk has the same bytes there as
-    /// the guest gives. `None` where there is none.
+    /// Whether the first of these files that is said to be on a disk, and that tells something of its
+    /// place, has the same bytes there as the guest gives. `None` where there is none.
     fn judge(
         &self,
         folder: &GuestPath,
         names: &[EntryName],
         files: &[Result<Arrived, Errno>],
     ) -> Option<bool> {
-        let mut files = names.iter().zip(files);
-        let (name, stored) = files.find_map(|(name, file)| match file {
-            Ok(Arrived::Stored(stored)) => Some((name, stored)),
-            _ => None,
-        })?;
-        let path = folder.join(name).ok()?;
         let mut here = Vec::new();
-        let read = self.read_stored(stored, 0, stored.length, &mut here);
-        // A copy: what is looked at must not change meanwhile.
-        let theirs = self.guest.read(path, 0, stored.length, <[u8]>::to_vec).ok()?;
-        let same = read.is_ok() && here == theirs;
-        if !same {
-            debug!("small files are not where the guest says");
+        for (name, file) in names.iter().zip(files) {
+            let Ok(Arrived::Stored(stored)) = file else { continue };
+            let read = self.read_stored(stored, 0, stored.length, &mut here);
+            if read.is_ok() && !varies(&here) {
+                continue;
+            }
+            let path = folder.join(name).ok()?;
+            // A copy: what is looked at must not change meanwhile.
+            let theirs = self.guest.read(path, 0, stored.length, <[u8]>::to_vec).ok()?;
+            let same = read.is_ok() && here == theirs;
+            if !same {
+                debug!("small files are not where the guest says");
+            }
+            return Some(same);
         }
-        Some(same)
+        None
     }
 
     /// Replaces `buffer` by up to `size` bytes at `offset` of a file that is on a disk.

@@ -5,7 +5,7 @@
 //! computes what takes a filesystem to compute.
 //!
 //! A layout is believed once it was seen to be right: what it gives for one request must be what
-//! the guest gave. A hostile guest can point anywhere on its disks; those are bytes of the same
+//! the guest gave, and no bytes that are found in many places, as zeros are. A hostile guest can point anywhere on its disks; those are bytes of the same
 //! image, which it could have sent itself.
 
 use std::io;
@@ -50,10 +50,22 @@ pub struct Layouts {
 enum Known {
     /// It was read once; what came of that, once it came.
     ReadOnce(Option<Sample>),
+    /// All that was read of it is the same all over. The guest reads it until something else comes.
+    Untold,
     /// The guest has to read it.
     Guest,
     /// Where it is, as far as it was asked for.
     Here(Arc<Layout>),
+}
+
+/// What was learnt of where a file is.
+enum Learnt {
+    /// Here.
+    Here(Arc<Layout>),
+    /// Perhaps here, where bytes are that are in many places.
+    Untold(Arc<Layout>),
+    /// The guest has to read it.
+    Guest,
 }
 
 /// Some bytes of a file, as the guest read them.
@@ -100,12 +112,13 @@ impl Layouts {
         let size = (size as usize).min(MAX_PAYLOAD);
         let end = offset.saturating_add(size as u64);
         let layout = match self.known(node) {
-            Known::Guest => return false,
+            Known::Guest | Known::Untold => return false,
             Known::Here(layout) if reaches(&layout, end) => layout,
             Known::Here(_) | Known::ReadOnce(_) => {
                 match self.learnt(node, &path, offset, size, end) {
-                    Some(layout) => layout,
-                    None => return self.leave_to_guest(node),
+                    Learnt::Here(layout) => layout,
+                    Learnt::Untold(_) => return false,
+                    Learnt::Guest => return self.leave_to_guest(node),
                 }
             }
         };
@@ -120,14 +133,15 @@ impl Layouts {
     pub fn was_read(&self, node: NodeId, offset: u64, bytes: &[u8]) {
         let mut files = self.files();
         let Some((_, known)) = files.iter_mut().find(|(of, _)| *of == node) else { return };
-        if let Known::ReadOnce(sample @ None) = known {
-            *sample = Sample::of(offset, bytes);
+        if let Known::ReadOnce(None) | Known::Untold = known
+            && let Some(sample) = Sample::of(offset, bytes)
+        {
+            *known = Known::ReadOnce(Some(sample));
         }
     }
 
     /// The layout of the file `node` up to byte `end`, by asking the guest unless somebody else has
-    /// done so by then. It is tried by the `size` bytes at `offset` where nothing was read yet. `None`
-    /// where the guest has to read the file.
+    /// done so by then. It is tried by the `size` bytes at `offset` where nothing was read yet.
     fn learnt(
         &self,
         node: NodeId,
@@ -135,18 +149,25 @@ impl Layouts {
         offset: u64,
         size: usize,
         end: u64,
-    ) -> Option<Arc<Layout>> {
+    ) -> Learnt {
         let _alone = self.asking.alone(node);
         let layout = match self.known(node) {
-            Known::Guest => return None,
-            Known::Here(layout) if reaches(&layout, end) => return Some(layout),
+            Known::Guest => return Learnt::Guest,
+            Known::Here(layout) if reaches(&layout, end) => return Learnt::Here(layout),
             Known::Here(layout) => self.extended(&layout, path, end),
             Known::ReadOnce(Some(sample)) => self.tried(path, &sample, end),
-            Known::ReadOnce(None) => {
-                self.sampled(path, offset, size).and_then(|sample| self.tried(path, &sample, end))
+            Known::ReadOnce(None) | Known::Untold => {
+                let Some(sample) = self.sampled(path, offset, size) else { return Learnt::Guest };
+                match self.tried(path, &sample, end) {
+                    Some(layout) if !varies(&sample.bytes) => {
+                        self.set(node, Known::Untold);
+                        return Learnt::Untold(Arc::new(layout));
+                    }
+                    layout => layout,
+                }
             }
         };
-        layout.map(|layout| self.note(node, layout))
+        layout.map_or(Learnt::Guest, |layout| Learnt::Here(self.note(node, layout)))
     }
 
     /// Where the next byte that is stored, or that is not, is from byte `offset` of the file `node`
@@ -166,7 +187,11 @@ impl Layouts {
             return None;
         }
         let _ = self.known(node);
-        let layout = self.learnt(node, &path, offset, TRIED, u64::MAX)?;
+        // A device begins with zeros now and then, and where its holes are is asked first.
+        let layout = match self.learnt(node, &path, offset, TRIED, u64::MAX) {
+            Learnt::Here(layout) | Learnt::Untold(layout) => layout,
+            Learnt::Guest => return None,
+        };
         let disk = self.disks.get(usize::from(layout.disk)).and_then(Option::as_ref)?;
         Some(runs::seek(disk, &layout, offset, what))
     }
@@ -298,20 +323,23 @@ impl Known {
     fn runs(&self) -> usize {
         match self {
             Self::Here(layout) => layout.runs.len(),
-            Self::ReadOnce(_) | Self::Guest => 0,
+            Self::ReadOnce(_) | Self::Untold | Self::Guest => 0,
         }
     }
 }
 
 impl Sample {
-    /// The beginning of `bytes`. `None` where it would tell little: what is the same all over is
-    /// found in many places.
+    /// The beginning of `bytes`. `None` where it would tell little.
     fn of(offset: u64, bytes: &[u8]) -> Option<Self> {
         // A copy: what is looked at must not change meanwhile.
         let bytes: Arc<[u8]> = bytes[..bytes.len().min(TRIED)].into();
-        let varies = bytes.iter().any(|byte| *byte != bytes[0]);
-        varies.then_some(Self { offset, bytes })
+        varies(&bytes).then_some(Self { offset, bytes })
     }
+}
+
+/// Whether bytes tell something of their place: what is the same all over is found in many places.
+pub fn varies(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| *byte != bytes[0])
 }
 
 impl Asking {

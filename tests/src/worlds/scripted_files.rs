@@ -18,33 +18,45 @@ pub const REQUEST: u32 = 128 << 10;
 
 /// The files by their paths, with their sizes; `None` for folders. The root is always there.
 #[derive(Clone, Default)]
-pub struct Files(BTreeMap<String, Option<u64>>);
+pub struct Files {
+    sizes: BTreeMap<String, Option<u64>>,
+    /// How many zeros they begin with.
+    zeros: BTreeMap<String, u64>,
+}
 
 impl Files {
     /// The same, and a file of so many bytes.
     #[must_use]
     pub fn file(mut self, path: &str, size: u64) -> Self {
-        self.0.insert(path.to_owned(), Some(size));
+        self.sizes.insert(path.to_owned(), Some(size));
         self
     }
 
     /// The same, and a folder.
     #[must_use]
     pub fn folder(mut self, path: &str) -> Self {
-        self.0.insert(path.to_owned(), None);
+        self.sizes.insert(path.to_owned(), None);
+        self
+    }
+
+    /// The same, where the file at `path` begins with so many zeros.
+    #[must_use]
+    pub fn led_by_zeros(mut self, path: &str, zeros: u64) -> Self {
+        self.zeros.insert(path.to_owned(), zeros);
         self
     }
 
     /// Up to `size` bytes of a file from byte `offset` on. No two files have the same.
     #[must_use]
     pub fn bytes(&self, path: &str, offset: u64, size: u64) -> Vec<u8> {
-        let whole = self.0.get(path).copied().flatten().unwrap_or(0);
+        let whole = self.sizes.get(path).copied().flatten().unwrap_or(0);
         let seed = path.bytes().fold(7u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte));
         let end = offset.saturating_add(size).min(whole);
+        let zeros = self.zeros.get(path).copied().unwrap_or(0);
         let byte = |at: u64| {
             seed.wrapping_add(at / 3).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7]
         };
-        (offset..end).map(byte).collect()
+        (offset..end).map(|at| if at < zeros { 0 } else { byte(at) }).collect()
     }
 
     /// What an honest guest says, that knows of no disks.
@@ -80,7 +92,8 @@ impl Files {
     }
 
     fn attr(&self, path: &str) -> Option<Attr> {
-        let (number, size) = match self.0.iter().zip(2..).find(|((known, _), _)| *known == path) {
+        let (number, size) = match self.sizes.iter().zip(2..).find(|((known, _), _)| *known == path)
+        {
             Some(((_, size), number)) => (number, *size),
             None if path == "/" => (64, None),
             None => return None,
@@ -92,7 +105,7 @@ impl Files {
 
     fn page(&self, folder: &GuestPath, from: u64, size: u32) -> Vec<u8> {
         let prefix = format!("{}/", folder.to_string().trim_end_matches('/'));
-        let names = self.0.keys().filter_map(|path| path.strip_prefix(&prefix));
+        let names = self.sizes.keys().filter_map(|path| path.strip_prefix(&prefix));
         let names = names.filter(|name| !name.contains('/')).zip(1u64..);
         let mut page = vec![Following::Nothing.byte()];
         for (name, next) in names.filter(|(_, next)| *next > from) {
