@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the worlds that one test body runs in, the bodies, the built
 //! programs as a user runs them, and what is expected in a mount.
 
+pub mod calls;
 pub mod canary;
 pub mod chance;
 pub mod differencing;

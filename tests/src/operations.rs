@@ -18,6 +18,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Whence;
 use tempfile::TempDir;
 
+use crate::calls;
 use crate::worlds::{Attributes, Space, World};
 
 /// Makes a test of each body, in the world that the expression gives.
@@ -31,6 +32,7 @@ macro_rules! operations_in {
             names_are_bytes,
             large_folders_are_read_whole_by_many_at_once,
             a_folder_lists_itself_and_its_parent,
+            every_position_in_a_folder_can_be_gone_back_to,
             hard_links_share_their_number,
             symbolic_links_show_their_target,
             symbolic_links_lead_into_the_mount_and_never_out_of_it,
@@ -155,6 +157,22 @@ pub fn a_folder_lists_itself_and_its_parent(world: &dyn World) {
     let names: Vec<Vec<u8>> =
         directory.iter().map(|entry| entry.unwrap().file_name().to_bytes().to_vec()).collect();
     assert_eq!(names, [b".".to_vec(), b"..".to_vec(), b"b".to_vec()]);
+}
+
+pub fn every_position_in_a_folder_can_be_gone_back_to(world: &dyn World) {
+    let source = folder();
+    for n in 0..30 {
+        File::create(source.path().join(n.to_string())).unwrap();
+    }
+    let shown = world.show(source.path(), "");
+    let folder = File::open(shown.path()).unwrap();
+    let all = calls::entries(&folder, 1 << 15).unwrap();
+    assert_eq!(all.len(), 32);
+    for (index, (name, behind)) in all.iter().enumerate() {
+        let place = nix::unistd::lseek(folder.as_fd(), *behind, Whence::SeekSet);
+        assert_eq!(place, Ok(*behind), "behind {name:?}");
+        assert_eq!(calls::entries(&folder, 1 << 15).unwrap(), all[index + 1..], "behind {name:?}");
+    }
 }
 
 pub fn hard_links_share_their_number(world: &dyn World) {

@@ -5,11 +5,16 @@ use std::collections::VecDeque;
 use guestmnt_protocol::attr::{DirEntry, Following};
 use nix::errno::Errno;
 
-/// A position in a directory, as the kernel hands it back.
+/// The largest position: lseek(2) takes none that is negative as `loff_t`, and seekdir(3) is one. It
+/// is the guest's: ext4 has it behind the last entry.
+const LARGEST_POSITION: u64 = i64::MAX.cast_unsigned();
+
+/// Positions in a directory, as the kernel hands them back.
 ///
-/// The guest's positions are opaque, but non-negative as `loff_t`; those with the top bit are ours.
-const AFTER_DOT: u64 = 1 << 63;
-const AFTER_DOTS: u64 = AFTER_DOT | 1;
+/// The guest's are opaque; these two are ours, since no filesystem that is known uses them: those of
+/// ext4 end 2^32 before its last one, others count from 0 on.
+const AFTER_DOT: u64 = LARGEST_POSITION - 2;
+const AFTER_DOTS: u64 = LARGEST_POSITION - 1;
 
 /// Bytes of a directory's first page: some 200 entries, which are there at once.
 pub const FIRST_PAGE: u32 = 16 * 1024;
@@ -81,7 +86,16 @@ impl Circle {
 
 /// The guest's position of one that the kernel knows.
 fn in_guest(position: u64) -> u64 {
-    if position & AFTER_DOT != 0 { 0 } else { position }
+    if is_ours(position) { 0 } else { position }
+}
+
+fn is_ours(position: u64) -> bool {
+    matches!(position, AFTER_DOT | AFTER_DOTS)
+}
+
+/// Whether the kernel can be told of a position of the guest.
+fn is_good(position: u64) -> bool {
+    position <= LARGEST_POSITION && !is_ours(position)
 }
 
 impl Directory {
@@ -152,7 +166,7 @@ impl Directory {
             Some(last) => last.next != self.at && !self.circle.is_closed_by(self.at),
             None => self.ended,
         };
-        if !leads_on || entries.iter().any(|entry| entry.next & AFTER_DOT != 0) {
+        if !leads_on || !entries.iter().all(|entry| is_good(entry.next)) {
             return Err(Errno::EIO);
         }
         self.page = entries.into();
@@ -202,12 +216,21 @@ mod tests {
             Ok((entries, Following::More))
         });
         assert_eq!(back, Err(Errno::EIO));
-        let ours = read(|_, _| {
-            let mut entries = page(&[("a", 1, 1)]);
-            entries[0].next = AFTER_DOT;
-            Ok((entries, Following::Nothing))
-        });
-        assert_eq!(ours, Err(Errno::EIO));
+    }
+
+    #[test]
+    fn positions_that_are_ours_or_negative_are_refused() {
+        let ends_at = |position| {
+            read(|_, _| {
+                let mut entries = page(&[("a", 1, 1)]);
+                entries[0].next = position;
+                Ok((entries, Following::Nothing))
+            })
+        };
+        for position in [AFTER_DOT, AFTER_DOTS, 1 << 63, u64::MAX] {
+            assert_eq!(ends_at(position), Err(Errno::EIO), "{position:x}");
+        }
+        assert_eq!(ends_at(LARGEST_POSITION), Ok(1));
     }
 
     #[test]
