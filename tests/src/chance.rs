@@ -12,7 +12,7 @@ impl Chance {
     /// Seeded as the environment says.
     #[must_use]
     pub fn new() -> Self {
-        Self(number(SEED).unwrap_or(1))
+        Self(seed())
     }
 
     /// Seeded so.
@@ -39,6 +39,12 @@ impl Default for Chance {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The seed that the environment names, or the usual one.
+#[must_use]
+pub fn seed() -> u64 {
+    number(SEED).unwrap_or(1)
 }
 
 /// How many rounds a test makes: `usual`, unless the environment says.

@@ -14,6 +14,7 @@ use xtask::skips::skip;
 
 guestmnt_tests::operations_in!(Loopback);
 guestmnt_tests::walks_in!(Loopback);
+guestmnt_tests::reading_in!(Loopback);
 
 /// The host's kernel resolves links and never asks such a thing; a guest is asked directly.
 #[test]

@@ -7,6 +7,19 @@ use guestmnt_tests::worlds::vm::Vm;
 
 guestmnt_tests::operations_in!(Vm);
 guestmnt_tests::walks_in!(Vm);
+guestmnt_tests::reading_in!(Vm);
+
+mod through_the_guest {
+    use guestmnt_tests::worlds::vm::VmWith;
+
+    guestmnt_tests::reading_in!(VmWith(&["--through-guest"]));
+}
+
+mod without_bulk_memory {
+    use guestmnt_tests::worlds::vm::VmWith;
+
+    guestmnt_tests::reading_in!(VmWith(&["--through-guest", "--no-bulk-memory"]));
+}
 
 /// The guest reads the beginning, and says where the rest is, once for all threads that want it.
 #[test]

@@ -18,7 +18,16 @@ pub struct Vm;
 
 impl World for Vm {
     fn show(&self, source: &Path, options: &str) -> Box<dyn Shown> {
-        Box::new(Mounted::new(source, options))
+        VmWith(&[]).show(source, options)
+    }
+}
+
+/// The same, mounted with further arguments.
+pub struct VmWith(pub &'static [&'static str]);
+
+impl World for VmWith {
+    fn show(&self, source: &Path, options: &str) -> Box<dyn Shown> {
+        Box::new(Mounted::new(source, self.0, options))
     }
 }
 
@@ -34,13 +43,14 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn new(source: &Path, options: &str) -> Self {
+    fn new(source: &Path, further: &[&str], options: &str) -> Self {
         let place = Workplace::new();
         let mountpoint = place.folder("mnt");
         let image = Ext4::of(source, place.path().join("image"));
         let sha256 = sha256(image.path());
         let log = place.path().join("log");
         let mut arguments = vec!["-x", "--fd", "1", "--format", "raw", "-a", text(image.path())];
+        arguments.extend(further);
         arguments.extend(["-m", "/dev/sda", "-o", options, text(&mountpoint)]);
         let mut server = place
             .command("guestmnt", &arguments)
