@@ -40,6 +40,12 @@ impl<K: Kind> Counts<K> {
         self.bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
 
+    /// Requests of this kind.
+    #[must_use]
+    pub fn of(&self, kind: K) -> u64 {
+        self.requests[kind.number()].load(Ordering::Relaxed)
+    }
+
     /// Requests of all kinds.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -52,7 +58,7 @@ impl<K: Kind> fmt::Display for Counts<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut counts: Vec<(u64, &str)> = K::ALL
             .iter()
-            .map(|&kind| (self.requests[kind.number()].load(Ordering::Relaxed), kind.name()))
+            .map(|&kind| (self.of(kind), kind.name()))
             .filter(|(count, _)| *count > 0)
             .collect();
         // The most frequent first.
@@ -114,6 +120,6 @@ mod tests {
         }
         counts.bytes(7);
         assert_eq!(counts.to_string(), "3 requests (plum 2, apple 1), 7 bytes");
-        assert_eq!(counts.total(), 3);
+        assert_eq!((counts.total(), counts.of(Fruit::Plum), counts.of(Fruit::Pear)), (3, 2, 0));
     }
 }

@@ -83,7 +83,7 @@ impl Operations {
     pub fn changing(guest: Arc<Guest>, view: View) -> Self {
         Self {
             nodes: Nodes::with_names(),
-            stats: Arc::default(),
+            stats: Arc::new(Stats::of(&guest)),
             kept: None,
             guest,
             view,

@@ -1,8 +1,10 @@
 //! What `--stats` tells at the end.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::counts::{Counts, kinds};
+use crate::guest::{Guest, Landing};
 
 kinds! {
     /// What the kernel asks.
@@ -77,16 +79,27 @@ kinds! {
 }
 
 /// What was counted of a mount.
-#[derive(Default)]
 pub struct Stats {
     /// What the kernel asked.
     pub asked: Counts<Asked>,
     /// How its reads were answered.
     pub ways: Counts<Way>,
+    /// Where contents arrived that the guest sent, one file's at a time.
+    pub landed: Arc<Counts<Landing>>,
+}
+
+impl Stats {
+    /// Of a mount that shows the files of `guest`: nothing yet, but what it was asked before.
+    #[must_use]
+    pub fn of(guest: &Guest) -> Self {
+        let landed = Arc::clone(guest.landed());
+        Self { asked: Counts::default(), ways: Counts::default(), landed }
+    }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "kernel: {}; reads answered: {}", self.asked, self.ways)
+        let Self { asked, ways, landed } = self;
+        write!(f, "kernel: {asked}; reads answered: {ways}; contents landed: {landed}")
     }
 }

@@ -11,6 +11,17 @@ use nix::errno::Errno;
 use super::Guest;
 use super::bulk::{Bulk, SharedMemory, Slot};
 use super::requests::{Landed, Room};
+use crate::counts::{Counts, kinds};
+
+kinds! {
+    /// Where contents of a file arrived.
+    Landing {
+        /// In a slot.
+        Slot = "slot",
+        /// In the lane's own memory.
+        Lane = "lane",
+    }
+}
 
 /// A part of a file's contents, kept as it came.
 pub enum Piece {
@@ -32,6 +43,12 @@ impl Piece {
 }
 
 impl Guest {
+    /// Where contents arrived so far, and how many bytes.
+    #[must_use]
+    pub fn landed(&self) -> &Arc<Counts<Landing>> {
+        &self.landed
+    }
+
     /// Reads up to `size` bytes at byte `offset` and hands them to `take` where they lie,
     /// without a copy; `take` passes them on and does not look at them. Fewer come only at the
     /// file's end.
@@ -86,6 +103,12 @@ impl Guest {
         take: impl FnOnce(Landed<'_>) -> T,
     ) -> Result<T, Errno> {
         self.ask(request, size as usize, Room::Slot, |_, answer, contents| {
+            let (landing, length) = match &contents {
+                Landed::Slot(_, length) => (Landing::Slot, *length),
+                Landed::Port(bytes) => (Landing::Lane, bytes.len()),
+            };
+            self.landed.request(landing);
+            self.landed.bytes(length);
             (answer == Answer::Payload).then(|| take(contents))
         })
     }

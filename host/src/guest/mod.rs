@@ -21,8 +21,8 @@ mod succession;
 mod volumes;
 
 use std::os::unix::net::UnixStream;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Following};
@@ -36,8 +36,8 @@ pub use self::batches::Contents;
 use self::bulk::SharedMemory;
 pub use self::changes::{CopiedRange, SYNC_TIMEOUT};
 use self::checks::{is_layout, sane};
-pub use self::contents::Piece;
 use self::contents::slots_in;
+pub use self::contents::{Landing, Piece};
 pub use self::error::GuestError;
 use self::lane::{Lane, LaneError};
 use self::lanes::{Lanes, Link};
@@ -64,6 +64,7 @@ pub struct Guest {
     /// The most for what takes longer than a request on a file may.
     longest: Duration,
     counts: Counts<Asked>,
+    landed: Arc<Counts<Landing>>,
     refused_answers: AtomicU64,
 }
 
@@ -100,6 +101,7 @@ impl Guest {
             timeout,
             longest: Duration::MAX,
             counts: Counts::default(),
+            landed: Arc::default(),
             refused_answers: AtomicU64::new(0),
         })
     }
