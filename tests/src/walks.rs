@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guestmnt::counts::Kind;
+use guestmnt::fs::stats::Asked;
 use nix::errno::Errno;
 use tempfile::TempDir;
 use xtask::skips::skip;
@@ -24,6 +26,7 @@ use crate::worlds::World;
 macro_rules! walks_in {
     ($world:expr) => {
         $crate::walks_in! { $world;
+            opened_files_and_folders_cost_the_kernel_no_request,
             find_costs_one_request_for_a_folder,
             tar_costs_two_requests_for_a_folder,
             rsync_costs_two_requests_for_a_folder,
@@ -70,13 +73,24 @@ fn content(length: usize, number: usize) -> Vec<u8> {
     number.to_le_bytes().into_iter().cycle().take(length).collect()
 }
 
-/// Runs a program over a tree in a new mount, which may cost `per_folder` requests for each of
-/// the folders. Returns where it put something, or nothing where there is no such program.
-fn walk(world: &dyn World, per_folder: u64, program: &[&str]) -> Option<TempDir> {
+/// What a program may cost.
+struct Cost {
+    /// Requests to the guest for each folder.
+    per_folder: u64,
+    /// Requests of the kernel for each file, besides [`KERNEL_PER_FOLDER`].
+    per_file: u64,
+}
+
+/// Requests of the kernel for each folder: that it is there, its pages, and its own attributes.
+const KERNEL_PER_FOLDER: u64 = 8;
+
+/// Runs a program over a tree in a new mount, at a cost of no more than this. Returns where it put
+/// something, or nothing where there is no such program.
+fn walk(world: &dyn World, cost: &Cost, program: &[&str]) -> Option<TempDir> {
     let source = tree();
     let target = tempfile::tempdir().unwrap();
     let shown = world.show(source.path(), "");
-    let before = shown.requests();
+    let before = (shown.requests(), shown.asked_in_all());
     let tree = shown.path().join("tree");
     let place = |word: &&str| match *word {
         "TREE" => tree.clone(),
@@ -94,9 +108,15 @@ fn walk(world: &dyn World, per_folder: u64, program: &[&str]) -> Option<TempDir>
         output => output.unwrap(),
     };
     assert!(output.status.success(), "{output:?}");
-    let requests = shown.requests() - before;
-    let most = (FOLDERS + 1) * per_folder + ONCE;
+    let requests = shown.requests() - before.0;
+    let most = (FOLDERS + 1) * cost.per_folder + ONCE;
     assert!(requests >= FOLDERS && requests <= most, "{requests} requests, {most} at most");
+    let asked = shown.asked_in_all() - before.1;
+    let all_files = FOLDERS * FILES as u64;
+    let most = all_files * cost.per_file + (FOLDERS + 1) * KERNEL_PER_FOLDER + ONCE;
+    let kinds = || Asked::ALL.iter().map(|&kind| (kind.name(), shown.asked(kind)));
+    let kinds = || kinds().filter(|(_, count)| *count > 0).collect::<Vec<_>>();
+    assert!((FOLDERS..=most).contains(&asked), "{asked} requests, {most} at most: {:?}", kinds());
     if program.contains(&"TARGET") {
         assert_eq!(files(&target.path().join("tree")), files(&source.path().join("tree")));
     }
@@ -117,20 +137,45 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
+pub fn opened_files_and_folders_cost_the_kernel_no_request(world: &dyn World) {
+    let source = tempfile::tempdir().unwrap();
+    for n in 0..FILES {
+        fs::write(source.path().join(n.to_string()), content(3000, n)).unwrap();
+    }
+    let shown = world.show(source.path(), "");
+    // The first one asks, and is told that there is no need to.
+    fs::read(shown.path().join("0")).unwrap();
+    assert_eq!(fs::read_dir(shown.path()).unwrap().count(), FILES);
+    let kinds = [Asked::Open, Asked::Flush, Asked::Release, Asked::OpenDir, Asked::ReleaseDir];
+    let asked = || kinds.map(|kind| shown.asked(kind));
+    let before = asked();
+    let [opens, _, _, folders, _] = before;
+    assert!(opens == 1 && folders <= 1, "{before:?}");
+
+    for n in 1..FILES {
+        assert_eq!(fs::read(shown.path().join(n.to_string())).unwrap(), content(3000, n));
+        assert_eq!(fs::read_dir(shown.path()).unwrap().count(), FILES);
+    }
+
+    assert_eq!(asked(), before);
+    let reads = shown.asked(Asked::Read);
+    assert_eq!(reads, FILES as u64, "all that it is asked for are contents");
+}
+
 pub fn find_costs_one_request_for_a_folder(world: &dyn World) {
-    walk(world, 1, &["find", "TREE", "-printf", "%s\n"]);
+    walk(world, &Cost { per_folder: 1, per_file: 0 }, &["find", "TREE", "-printf", "%s\n"]);
 }
 
 pub fn tar_costs_two_requests_for_a_folder(world: &dyn World) {
-    walk(world, 2, &["tar", "-cf", "-", "TREE"]);
+    walk(world, &Cost { per_folder: 2, per_file: 1 }, &["tar", "-cf", "-", "TREE"]);
 }
 
 pub fn rsync_costs_two_requests_for_a_folder(world: &dyn World) {
-    walk(world, 2, &["rsync", "-a", "TREE", "TARGET"]);
+    walk(world, &Cost { per_folder: 2, per_file: 1 }, &["rsync", "-a", "TREE", "TARGET"]);
 }
 
 pub fn cp_costs_three_requests_for_a_folder(world: &dyn World) {
-    walk(world, 3, &["cp", "-a", "TREE", "TARGET"]);
+    walk(world, &Cost { per_folder: 3, per_file: 4 }, &["cp", "-a", "TREE", "TARGET"]);
 }
 
 pub fn who_goes_through_folders_finds_the_next_ones_listed(world: &dyn World) {

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use guestmnt::fs::Shows;
+use guestmnt::fs::stats::Asked;
 use guestmnt::guest::Guest;
 use guestmnt::session::fuse_options::FuseOptions;
 use guestmnt::session::mountpoint::Mountpoint;
@@ -51,7 +52,7 @@ pub fn guest_over(folder: &Path) -> Guest {
 
 /// A folder shown through FUSE. What must be seen is what is in the folder.
 struct Mounted {
-    _serving: Serving,
+    serving: Serving,
     guest: Arc<Guest>,
     source: PathBuf,
     mountpoint: TempDir,
@@ -66,7 +67,7 @@ impl Mounted {
         let files = Files::ReadOnly { disks: Vec::new(), shows: Shows::Files };
         let serving = Serving::start(Arc::clone(&guest), files, &checked, &options)
             .expect("it can be mounted");
-        Self { _serving: serving, guest, source: source.to_owned(), mountpoint }
+        Self { serving, guest, source: source.to_owned(), mountpoint }
     }
 }
 
@@ -77,6 +78,10 @@ impl Shown for Mounted {
 
     fn requests(&self) -> u64 {
         self.guest.counts().total()
+    }
+
+    fn asked(&self, kind: Asked) -> u64 {
+        self.serving.stats().asked.of(kind)
     }
 
     fn attributes(&self, file: &str) -> Attributes {

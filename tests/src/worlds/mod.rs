@@ -16,6 +16,9 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use guestmnt::counts::Kind;
+use guestmnt::fs::stats::Asked;
+
 /// Makes mounts of folders.
 pub trait World {
     /// Shows what is in the folder `source` now, with the FUSE options `options`.
@@ -32,6 +35,14 @@ pub trait Shown {
 
     /// Requests that the guest answered so far.
     fn requests(&self) -> u64;
+
+    /// Requests of this kind that the kernel made so far.
+    fn asked(&self, kind: Asked) -> u64;
+
+    /// Requests of all kinds that the kernel made so far.
+    fn asked_in_all(&self) -> u64 {
+        Asked::ALL.iter().map(|kind| self.asked(*kind)).sum()
+    }
 
     /// What stat(2) must say of the file at the path `file` from the root.
     fn attributes(&self, file: &str) -> Attributes;

@@ -8,6 +8,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use guestmnt::counts::Kind;
+use guestmnt::fs::stats::Asked;
+
 use super::ext4::Ext4;
 use super::{Attributes, Shown, Space, World};
 use crate::program::{Workplace, text};
@@ -67,15 +70,26 @@ impl Mounted {
     }
 }
 
+impl Mounted {
+    /// The lines of the log that begin so.
+    fn lines(&self, beginning: &str) -> u64 {
+        let log = fs::read(&self.log).expect("the log is there");
+        let log = String::from_utf8_lossy(&log);
+        log.lines().filter(|line| line.starts_with(beginning)).count() as u64
+    }
+}
+
 impl Shown for Mounted {
     fn path(&self) -> &Path {
         &self.mountpoint
     }
 
     fn requests(&self) -> u64 {
-        let log = fs::read(&self.log).expect("the log is there");
-        let log = String::from_utf8_lossy(&log);
-        log.lines().filter(|line| line.starts_with("guestmnt: -> ")).count() as u64
+        self.lines("guestmnt: -> ")
+    }
+
+    fn asked(&self, kind: Asked) -> u64 {
+        self.lines(&format!("guestmnt: {} ", kind.name()))
     }
 
     fn attributes(&self, file: &str) -> Attributes {
