@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,9 +17,14 @@ use std::time::{Duration, Instant};
 use guestmnt::counts::Kind;
 use guestmnt::fs::stats::Asked;
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, copy_file_range, posix_fadvise};
+use nix::sys::mman::MapFlags;
+use nix::sys::sendfile::sendfile;
 use tempfile::TempDir;
 use xtask::skips::skip;
 
+use crate::calls::Mapped;
+use crate::chance::Chance;
 use crate::worlds::World;
 
 /// Makes a test of each body, in the world that the expression gives.
@@ -277,23 +283,74 @@ pub fn files_are_mapped_sent_and_copied(world: &dyn World) {
     let output = Command::new(shown.path().join("program")).arg("it runs").output().unwrap();
     assert_eq!(output.stdout, b"it runs\n");
 
-    // The standard library copies with copy_file_range(2) to a file, with sendfile(2) to a socket.
+    assert_mapped(&shown.path().join("f"), &bytes);
+    assert!(sent(&shown.path().join("f"), bytes.len()) == bytes);
     let copy = source.path().join("copy");
-    let open = || File::open(shown.path().join("f")).unwrap();
-    io::copy(&mut open(), &mut File::create(&copy).unwrap()).unwrap();
+    copy_range(&shown.path().join("f"), &copy, bytes.len());
     assert!(fs::read(&copy).unwrap() == bytes);
-    let (mut here, mut there) = UnixStream::pair().unwrap();
-    let sent = thread::scope(|scope| {
+}
+
+/// Compares pages of a file that is mapped, with nothing of it read before: the last one first.
+fn assert_mapped(path: &Path, bytes: &[u8]) {
+    const PAGE: usize = 4096;
+    let pages = bytes.len().div_ceil(PAGE);
+    for flags in [MapFlags::MAP_SHARED, MapFlags::MAP_PRIVATE] {
+        let file = File::open(path).unwrap();
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        // Behind the file's end, the last page is zeros.
+        let length = NonZeroUsize::new(pages * PAGE).unwrap();
+        let mapped = Mapped::of(&file, length, flags).unwrap();
+        let mut chance = Chance::seeded(7);
+        let random = (0..40).map(|_| usize::try_from(chance.below(pages as u64)).unwrap());
+        for page in [pages - 1, 0, pages / 2].into_iter().chain(random) {
+            let range = page * PAGE..((page + 1) * PAGE).min(bytes.len());
+            assert!(mapped[range.clone()] == bytes[range], "page {page}, {flags:?}");
+        }
+        assert!(mapped[..bytes.len()] == *bytes, "{flags:?}");
+        assert!(mapped[bytes.len()..].iter().all(|&byte| byte == 0), "{flags:?}");
+    }
+}
+
+/// What comes out of a socket that a file is sent to with sendfile(2).
+fn sent(path: &Path, length: usize) -> Vec<u8> {
+    let file = File::open(path).unwrap();
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    let (here, mut there) = UnixStream::pair().unwrap();
+    thread::scope(|scope| {
         let reader = scope.spawn(move || {
             let mut sent = Vec::new();
             there.read_to_end(&mut sent).unwrap();
             sent
         });
-        io::copy(&mut open(), &mut here).unwrap();
+        let mut left = length;
+        while left > 0 {
+            let count = sendfile(&here, &file, None, left).unwrap();
+            assert_ne!(count, 0, "{left} bytes are missing");
+            left -= count;
+        }
+        assert_eq!(sendfile(&here, &file, None, 1), Ok(0));
         drop(here);
         reader.join().unwrap()
-    });
-    assert!(sent == bytes);
+    })
+}
+
+/// Copies a file with copy_file_range(2), which need not work between filesystems: then as whoever
+/// calls it does, by reading and writing.
+fn copy_range(from: &Path, to: &Path, length: usize) {
+    let (mut source, mut target) = (File::open(from).unwrap(), File::create(to).unwrap());
+    posix_fadvise(&source, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    let mut left = length;
+    while left > 0 {
+        match copy_file_range(&source, None, &target, None, left) {
+            Ok(0) => panic!("{left} bytes are missing"),
+            Ok(count) => left -= count,
+            Err(Errno::EXDEV) if left == length => {
+                assert_eq!(io::copy(&mut source, &mut target).unwrap(), length as u64);
+                return;
+            }
+            Err(errno) => panic!("{errno}, {left} bytes are missing"),
+        }
+    }
 }
 
 pub fn attributes_are_those_of_each_file(world: &dyn World) {
