@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -238,10 +238,20 @@ pub fn symbolic_links_lead_into_the_mount_and_never_out_of_it(world: &dyn World)
 
 pub fn sparse_files_keep_size_and_holes(world: &dyn World) {
     let source = folder();
-    let mut file = File::create(source.path().join("sparse")).unwrap();
-    file.seek(SeekFrom::Start(1 << 20)).unwrap();
-    file.write_all(b"data").unwrap();
+    let file = File::create(source.path().join("sparse")).unwrap();
     file.set_len(1 << 43).unwrap();
+    // Around what 32 bits hold, of bytes and of blocks of 4 KiB and 512 bytes, and at the end.
+    let places = [
+        1 << 20,
+        (1 << 32) - 2,
+        (1 << 32) + (1 << 20),
+        (1 << 41) - 2,
+        (1 << 42) + 4096,
+        (1 << 43) - 4,
+    ];
+    for (place, number) in places.into_iter().zip(1..) {
+        file.write_all_at(&[number; 4], place).unwrap();
+    }
     drop(file);
     let shown = world.show(source.path(), "");
     let file = File::open(shown.path().join("sparse")).unwrap();
@@ -253,13 +263,22 @@ pub fn sparse_files_keep_size_and_holes(world: &dyn World) {
         (Whence::SeekHole, 0),
         (Whence::SeekHole, 1 << 20),
         (Whence::SeekData, 1 << 30),
+        (Whence::SeekHole, 1 << 32),
+        (Whence::SeekData, 1 << 40),
+        (Whence::SeekData, (1 << 42) + 8192),
+        (Whence::SeekHole, (1 << 43) - 1),
     ] {
         let seek = |file: &File| nix::unistd::lseek(file.as_fd(), from, whence);
         assert_eq!(seek(&file), seek(&original), "{whence:?} from {from}");
     }
-    let mut tail = [1; 5];
-    assert_eq!(file.read_at(&mut tail, (1 << 43) - 2).unwrap(), 2);
-    assert_eq!(tail[..2], [0, 0]);
+    for (place, number) in places.into_iter().zip(1..) {
+        let mut around = [1; 12];
+        let count = file.read_at(&mut around, place - 4).unwrap();
+        let expected = [[0; 4], [number; 4], [0; 4]].concat();
+        // There is nothing behind the last one.
+        assert_eq!(around[..count], expected[..count], "{place:x}");
+        assert!(count == 12 || place == (1 << 43) - 4 && count == 8, "{place:x}: {count} bytes");
+    }
 }
 
 pub fn extended_attributes_are_shown(world: &dyn World) {

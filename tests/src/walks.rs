@@ -260,12 +260,17 @@ pub fn many_processes_read_the_right_bytes_at_once(world: &dyn World) {
         fs::write(source.path().join(format!("small-{n}")), content(20_000, n)).unwrap();
     }
     let shown = world.show(source.path(), "");
+    // All wait until the pipe's other end is closed.
+    let (waiting, go) = io::pipe().unwrap();
     let compare = |name: &str| {
-        let mut cmp = Command::new("cmp");
+        let mut cmp = Command::new("sh");
+        cmp.args(["-c", "read go; exec cmp \"$0\" \"$1\""]).stdin(waiting.try_clone().unwrap());
         cmp.arg(shown.path().join(name)).arg(source.path().join(name)).spawn().unwrap()
     };
     let names = (0..64).flat_map(|n| ["large".to_owned(), format!("small-{n}")]);
     let started: Vec<_> = names.map(|name| compare(&name)).collect();
+    assert_eq!(shown.asked(Asked::Read), 0);
+    drop(go);
     for mut process in started {
         assert!(process.wait().unwrap().success());
     }
