@@ -71,6 +71,8 @@ pub enum Edit<'a> {
         /// Where it leads, as Windows opens it.
         target: String,
     },
+    /// Runs this script of sh(1) in the root, to its end or its first error.
+    Script(String),
     /// Takes over a modification time.
     Time {
         /// On the host.
@@ -88,7 +90,7 @@ pub enum Edit<'a> {
 const MOUNT: &str = r#"
 set -e
 image=$1 mnt=$2
-ntfs-3g -o no_detach,big_writes,streams_interface=windows "$image" "$mnt" &
+ntfs-3g -o no_detach,big_writes,compression,streams_interface=windows "$image" "$mnt" &
 server=$!
 until mountpoint -q "$mnt"; do kill -0 "$server"; sleep 0.02; done
 stat "$mnt" > /dev/null
@@ -170,7 +172,7 @@ fn not_here(said: &[u8]) -> Error {
 }
 
 impl Edit<'_> {
-    /// The shell's command for it, one line.
+    /// The shell's command for it.
     fn command(&self) -> String {
         let path = |path: &Path| quote(&path.to_string_lossy());
         let inside = |path: &str| format!("\"$mnt\"/{}", quote(path));
@@ -197,6 +199,7 @@ impl Edit<'_> {
                     .fold(String::new(), |text, byte| { format!("{text}{byte:02x}") }),
                 inside(at)
             ),
+            Self::Script(script) => format!("(cd \"$mnt\"\n{script}\n)\n"),
             Self::Time { from, to } => {
                 format!("touch --no-create --reference={} {}\n", path(from), inside(to))
             }
