@@ -21,6 +21,7 @@ pub mod program;
 pub mod reading;
 pub mod showing;
 pub mod specimens;
+pub mod told;
 pub mod trap;
 pub mod tree;
 pub mod walks;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use guestmnt_tests::live::{Live, await_end, gone, server, signal};
 use guestmnt_tests::program::{Workplace, disks, text};
+use guestmnt_tests::told::told;
 use nix::sys::signal::Signal;
 use xtask::disks::SYSTEM;
 
@@ -227,6 +228,33 @@ fn timings_tell_the_steps_of_each_kind_of_start_in_order() {
     let found = all(&["chain opened", "template found", "QEMU up", "restored"]);
     assert_eq!(names(&[]), found);
     assert_eq!(names(&["--no-template"]), all(&["chain opened", "QEMU up"]));
+    place.assert_clean(&["mnt"]);
+}
+
+#[test]
+fn requests_are_told_at_the_end() {
+    let place = Workplace::new();
+    let disk = disks().path(SYSTEM);
+    let file = "Users/Public/Documents/desktop.ini";
+    let mut length = 0;
+    let told = told(&place, &["-a", text(&disk), "-m", "/dev/sda1"], |mnt| {
+        for _ in 0..2 {
+            length = fs::read(mnt.join(file)).unwrap().len() as u64;
+            assert!(fs::read_dir(mnt).unwrap().count() > 1);
+        }
+        assert!(fs::metadata(mnt.join("missing")).is_err());
+    });
+    // Each of these once: the kernel keeps what it was told.
+    let [lookups, reads, folders] = ["lookup", "read", "opendir"].map(|kind| told.kernel.of(kind));
+    assert_eq!((lookups, reads, folders), (5, 1, 1), "{told:?}");
+    assert_eq!((told.kernel.of("open"), told.kernel.of("release")), (1, 0), "{told:?}");
+    assert!((1..=4).contains(&told.kernel.of("readdirplus")), "{told:?}");
+    assert_eq!((told.kernel.bytes, told.reads.total, told.reads.bytes), (length, 1, length));
+    let stats = lookups + told.kernel.of("getattr");
+    assert_eq!((told.guest.of("stat"), told.guest.of("readdir")), (stats, 1), "{told:?}");
+    for tally in [&told.kernel, &told.reads, &told.landed, &told.guest] {
+        assert_eq!(tally.total, tally.kinds.values().sum::<u64>(), "{told:?}");
+    }
     place.assert_clean(&["mnt"]);
 }
 
