@@ -3,7 +3,7 @@
 //!
 //! **Invariant:** a body asks the world where worlds differ, and never which world it is in.
 
-mod ext4;
+pub mod ext4;
 pub mod loopback;
 pub mod scripted;
 pub mod scripted_files;

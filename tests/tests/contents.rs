@@ -1,0 +1,60 @@
+//! By which way the contents of files come from a real VM.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use guestmnt_tests::program::{Workplace, text};
+use guestmnt_tests::told::{Told, told};
+use guestmnt_tests::worlds::ext4::Ext4;
+
+const SIZE: u64 = 32 << 20;
+
+/// What the file `large` holds from `offset` on: so many bytes.
+fn content(offset: u64, length: usize) -> Vec<u8> {
+    let byte = |at: u64| (at / 8 % 251 + at % 8 * (at / 8192)).to_le_bytes()[0];
+    (offset..).take(length).map(byte).collect()
+}
+
+/// What is told of a mount of an ext4 with the file `large`, at which `look` looked.
+fn of_large(how: &[&str], look: impl FnOnce(&Path)) -> Told {
+    let place = Workplace::new();
+    let source = place.folder("source");
+    fs::write(source.join("large"), content(0, SIZE.try_into().unwrap())).unwrap();
+    let image = Ext4::of(&source, place.path().join("image"));
+    let disk = ["--format", "raw", "-a", text(image.path()), "-m", "/dev/sda"];
+    told(&place, &[how, &disk].concat(), |mnt| look(&mnt.join("large")))
+}
+
+/// Reads a file from its start to its end, in small pieces.
+fn in_sequence(path: &Path) {
+    let mut file = File::open(path).unwrap();
+    let mut piece = vec![0; 65_536];
+    for offset in (0..SIZE).step_by(piece.len()) {
+        file.read_exact(&mut piece).unwrap();
+        assert!(piece == content(offset, piece.len()), "at {offset}");
+    }
+    assert_eq!(file.read(&mut piece).unwrap(), 0);
+}
+
+#[test]
+fn what_comes_through_the_guest_lands_in_bulk_memory() {
+    let told = of_large(&["--through-guest"], in_sequence);
+    assert_eq!((told.landed.of("lane"), told.landed.bytes), (0, SIZE), "{told:?}");
+    assert_eq!(told.landed.of("slot"), told.guest.of("read"), "{told:?}");
+    assert_eq!((told.reads.of("disk"), told.reads.bytes), (0, SIZE), "{told:?}");
+}
+
+#[test]
+fn without_bulk_memory_it_comes_by_the_lanes() {
+    let told = of_large(&["--through-guest", "--no-bulk-memory"], in_sequence);
+    assert_eq!((told.landed.of("slot"), told.landed.bytes), (0, SIZE), "{told:?}");
+    assert_eq!(told.landed.of("lane"), told.guest.of("read"), "{told:?}");
+}
+
+#[test]
+fn past_the_vm_all_but_the_beginning_is_read_from_the_image() {
+    let told = of_large(&[], in_sequence);
+    assert!(told.reads.of("disk") > 10 && told.landed.bytes < SIZE / 8, "{told:?}");
+    assert_eq!(told.reads.bytes, SIZE, "{told:?}");
+}
