@@ -1,9 +1,11 @@
-//! By which way the contents of files come from a real VM.
+//! By which way the contents of files come from a real VM, and how many requests that takes.
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use guestmnt_tests::chance::Chance;
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::told::{Told, told};
 use guestmnt_tests::worlds::ext4::Ext4;
@@ -57,4 +59,31 @@ fn past_the_vm_all_but_the_beginning_is_read_from_the_image() {
     let told = of_large(&[], in_sequence);
     assert!(told.reads.of("disk") > 10 && told.landed.bytes < SIZE / 8, "{told:?}");
     assert_eq!(told.reads.bytes, SIZE, "{told:?}");
+}
+
+#[test]
+fn a_sequence_is_read_ahead_in_large_pieces() {
+    let told = of_large(&["--through-guest"], in_sequence);
+    let reads = told.guest.of("read");
+    // A MiB each, once it is known for a sequence; the kernel asks for 128 KiB or more.
+    assert!((32..=40).contains(&reads), "{told:?}");
+}
+
+#[test]
+fn nothing_is_read_ahead_of_who_reads_here_and_there() {
+    const READS: u64 = 500;
+    const BYTES: usize = 4096;
+    let told = of_large(&["--through-guest"], |path| {
+        let file = File::open(path).unwrap();
+        let mut chance = Chance::seeded(3);
+        let mut page = vec![0; BYTES];
+        for _ in 0..READS {
+            let offset = BYTES as u64 * chance.below(SIZE / BYTES as u64);
+            file.read_exact_at(&mut page, offset).unwrap();
+            assert!(page == content(offset, BYTES), "at {offset}");
+        }
+    });
+    let reads = told.guest.of("read");
+    assert!(reads > READS / 2 && told.guest.total <= READS + 10, "{told:?}");
+    assert!(told.guest.bytes <= 2 * READS * BYTES as u64, "{told:?}");
 }
