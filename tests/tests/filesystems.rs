@@ -2,17 +2,19 @@
 //! was filled with, and the image unchanged afterwards.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 use guestmnt_tests::dirty::marked_dirty;
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{sha256, specimen, specimens};
+use guestmnt_tests::told::told;
 use guestmnt_tests::tree::{assert_same, assert_same_but_times, assert_same_in_pieces};
 use xtask::disks::filesystems::Kind;
-use xtask::disks::mkfs;
 use xtask::disks::specimens::CROWD;
+use xtask::disks::{mkfs, sparse};
 use xtask::process::Tool;
+use xtask::skips::skip;
 
 fn every_file_is_there_and_the_image_is_unchanged(kind: Kind) {
     let Some((image, entries)) = specimen(kind) else { return };
@@ -87,6 +89,36 @@ fn a_folder_of_20_000_entries_is_read_whole() {
     assert_eq!(shown.len(), expected.len());
     assert_eq!(shown.into_iter().collect::<BTreeSet<_>>(), expected);
     place.unmount(&mnt);
+}
+
+/// On Btrfs, since it takes mke2fs an hour to put as many into one folder.
+#[test]
+fn a_folder_of_200_000_entries_takes_few_requests() {
+    const COUNT: usize = 200_000;
+    if let Some(program) = Kind::Btrfs.missing_program() {
+        return skip(&format!("{program} is not installed"));
+    }
+    let place = Workplace::new();
+    let source = place.folder("source");
+    for number in 0..COUNT {
+        File::create(source.join(number.to_string())).unwrap();
+    }
+    let image = place.path().join("image");
+    sparse::create(&image, 512 << 20).unwrap();
+    let make = Tool::new("mkfs.btrfs").args(["-q", "--rootdir"]).args([&source, &image]);
+    make.run().unwrap();
+    let disk = ["--format", "raw", "-a", text(&image), "-m", "/dev/sda"];
+    let told = told(&place, &disk, |mnt| {
+        let mut seen = vec![false; COUNT];
+        for entry in fs::read_dir(mnt).unwrap() {
+            let number: usize = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
+            assert!(!std::mem::replace(&mut seen[number], true), "{number}");
+        }
+        assert!(seen.iter().all(|seen| *seen));
+    });
+    // Some 50 bytes for each, in pages of 256 KiB; the kernel takes 4 KiB at least.
+    assert!(told.guest.of("readdir") <= 60 && told.guest.total <= 70, "{told:?}");
+    assert!(told.kernel.total <= COUNT as u64 / 15, "{told:?}");
 }
 
 #[test]
