@@ -118,7 +118,7 @@ fn with_memory(values: Values, [own, pss]: [Figure; 2], memory: Result<Memory, E
     }
 }
 
-fn mebibytes(kib: u64) -> f64 {
+pub(super) fn mebibytes(kib: u64) -> f64 {
     // Exact up to 2⁵³ KiB.
     #[expect(clippy::cast_precision_loss)]
     let kib = kib as f64;
