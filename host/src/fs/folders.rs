@@ -107,7 +107,8 @@ impl Folders {
         from: u64,
         size: u32,
     ) -> Result<Page, Errno> {
-        let spot = entry.map(|entry| Spot { folder: entry.folder, name: entry.name });
+        let spot = entry
+            .map(|entry| Spot { folder: entry.folder, name: Arc::unwrap_or_clone(entry.name) });
         let begun = spot.as_ref().filter(|_| from == 0);
         let page = match begun.and_then(|spot| self.shared.listed_ahead(spot)) {
             Some(page) => page,
@@ -212,23 +213,25 @@ impl Folders {
         }
     }
 
-    /// The names of a file's extended attributes, each with a NUL behind it. `None` where they
-    /// have to be asked for by themselves.
-    pub fn list_xattr(&self, file: &Entry) -> Option<Result<Vec<u8>, Errno>> {
-        self.with_xattrs(file, |xattrs| xattrs.list(&file.name))
+    /// The names of the extended attributes of a file of the folder at `path`, each with a NUL behind
+    /// it. `None` where they have to be asked for by themselves.
+    pub fn list_xattr(&self, path: &GuestPath, file: &Entry) -> Option<Result<Vec<u8>, Errno>> {
+        self.with_xattrs(path, file, |xattrs| xattrs.list(&file.name))
     }
 
-    /// The value of a file's extended attribute; `alone` asks for it by itself.
+    /// The value of an extended attribute of a file of the folder at `path`; `alone` asks for it by
+    /// itself.
     ///
     /// # Errors
     /// Those of `alone`.
     pub fn get_xattr(
         &self,
+        path: &GuestPath,
         file: &Entry,
         name: XattrName,
         alone: impl FnOnce() -> Result<Vec<u8>, Errno>,
     ) -> Result<Vec<u8>, Errno> {
-        match self.with_xattrs(file, |xattrs| Some(xattrs.find(&file.name, &name))) {
+        match self.with_xattrs(path, file, |xattrs| Some(xattrs.find(&file.name, &name))) {
             Some(Known::Value(value)) => Ok(value),
             Some(Known::Absent) => {
                 let place = Place { volume: file.volume, kind: file.kind, name };
@@ -246,17 +249,21 @@ impl Folders {
 
     /// Looks at the attributes of a file, after fetching those of its neighbours with them if
     /// need be. `None` where that is not possible.
-    fn with_xattrs<T>(&self, file: &Entry, look: impl FnOnce(&Xattrs) -> Option<T>) -> Option<T> {
+    fn with_xattrs<T>(
+        &self,
+        path: &GuestPath,
+        file: &Entry,
+        look: impl FnOnce(&Xattrs) -> Option<T>,
+    ) -> Option<T> {
         let key = file.folder;
         let mut state = self.shared.lock();
-        let folder = state.folder(key, &file.folder_path);
+        let folder = state.folder(key, path);
         if !folder.xattrs.is_known(&file.name) {
             let asked = folder.xattrs.batch(&file.name, &folder.listing);
             drop(state);
-            let path = file.folder_path.clone();
-            let files = self.shared.guest.read_xattrs(path, asked.clone()).ok()?;
+            let files = self.shared.guest.read_xattrs(path.clone(), asked.clone()).ok()?;
             state = self.shared.lock();
-            state.folder(key, &file.folder_path);
+            state.folder(key, path);
             state.change(key, |folder| {
                 for (Numbered { name, .. }, xattrs) in asked.into_iter().zip(files) {
                     folder.xattrs.arrived(name, xattrs);

@@ -126,13 +126,13 @@ impl GuestFs {
         self.opens_directories = !config.capabilities().contains(without);
     }
 
-    /// Counts what was asked, and says for `-x` how it ended.
+    /// Counts what was asked, and says for `-x` how it ended; `of` is what was asked for of the node.
     fn note<T>(
         &self,
         started: Instant,
         what: Asked,
         node: INodeNo,
-        name: Option<&OsStr>,
+        of: Of<'_>,
         result: &Result<T, nix::errno::Errno>,
     ) {
         self.stats().asked.request(what);
@@ -141,13 +141,32 @@ impl GuestFs {
         }
         let path = self.operations.nodes.path(NodeId(node.0));
         let path = path.map_or_else(|_| format!("node {}", node.0), |path| path.to_string());
-        let name = name.map(|name| format!(" {}", Printable(name.as_bytes()))).unwrap_or_default();
         let outcome: &dyn fmt::Display = match result {
             Ok(_) => &"ok",
             Err(errno) => errno,
         };
         let what = what.name();
-        trace!(target: TRACE, "{what} {path}{name}: {outcome} ({} us)", started.elapsed().as_micros());
+        trace!(target: TRACE, "{what} {path}{of}: {outcome} ({} us)", started.elapsed().as_micros());
+    }
+}
+
+/// What of a node is asked for, put into words only where somebody listens.
+enum Of<'a> {
+    /// All of it.
+    All,
+    /// What has this name.
+    Name(&'a OsStr),
+    /// So many bytes, from this one on.
+    Bytes(usize, u64),
+}
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => Ok(()),
+            Self::Name(name) => write!(f, " {}", Printable(name.as_bytes())),
+            Self::Bytes(size, offset) => write!(f, " {size}@{offset}"),
+        }
     }
 }
 
@@ -177,7 +196,7 @@ impl Filesystem for GuestFs {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = || self.operations.look_up(NodeId(parent.0), name.as_bytes());
-        answer!(self, Lookup, parent, Some(name), reply, call, |found| match found {
+        answer!(self, Lookup, parent, Of::Name(name), reply, call, |found| match found {
             Found::File(attr) => reply.entry(&FOR_EVER, &attr, GENERATION),
             // Node 0 tells the kernel to remember that there is none.
             Found::Nothing => reply.entry(&FOR_EVER, &nothing(), GENERATION),
@@ -190,18 +209,18 @@ impl Filesystem for GuestFs {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let call = || self.operations.get_attr(NodeId(ino.0));
-        answer!(self, GetAttr, ino, None, reply, call, |attr| reply.attr(&FOR_EVER, &attr));
+        answer!(self, GetAttr, ino, Of::All, reply, call, |attr| reply.attr(&FOR_EVER, &attr));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         let call = || self.operations.read_link(NodeId(ino.0));
-        answer!(self, ReadLink, ino, None, reply, call, |target: Vec<u8>| reply.data(&target));
+        answer!(self, ReadLink, ino, Of::All, reply, call, |target: Vec<u8>| reply.data(&target));
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         // The guest needs no handle, so the kernel need not ask: from now on it opens files,
         // and keeps their contents cached, without a request (FUSE_NO_OPEN_SUPPORT).
-        self.note(Instant::now(), Asked::Open, ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::Open, ino, Of::All, &Ok(()));
         reply.error(Errno::ENOSYS);
     }
 
@@ -218,9 +237,9 @@ impl Filesystem for GuestFs {
     ) {
         let started = Instant::now();
         let mut reply = Some(reply);
-        let place = format!("{size}@{offset}");
         // Before the reply, as of every request: who was answered finds it counted.
-        let note = |result| self.note(started, Asked::Read, ino, Some(OsStr::new(&place)), result);
+        let part = || Of::Bytes(size as usize, offset);
+        let note = |result| self.note(started, Asked::Read, ino, part(), result);
         let result = self.operations.read(NodeId(ino.0), offset, size, |bytes| {
             self.stats().asked.bytes(bytes.len());
             note(&Ok(()));
@@ -233,7 +252,7 @@ impl Filesystem for GuestFs {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.note(Instant::now(), Asked::OpenDir, ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::OpenDir, ino, Of::All, &Ok(()));
         if self.opens_directories {
             let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
             return reply.opened(FileHandle(0), flags);
@@ -272,7 +291,7 @@ impl Filesystem for GuestFs {
                 !full
             })
         };
-        answer!(self, ReadDir, ino, None, reply, call, |()| reply.ok());
+        answer!(self, ReadDir, ino, Of::All, reply, call, |()| reply.ok());
     }
 
     fn readdirplus(
@@ -309,7 +328,7 @@ impl Filesystem for GuestFs {
                 }
             })
         };
-        answer!(self, ReadDirPlus, ino, None, reply, call, |()| reply.ok());
+        answer!(self, ReadDirPlus, ino, Of::All, reply, call, |()| reply.ok());
     }
 
     fn releasedir(
@@ -320,7 +339,7 @@ impl Filesystem for GuestFs {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.note(Instant::now(), Asked::ReleaseDir, ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::ReleaseDir, ino, Of::All, &Ok(()));
         reply.ok();
     }
 
@@ -333,7 +352,7 @@ impl Filesystem for GuestFs {
         reply: ReplyEmpty,
     ) {
         // Nothing was written, so the kernel need not ask again.
-        self.note(Instant::now(), Asked::Flush, ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::Flush, ino, Of::All, &Ok(()));
         reply.error(Errno::ENOSYS);
     }
 
@@ -347,29 +366,31 @@ impl Filesystem for GuestFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.note(Instant::now(), Asked::Release, ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::Release, ino, Of::All, &Ok(()));
         reply.ok();
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let call = || self.operations.stat_fs(NodeId(ino.0));
-        answer!(self, StatFs, ino, None, reply, call, |stat| stat_fs(stat, reply));
+        answer!(self, StatFs, ino, Of::All, reply, call, |stat| stat_fs(stat, reply));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let call = || self.operations.get_xattr(NodeId(ino.0), name.as_bytes());
-        answer!(self, GetXattr, ino, Some(name), reply, call, |value| sized(reply, size, value));
+        answer!(self, GetXattr, ino, Of::Name(name), reply, call, |value| sized(
+            reply, size, value
+        ));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let call = || self.operations.list_xattr(NodeId(ino.0));
-        answer!(self, ListXattr, ino, None, reply, call, |names| sized(reply, size, names));
+        answer!(self, ListXattr, ino, Of::All, reply, call, |names| sized(reply, size, names));
     }
 
     fn access(&self, _req: &Request, ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         // Who may use the mount may read all of it, whatever the image's permissions say;
         // the kernel refuses writing by itself. ENOSYS tells it not to ask again.
-        self.note(Instant::now(), Asked::Access, ino, None, &Ok(()));
+        self.note(Instant::now(), Asked::Access, ino, Of::All, &Ok(()));
         reply.error(Errno::ENOSYS);
     }
 
@@ -383,7 +404,7 @@ impl Filesystem for GuestFs {
         reply: ReplyLseek,
     ) {
         let call = || self.operations.seek(NodeId(ino.0), offset, whence);
-        answer!(self, Seek, ino, None, reply, call, |found| reply.offset(found));
+        answer!(self, Seek, ino, Of::All, reply, call, |found| reply.offset(found));
     }
 }
 

@@ -5,6 +5,8 @@
 //! A number is another file's only once its own file is gone. A node that lost its last name, but
 //! that the guest holds open, keeps its number; any other that lost it does not.
 
+use std::sync::Arc;
+
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::path::EntryName;
 
@@ -127,7 +129,7 @@ impl Table {
         if node.named {
             node.more.push((parent, name));
         } else {
-            (node.parent, node.name, node.named) = (parent, name, true);
+            (node.parent, node.name, node.named) = (parent, Arc::new(name), true);
         }
     }
 
@@ -136,9 +138,9 @@ impl Table {
         let Some(names) = &mut self.names else { return };
         let Some(id) = names.remove(&(parent, name.clone())) else { return };
         if let Some(node) = self.nodes.get_mut(&id) {
-            if node.parent == parent && node.name == *name {
+            if node.parent == parent && *node.name == *name {
                 match node.more.pop() {
-                    Some((parent, name)) => (node.parent, node.name) = (parent, name),
+                    Some((parent, name)) => (node.parent, node.name) = (parent, Arc::new(name)),
                     None => node.named = false,
                 }
             } else {
@@ -170,7 +172,7 @@ impl Table {
     /// Takes a node out; gives the folders that its names were in, once for each name.
     fn remove(&mut self, id: NodeId) -> Vec<NodeId> {
         let Some(node) = self.nodes.remove(&id) else { return Vec::new() };
-        let first = node.named.then_some((node.parent, node.name));
+        let first = node.named.then(|| (node.parent, Arc::unwrap_or_clone(node.name)));
         let all: Vec<_> = first.into_iter().chain(node.more).collect();
         if let Some(names) = &mut self.names {
             for name in &all {

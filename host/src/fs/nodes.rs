@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
@@ -38,10 +38,10 @@ pub struct Lifetime(u64);
 pub struct Entry {
     /// The folder.
     pub folder: Lifetime,
-    /// The folder's path.
-    pub folder_path: GuestPath,
+    /// The folder's node.
+    pub parent: NodeId,
     /// The file's name.
-    pub name: EntryName,
+    pub name: Arc<EntryName>,
     /// The volume that it is on.
     pub volume: u16,
     /// The type bits of its mode.
@@ -53,7 +53,8 @@ pub struct Entry {
 pub(super) struct Node {
     lifetime: Lifetime,
     pub(super) parent: NodeId,
-    pub(super) name: EntryName,
+    /// Shared, so that a read takes nothing of the allocator.
+    pub(super) name: Arc<EntryName>,
     /// The volume that it is on.
     volume: u16,
     /// The type bits of the mode.
@@ -125,7 +126,7 @@ impl Nodes {
             table.id_by_name(parent, &name, attr, kind, one_for_all)
         } else {
             let shares = |node: &Node| {
-                let same_entry = node.parent == parent && node.name == name;
+                let same_entry = node.parent == parent && *node.name == name;
                 let hard_link = attr.nlink > 1 && one_for_all;
                 node.kind == kind && (same_entry || hard_link)
             };
@@ -146,7 +147,7 @@ impl Nodes {
         let node = Node {
             lifetime,
             parent,
-            name: name.clone(),
+            name: Arc::new(name.clone()),
             volume: attr.volume,
             kind,
             size,
@@ -204,8 +205,7 @@ impl Nodes {
         self.read().nodes.get(&id).map_or(ROOT, |node| node.parent)
     }
 
-    /// The node as an entry of its folder. `None` for the root, for an unknown node, and where
-    /// the path is too long.
+    /// The node as an entry of its folder. `None` for the root and for an unknown node.
     #[must_use]
     pub fn entry(&self, id: NodeId) -> Option<Entry> {
         let table = self.read();
@@ -214,9 +214,8 @@ impl Nodes {
             ROOT => OF_ROOT,
             parent => table.nodes.get(&parent)?.lifetime,
         };
-        let folder_path = path_in(&table, node.parent).ok()?;
-        let Node { volume, kind, size, .. } = *node;
-        Some(Entry { folder, folder_path, name: node.name.clone(), volume, kind, size })
+        let Node { parent, volume, kind, size, .. } = *node;
+        Some(Entry { folder, parent, name: Arc::clone(&node.name), volume, kind, size })
     }
 
     /// The lifetime of a node.
@@ -234,22 +233,32 @@ impl Nodes {
     }
 }
 
-/// The path of a node from the mounted root.
+/// The path of a node from the mounted root. It is walked twice, so that it is allocated once.
 fn path_in(table: &Table, id: NodeId) -> Result<GuestPath, Errno> {
-    let mut names = Vec::new();
-    let mut at = id;
     // Ends: a node's parent was in the table before it, and no folder is moved into itself, so
     // there are no circles.
-    while at != ROOT {
-        let node = table.nodes.get(&at).ok_or(Errno::ESTALE)?;
-        if !node.named {
-            return Err(Errno::ENOENT);
+    let each_name = |take: &mut dyn FnMut(&[u8])| {
+        let mut at = id;
+        while at != ROOT {
+            let node = table.nodes.get(&at).ok_or(Errno::ESTALE)?;
+            if !node.named {
+                return Err(Errno::ENOENT);
+            }
+            take(node.name.as_bytes());
+            at = node.parent;
         }
-        names.push(node.name.as_bytes());
-        at = node.parent;
-    }
-    names.reverse();
-    GuestPath::new(names.join(&b'/')).map_err(|_| Errno::ENAMETOOLONG)
+        Ok(())
+    };
+    let mut length = 0;
+    each_name(&mut |name| length += name.len() + 1)?;
+    // From the end on, with a slash before each name but the first.
+    let mut path = vec![b'/'; length.saturating_sub(1)];
+    let mut end = path.len();
+    each_name(&mut |name| {
+        path[end - name.len()..end].copy_from_slice(name);
+        end = (end - name.len()).saturating_sub(1);
+    })?;
+    GuestPath::new(path).map_err(|_| Errno::ENAMETOOLONG)
 }
 
 /// The number that shows the filesystem's own, if that can be told apart from all others.
@@ -295,6 +304,8 @@ mod tests {
         let b = nodes.look_up(a, name("b"), &file(65)).unwrap();
         assert_eq!((a, b), (NodeId(64), NodeId(65)));
         assert_eq!(nodes.path(b).unwrap().to_string(), "/a/b");
+        assert_eq!(nodes.path(a).unwrap().to_string(), "/a");
+        assert_eq!(nodes.path(ROOT), Ok(GuestPath::root()));
         assert_eq!(nodes.parent(b), a);
         assert_eq!(nodes.parent(a), ROOT);
     }

@@ -7,7 +7,7 @@ use fuser::FileAttr;
 use guestmnt_protocol::attr::{Attr, DirEntry};
 use guestmnt_protocol::limits::MAX_LINK;
 use guestmnt_protocol::message::{Extent, StatFs};
-use guestmnt_protocol::path::{EntryName, PathError};
+use guestmnt_protocol::path::{EntryName, GuestPath, PathError};
 use guestmnt_protocol::xattr::XattrName;
 use nix::errno::Errno;
 
@@ -16,7 +16,7 @@ use super::cursors::Cursors;
 use super::directory::Line;
 use super::folders::Folders;
 use super::layouts::{Disks, Layouts};
-use super::nodes::{NodeId, Nodes, ROOT, natural_id};
+use super::nodes::{Entry, NodeId, Nodes, ROOT, natural_id};
 use super::read_ahead::ReadAhead;
 use super::stats::Stats;
 use super::symlinks;
@@ -215,8 +215,10 @@ impl Operations {
     pub fn get_xattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let path = self.nodes.path(id)?;
         let alone = || self.guest.get_xattr(path, name);
-        match (&self.kept, self.nodes.entry(id), XattrName::new(name)) {
-            (Some(kept), Some(entry), Ok(name)) => kept.folders.get_xattr(&entry, name, alone),
+        match (&self.kept, self.entry_and_folder(id), XattrName::new(name)) {
+            (Some(kept), Some((entry, folder)), Ok(name)) => {
+                kept.folders.get_xattr(&folder, &entry, name, alone)
+            }
             _ => alone(),
         }
     }
@@ -227,9 +229,17 @@ impl Operations {
     /// As [`Operations::get_attr`].
     pub fn list_xattr(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
         let path = self.nodes.path(id)?;
-        let entry = self.kept.as_ref().zip(self.nodes.entry(id));
-        let known = entry.and_then(|(kept, entry)| kept.folders.list_xattr(&entry));
+        let entry = self.kept.as_ref().zip(self.entry_and_folder(id));
+        let known =
+            entry.and_then(|(kept, (entry, folder))| kept.folders.list_xattr(&folder, &entry));
         known.unwrap_or_else(|| self.guest.list_xattr(path))
+    }
+
+    /// A node as an entry of its folder, and that one's path.
+    fn entry_and_folder(&self, id: NodeId) -> Option<(Entry, GuestPath)> {
+        let entry = self.nodes.entry(id)?;
+        let folder = self.nodes.path(entry.parent).ok()?;
+        Some((entry, folder))
     }
 
     /// Where the next data or hole is; the kernel itself serves the other kinds of lseek(2).

@@ -30,7 +30,7 @@ use super::nodes::NodeId;
 use super::operations::Operations;
 use super::stats::{Asked, Stats};
 use super::view::{Targets, View, since_1970};
-use super::{FOR_EVER, GENERATION, GuestFs, fuse, sized, stat_fs};
+use super::{FOR_EVER, GENERATION, GuestFs, Of, fuse, sized, stat_fs};
 use crate::guest::Guest;
 
 /// The mounted filesystem.
@@ -82,12 +82,12 @@ impl WritableFs {
         &self,
         what: Asked,
         node: INodeNo,
-        name: Option<&OsStr>,
+        of: Of<'_>,
         call: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, fuser::Errno> {
         let started = Instant::now();
         let result = call();
-        self.reading.note(started, what, node, name, &result);
+        self.reading.note(started, what, node, of, &result);
         result.map_err(fuse)
     }
 
@@ -119,7 +119,7 @@ impl Filesystem for WritableFs {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = || self.changes.look_up(NodeId(parent.0), name.as_bytes());
-        let found = self.run(Asked::Lookup, parent, Some(name), call);
+        let found = self.run(Asked::Lookup, parent, Of::Name(name), call);
         self.made(found, reply);
     }
 
@@ -130,7 +130,7 @@ impl Filesystem for WritableFs {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let call = || self.changes.get_attr(NodeId(ino.0));
-        match self.run(Asked::GetAttr, ino, None, call) {
+        match self.run(Asked::GetAttr, ino, Of::All, call) {
             Ok(attr) => reply.attr(&self.reading.lifetime, &attr),
             Err(errno) => reply.error(errno),
         }
@@ -162,7 +162,7 @@ impl Filesystem for WritableFs {
             modified: mtime.map(new_time),
         };
         let call = || self.changes.set_attr(NodeId(ino.0), new);
-        match self.run(Asked::SetAttr, ino, None, call) {
+        match self.run(Asked::SetAttr, ino, Of::All, call) {
             Ok(attr) => reply.attr(&self.reading.lifetime, &attr),
             Err(errno) => reply.error(errno),
         }
@@ -185,7 +185,7 @@ impl Filesystem for WritableFs {
     ) {
         let node = NewNode::Special { mode, device: rdev.into() };
         let call = || self.changes.make(NodeId(parent.0), name.as_bytes(), node);
-        self.made(self.run(Asked::Make, parent, Some(name), call), reply);
+        self.made(self.run(Asked::Make, parent, Of::Name(name), call), reply);
     }
 
     fn mkdir(
@@ -199,7 +199,7 @@ impl Filesystem for WritableFs {
     ) {
         let node = NewNode::Directory(mode & 0o7777);
         let call = || self.changes.make(NodeId(parent.0), name.as_bytes(), node);
-        self.made(self.run(Asked::Make, parent, Some(name), call), reply);
+        self.made(self.run(Asked::Make, parent, Of::Name(name), call), reply);
     }
 
     fn symlink(
@@ -215,22 +215,22 @@ impl Filesystem for WritableFs {
             let node = NewNode::Link(target.map_err(|_| Errno::ENAMETOOLONG)?);
             self.changes.make(NodeId(parent.0), name.as_bytes(), node)
         };
-        self.made(self.run(Asked::Make, parent, Some(name), call), reply);
+        self.made(self.run(Asked::Make, parent, Of::Name(name), call), reply);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let call = || self.changes.link(NodeId(ino.0), NodeId(parent.0), name.as_bytes());
-        self.made(self.run(Asked::Link, parent, Some(name), call), reply);
+        self.made(self.run(Asked::Link, parent, Of::Name(name), call), reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = || self.changes.remove(NodeId(parent.0), name.as_bytes(), Removed::File);
-        done(self.run(Asked::Remove, parent, Some(name), call), reply);
+        done(self.run(Asked::Remove, parent, Of::Name(name), call), reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = || self.changes.remove(NodeId(parent.0), name.as_bytes(), Removed::Directory);
-        done(self.run(Asked::Remove, parent, Some(name), call), reply);
+        done(self.run(Asked::Remove, parent, Of::Name(name), call), reply);
     }
 
     fn rename(
@@ -253,7 +253,7 @@ impl Filesystem for WritableFs {
             let from = (NodeId(parent.0), name.as_bytes());
             self.changes.rename(from, (NodeId(new_parent.0), new_name.as_bytes()), how)
         };
-        done(self.run(Asked::Rename, parent, Some(name), call), reply);
+        done(self.run(Asked::Rename, parent, Of::Name(name), call), reply);
     }
 
     fn create(
@@ -267,7 +267,7 @@ impl Filesystem for WritableFs {
         reply: ReplyCreate,
     ) {
         let call = || self.changes.create(NodeId(parent.0), name.as_bytes(), mode, flags);
-        match self.run(Asked::Create, parent, Some(name), call) {
+        match self.run(Asked::Create, parent, Of::Name(name), call) {
             Ok(attr) => {
                 let (lifetime, opened) = (&self.reading.lifetime, self.opened());
                 reply.created(lifetime, &attr, GENERATION, FileHandle(0), opened);
@@ -277,7 +277,7 @@ impl Filesystem for WritableFs {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.run(Asked::Open, ino, None, || self.changes.open(NodeId(ino.0), flags.0)) {
+        match self.run(Asked::Open, ino, Of::All, || self.changes.open(NodeId(ino.0), flags.0)) {
             Ok(()) => reply.opened(FileHandle(0), self.opened()),
             Err(errno) => reply.error(errno),
         }
@@ -301,8 +301,7 @@ impl Filesystem for WritableFs {
                 reply.take().expect("called once").data(bytes);
             })
         };
-        let range = format!("{size}@{offset}");
-        let result = self.run(Asked::Read, ino, Some(OsStr::new(&range)), call);
+        let result = self.run(Asked::Read, ino, Of::Bytes(size as usize, offset), call);
         if let (Err(errno), Some(reply)) = (result, reply) {
             reply.error(errno);
         }
@@ -321,9 +320,8 @@ impl Filesystem for WritableFs {
         reply: ReplyWrite,
     ) {
         self.stats().asked.bytes(data.len());
-        let range = format!("{}@{offset}", data.len());
         let call = || self.changes.write(NodeId(ino.0), offset, data);
-        match self.run(Asked::Write, ino, Some(OsStr::new(&range)), call) {
+        match self.run(Asked::Write, ino, Of::Bytes(data.len(), offset), call) {
             Ok(()) => reply.written(u32::try_from(data.len()).expect("no more than a payload")),
             Err(errno) => reply.error(errno),
         }
@@ -338,7 +336,7 @@ impl Filesystem for WritableFs {
         reply: ReplyEmpty,
     ) {
         let call = || self.changes.flush(NodeId(ino.0));
-        done(self.run(Asked::Flush, ino, None, call), reply);
+        done(self.run(Asked::Flush, ino, Of::All, call), reply);
     }
 
     fn release(
@@ -366,7 +364,7 @@ impl Filesystem for WritableFs {
     ) {
         let what = if datasync { Synced::Data } else { Synced::All };
         let call = || self.changes.sync(NodeId(ino.0), what);
-        done(self.run(Asked::Sync, ino, None, call), reply);
+        done(self.run(Asked::Sync, ino, Of::All, call), reply);
     }
 
     fn fsyncdir(
@@ -420,7 +418,7 @@ impl Filesystem for WritableFs {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.run(Asked::StatFs, ino, None, || self.changes.stat_fs(NodeId(ino.0))) {
+        match self.run(Asked::StatFs, ino, Of::All, || self.changes.stat_fs(NodeId(ino.0))) {
             Ok(stat) => stat_fs(stat, reply),
             Err(errno) => reply.error(errno),
         }
@@ -428,14 +426,14 @@ impl Filesystem for WritableFs {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let call = || self.changes.get_xattr(NodeId(ino.0), name.as_bytes());
-        match self.run(Asked::GetXattr, ino, Some(name), call) {
+        match self.run(Asked::GetXattr, ino, Of::Name(name), call) {
             Ok(value) => sized(reply, size, value),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.run(Asked::ListXattr, ino, None, || self.changes.list_xattr(NodeId(ino.0))) {
+        match self.run(Asked::ListXattr, ino, Of::All, || self.changes.list_xattr(NodeId(ino.0))) {
             Ok(names) => sized(reply, size, names),
             Err(errno) => reply.error(errno),
         }
@@ -460,12 +458,12 @@ impl Filesystem for WritableFs {
             };
             self.changes.set_xattr(NodeId(ino.0), name.as_bytes(), value, how)
         };
-        done(self.run(Asked::SetXattr, ino, Some(name), call), reply);
+        done(self.run(Asked::SetXattr, ino, Of::Name(name), call), reply);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let call = || self.changes.remove_xattr(NodeId(ino.0), name.as_bytes());
-        done(self.run(Asked::SetXattr, ino, Some(name), call), reply);
+        done(self.run(Asked::SetXattr, ino, Of::Name(name), call), reply);
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -483,7 +481,7 @@ impl Filesystem for WritableFs {
         reply: ReplyEmpty,
     ) {
         let call = || self.changes.allocate(NodeId(ino.0), offset, length, mode);
-        done(self.run(Asked::Allocate, ino, None, call), reply);
+        done(self.run(Asked::Allocate, ino, Of::All, call), reply);
     }
 
     fn lseek(
@@ -496,7 +494,7 @@ impl Filesystem for WritableFs {
         reply: ReplyLseek,
     ) {
         let call = || self.changes.seek(NodeId(ino.0), offset, whence);
-        match self.run(Asked::Seek, ino, None, call) {
+        match self.run(Asked::Seek, ino, Of::All, call) {
             Ok(found) => reply.offset(found),
             Err(errno) => reply.error(errno),
         }
@@ -516,7 +514,7 @@ impl Filesystem for WritableFs {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((NodeId(ino_in.0), offset_in), (NodeId(ino_out.0), offset_out));
-        match self.run(Asked::Copy, ino_out, None, || self.changes.copy(from, to, len)) {
+        match self.run(Asked::Copy, ino_out, Of::All, || self.changes.copy(from, to, len)) {
             Ok(copied) => reply.written(copied),
             Err(errno) => reply.error(errno),
         }
