@@ -262,9 +262,8 @@ mod tests {
 
     #[test]
     fn reading_goes_on_behind_every_position_that_was_given() {
-        const LAST: u64 = u64::MAX >> 1;
         // As a hash of ext4 or an offset of XFS may be; the order is the directory's alone.
-        let nexts = [1, 1 << 62, 7, LAST - 1, LAST];
+        let nexts = [1, 1 << 62, 7, AFTER_DOT - 1, LARGEST_POSITION];
         let fetch = |from: u64, _| {
             let first = nexts.iter().position(|&next| next == from).map_or(0, |n| n + 1);
             let mut entries = page(&["a", "b", "c", "d", "e"].map(|name| (name, 1, 1)));
