@@ -9,7 +9,7 @@ use std::path::Path;
 use guestmnt_protocol::path::GuestPath;
 
 use crate::little_endian::{u16_at, u32_at, u64_at};
-use crate::ntfs::{attributes, mend};
+use crate::ntfs::{attributes, mend, record_number};
 use crate::records::Records;
 use crate::reparse::{self, Absolute, Link, Root, text};
 
@@ -48,9 +48,9 @@ pub fn volume_mounts(node: &Path) -> Vec<VolumeMount> {
         let file = own.iter().find(|entry| {
             name_in(entry.get(KEY..).unwrap_or_default()).as_deref() == Some("$Reparse")
         })?;
-        let links = index(&records, &records.record(number(u64_at(file, 0)?))?, "$R");
+        let links = index(&records, &records.record(record_number(u64_at(file, 0)?))?, "$R");
         let points = links.iter().filter(|entry| u32_at(entry, KEY) == Some(reparse::MOUNT_POINT));
-        let numbers = points.filter_map(|entry| Some(number(u64_at(entry, KEY + 4)?)));
+        let numbers = points.filter_map(|entry| Some(record_number(u64_at(entry, KEY + 4)?)));
         Some(numbers.take(MAX_POINTS).filter_map(|point| mount_at(&records, point)).collect())
     };
     found().unwrap_or_default()
@@ -58,11 +58,6 @@ pub fn volume_mounts(node: &Path) -> Vec<VolumeMount> {
 
 /// Where an index entry's key begins.
 const KEY: usize = 0x10;
-
-/// A record's number in a reference to it, whose upper bits say how often the record was used.
-fn number(reference: u64) -> u64 {
-    reference & 0xffff_ffff_ffff
-}
 
 /// The entries of the index `name` of a file, those of its blocks that are not in use as well:
 /// what an entry says is confirmed by the file that it names.
@@ -133,7 +128,7 @@ fn name_and_parent(record: &[u8]) -> Option<(String, u64)> {
     let names = attributes(record).filter(|attribute| attribute.is(FILE_NAME, &[]));
     let mut names = names.filter_map(|attribute| attribute.value());
     let value = names.find(|value| value.get(0x41).is_some_and(|namespace| *namespace != DOS))?;
-    Some((name_in(value)?, number(u64_at(value, 0)?)))
+    Some((name_in(value)?, record_number(u64_at(value, 0)?)))
 }
 
 /// The volume of a mount point; `None` for a junction.

@@ -112,6 +112,12 @@ pub fn mend(record: &mut [u8], signature: &[u8; 4]) -> Option<()> {
     Some(())
 }
 
+/// A record's number in a reference to it, whose upper bits say how often the record was used.
+#[must_use]
+pub fn record_number(reference: u64) -> u64 {
+    reference & 0xffff_ffff_ffff
+}
+
 /// An attribute of a file, a part of the file's record.
 #[derive(Clone, Copy)]
 pub struct Attribute<'a>(&'a [u8]);

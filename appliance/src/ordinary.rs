@@ -12,7 +12,7 @@
 use guestmnt_protocol::attr::{Attr, Time};
 
 use crate::little_endian::{u16_at, u32_at, u64_at};
-use crate::ntfs::{Attribute, DATA, Geometry, Whole, attributes};
+use crate::ntfs::{Attribute, DATA, Geometry, Whole, attributes, record_number};
 
 /// `$STANDARD_INFORMATION`
 const STANDARD: u32 = 0x10;
@@ -202,12 +202,11 @@ struct FileName<'a> {
 
 impl<'a> FileName<'a> {
     fn read(attribute: Attribute<'a>) -> Option<Self> {
-        const NUMBER: u64 = (1 << 48) - 1;
         const DOS: u8 = 2;
         let value = attribute.value()?;
         let [length, kind] = *value.get(0x40..0x42)? else { return None };
         let name = value.get(0x42..0x42 + 2 * usize::from(length))?;
-        Some(Self { folder: u64_at(value, 0)? & NUMBER, is_for_dos: kind == DOS, name })
+        Some(Self { folder: record_number(u64_at(value, 0)?), is_for_dos: kind == DOS, name })
     }
 }
 

@@ -11,20 +11,15 @@ use guestmnt_appliance::ordinary::{Held, Ordinary};
 /// # Panics
 /// Where what was read is not as promised.
 pub fn run(bytes: &[u8]) {
-    let Some((number, bytes)) = bytes.split_first_chunk() else { return };
-    let Some((folder, bytes)) = bytes.split_first_chunk() else { return };
-    let Some((&length, bytes)) = bytes.split_first() else { return };
-    let Some((name, record)) = bytes.split_at_checked(length.into()) else { return };
-    let (mut record, geometry) = (record.to_vec(), geometry());
+    let Some(mut input) = Input::parse(bytes) else { return };
     // Bytes that cannot be mended are tried as well, since hardly any mutant can.
-    let _ = mend(&mut record, b"FILE");
-    let (number, folder) = (u64::from_le_bytes(*number), u64::from_le_bytes(*folder));
-    let Some(file) = Ordinary::read(&record, number, &geometry, folder, name) else { return };
+    let _ = mend(&mut input.record, b"FILE");
+    let Some(file) = input.ordinary() else { return };
     let size = file.facts.size();
     match file.held {
         Held::Here(bytes) => assert_eq!(bytes.len() as u64, size),
         Held::Stored { start, length } => {
-            assert!(length <= size && start + length <= geometry.volume);
+            assert!(length <= size && start + length <= geometry().volume);
         }
     }
 }
@@ -32,12 +27,31 @@ pub fn run(bytes: &[u8]) {
 /// Whether `bytes` are an ordinary file.
 #[must_use]
 pub fn is_ordinary(bytes: &[u8]) -> bool {
-    let number = u64::from_le_bytes(*bytes.first_chunk().expect("a seed has a number"));
-    let folder = u64::from_le_bytes(*bytes[8..].first_chunk().expect("a seed has a folder"));
-    let (name, record) = bytes[17..].split_at(bytes[16].into());
-    let mut record = record.to_vec();
-    mend(&mut record, b"FILE").is_some()
-        && Ordinary::read(&record, number, &geometry(), folder, name).is_some()
+    Input::parse(bytes).is_some_and(|mut input| {
+        mend(&mut input.record, b"FILE").is_some() && input.ordinary().is_some()
+    })
+}
+
+struct Input<'a> {
+    number: u64,
+    folder: u64,
+    name: &'a [u8],
+    record: Vec<u8>,
+}
+
+impl<'a> Input<'a> {
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let (number, bytes) = bytes.split_first_chunk()?;
+        let (folder, bytes) = bytes.split_first_chunk()?;
+        let (&length, bytes) = bytes.split_first()?;
+        let (name, record) = bytes.split_at_checked(length.into())?;
+        let [number, folder] = [number, folder].map(|bytes| u64::from_le_bytes(*bytes));
+        Some(Self { number, folder, name, record: record.to_vec() })
+    }
+
+    fn ordinary(&self) -> Option<Ordinary<'_>> {
+        Ordinary::read(&self.record, self.number, &geometry(), self.folder, self.name)
+    }
 }
 
 /// A volume of 4 GiB in clusters of 4 KiB.
