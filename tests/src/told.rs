@@ -52,6 +52,8 @@ pub struct Told {
     pub kernel: Tally,
     /// How its reads were answered.
     pub reads: Tally,
+    /// What the kernel was given that it had not asked for.
+    pub ahead: Tally,
     /// Where contents that the guest sent arrived.
     pub landed: Tally,
     /// What the guest was asked.
@@ -69,6 +71,7 @@ impl Told {
         Some(Self {
             kernel: tally("kernel: ")?,
             reads: tally("reads answered: ")?,
+            ahead: tally("given ahead: ")?,
             landed: tally("contents landed: ")?,
             guest: tally("guest: ")?,
         })
@@ -108,7 +111,7 @@ mod tests {
         let said = "\
 guestmnt: something else
 guestmnt: kernel: 3 requests (read 2, lookup 1), 70 bytes; reads answered: 2 requests (guest 2), \
-70 bytes; contents landed: 1 requests (slot 1), 90 bytes
+70 bytes; given ahead: 4 requests (stored 4), 80 bytes; contents landed: 1 requests (slot 1), 90 bytes
 guestmnt: guest: 0 requests (), 0 bytes
 ";
         let tally = |total, kinds: &[(&str, u64)], bytes| {
@@ -118,6 +121,7 @@ guestmnt: guest: 0 requests (), 0 bytes
         let expected = Told {
             kernel: tally(3, &[("read", 2), ("lookup", 1)], 70),
             reads: tally(2, &[("guest", 2)], 70),
+            ahead: tally(4, &[("stored", 4)], 80),
             landed: tally(1, &[("slot", 1)], 90),
             guest: Tally::default(),
         };

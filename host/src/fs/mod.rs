@@ -7,6 +7,7 @@
 //! here knows that the guest is a VM.
 
 mod batches;
+mod buffers;
 pub mod changes;
 mod cursors;
 mod directory;
@@ -19,10 +20,12 @@ mod new_folders;
 pub mod nodes;
 mod open_nodes;
 pub mod operations;
+mod page_cache;
 mod read_ahead;
 mod reads;
 mod recent;
 mod runs;
+mod sequence;
 mod small_files;
 pub mod stats;
 mod symlinks;
@@ -50,6 +53,7 @@ use log::{Level, log_enabled, trace};
 pub use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
 use self::operations::{Found, Noted, Operations};
+pub use self::page_cache::PageCache;
 use self::stats::{Asked, Stats};
 use self::view::{Targets, View};
 use crate::counts::Kind;
@@ -105,6 +109,12 @@ impl GuestFs {
     #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.operations.stats
+    }
+
+    /// The kernel's page cache, which can be filled once it is connected.
+    #[must_use]
+    pub fn page_cache(&self) -> &Arc<PageCache> {
+        &self.operations.page_cache
     }
 
     /// Tells the kernel what it may do, given what it is shown of links.
@@ -247,8 +257,9 @@ impl Filesystem for GuestFs {
         });
         if let (Err(errno), Some(reply)) = (result, reply) {
             note(&Err(errno));
-            reply.error(fuse(errno));
+            return reply.error(fuse(errno));
         }
+        self.operations.store_ahead(NodeId(ino.0), offset, size);
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -166,6 +166,15 @@ impl Nodes {
         Ok(id)
     }
 
+    /// Counts one more look-up of a node, so that its number is no other file's until that is taken
+    /// back. False for an unknown node.
+    #[must_use]
+    pub fn hold(&self, id: NodeId) -> bool {
+        let mut table = self.write();
+        let node = table.nodes.get_mut(&id);
+        node.map(|node| node.lookups += 1).is_some()
+    }
+
     /// Keeps a symbolic link's target for as long as the kernel knows the link.
     pub fn keep_target(&self, id: NodeId, target: &LinkTarget) {
         if let Some(node) = self.write().nodes.get_mut(&id)

@@ -12,11 +12,13 @@ use guestmnt_protocol::xattr::XattrName;
 use nix::errno::Errno;
 
 use super::Shows;
+use super::buffers::Buffers;
 use super::cursors::Cursors;
 use super::directory::Line;
 use super::folders::Folders;
 use super::layouts::{Disks, Layouts};
 use super::nodes::{Entry, NodeId, Nodes, ROOT, natural_id};
+use super::page_cache::PageCache;
 use super::read_ahead::ReadAhead;
 use super::stats::Stats;
 use super::symlinks;
@@ -46,12 +48,15 @@ pub struct Operations {
     pub nodes: Nodes,
     /// What is counted.
     pub stats: Arc<Stats>,
+    pub(super) page_cache: Arc<PageCache>,
     pub(super) guest: Arc<Guest>,
     /// What is kept on this side to spare the guest requests; `None` where files can change: then
     /// the kernel alone keeps something, which knows of each change.
     pub(super) kept: Option<Kept>,
     view: View,
     cursors: Cursors,
+    /// What contents are read into here.
+    pub(super) buffers: Buffers,
 }
 
 pub(super) struct Kept {
@@ -85,9 +90,11 @@ impl Operations {
             nodes: Nodes::with_names(),
             stats: Arc::new(Stats::of(&guest)),
             kept: None,
+            page_cache: Arc::default(),
             guest,
             view,
             cursors: Cursors::default(),
+            buffers: Buffers::default(),
         }
     }
 
@@ -159,6 +166,7 @@ impl Operations {
         for gone in self.nodes.forget(id, count) {
             if let Some(kept) = &self.kept {
                 kept.read_ahead.forget(gone);
+                self.page_cache.forget(gone);
                 kept.layouts.forget(gone);
             }
         }

@@ -19,6 +19,7 @@ use log::debug;
 use nix::errno::Errno;
 
 use super::nodes::NodeId;
+use super::sequence::Sequence;
 use crate::guest::{Guest, Piece};
 
 /// Bytes of a piece.
@@ -32,9 +33,6 @@ const AHEAD: u64 = 3 * PIECE;
 
 /// Bytes read in sequence before anything is fetched.
 const MIN_RUN: u64 = 256 << 10;
-
-/// The kernel has several requests of one reader on their way, and they overtake each other.
-const DISORDER: u64 = 512 << 10;
 
 /// What pieces begin at multiples of, which reading past the guest's page cache takes.
 const ALIGNMENT: u64 = 4096;
@@ -71,12 +69,7 @@ struct State {
 /// A file that is being read.
 struct Run {
     node: NodeId,
-    /// The first byte asked for.
-    begin: u64,
-    /// Behind the furthest byte asked for.
-    next: u64,
-    /// Bytes asked for in sequence so far.
-    length: u64,
+    sequence: Sequence,
     /// Behind the last byte that was or will be fetched ahead.
     ahead: u64,
     /// A piece showed that the file ends before `ahead`.
@@ -219,17 +212,12 @@ impl State {
             Some(index) => self.runs.remove(index),
             None => Run::at(node, offset),
         };
-        let end = offset.saturating_add(size);
-        let nearby = offset <= run.next.saturating_add(DISORDER)
-            && run.next <= offset.saturating_add(DISORDER);
-        let dense = run.next - run.begin <= run.length.saturating_mul(2).saturating_add(DISORDER);
-        if !(nearby && dense) {
-            run = Run::at(node, offset);
+        if !run.sequence.note(offset, size, 0) {
+            (run.ahead, run.ended) = (0, false);
         }
-        run.length += end.saturating_sub(run.next).min(size);
-        run.next = run.next.max(end);
-        let start = run.ahead.max(run.next.next_multiple_of(ALIGNMENT));
-        let worth = run.length >= MIN_RUN && !run.ended && start < run.next + AHEAD;
+        let Sequence { next, length, .. } = run.sequence;
+        let start = run.ahead.max(next.next_multiple_of(ALIGNMENT));
+        let worth = length >= MIN_RUN && !run.ended && start < next + AHEAD;
         if self.runs.len() == MAX_RUNS {
             self.runs.remove(0);
         }
@@ -241,7 +229,7 @@ impl State {
     fn want(&mut self, node: NodeId, path: GuestPath, mut start: u64) -> bool {
         let Some(run) = self.runs.iter_mut().find(|run| run.node == node) else { return false };
         let mut wanted = false;
-        while start < run.next + AHEAD {
+        while start < run.sequence.next + AHEAD {
             if self.pieces.len() == MAX_PIECES {
                 // The oldest that somebody has not read to its end; he will not any more.
                 let Some(idle) = self.pieces.iter().position(Ahead::is_idle) else { break };
@@ -316,7 +304,7 @@ impl State {
 
 impl Run {
     fn at(node: NodeId, offset: u64) -> Self {
-        Self { node, begin: offset, next: offset, length: 0, ahead: 0, ended: false }
+        Self { node, sequence: Sequence::at(offset), ahead: 0, ended: false }
     }
 }
 

@@ -4,8 +4,6 @@
 //! for good what is behind it. So they are given only where the file's size says the same; the rest of
 //! a short answer is asked for, once.
 
-use std::cell::RefCell;
-
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use log::debug;
 use nix::errno::Errno;
@@ -13,11 +11,6 @@ use nix::errno::Errno;
 use super::nodes::{Entry, NodeId};
 use super::operations::{Kept, Operations};
 use super::stats::Way;
-
-thread_local! {
-    /// What a thread reads into. It grows to the largest request and is used again.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Bytes of a file that are asked for.
 struct Asked {
@@ -47,7 +40,7 @@ impl Operations {
         let entry = self.nodes.entry(id);
         let there = entry.as_ref().map_or(0, |entry| within(entry.size, offset, size));
         let asked = Asked { node: id, offset, size, there };
-        BUFFER.with_borrow_mut(|buffer| match self.read_here(kept, entry, &asked, buffer) {
+        self.buffers.with(|buffer| match self.read_here(kept, entry, &asked, buffer) {
             Some(way) => {
                 self.stats.ways.request(way);
                 self.stats.ways.bytes(buffer.len());

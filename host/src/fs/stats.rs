@@ -78,12 +78,22 @@ kinds! {
     }
 }
 
+kinds! {
+    /// How the kernel gets contents that it did not ask for.
+    Ahead {
+        /// Put into its page cache.
+        Stored = "stored",
+    }
+}
+
 /// What was counted of a mount.
 pub struct Stats {
     /// What the kernel asked.
     pub asked: Counts<Asked>,
     /// How its reads were answered.
     pub ways: Counts<Way>,
+    /// What the kernel was given ahead of its requests.
+    pub ahead: Counts<Ahead>,
     /// Where contents arrived that the guest sent, one file's at a time.
     pub landed: Arc<Counts<Landing>>,
 }
@@ -93,13 +103,14 @@ impl Stats {
     #[must_use]
     pub fn of(guest: &Guest) -> Self {
         let landed = Arc::clone(guest.landed());
-        Self { asked: Counts::default(), ways: Counts::default(), landed }
+        Self { asked: Counts::default(), ways: Counts::default(), ahead: Counts::default(), landed }
     }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { asked, ways, landed } = self;
-        write!(f, "kernel: {asked}; reads answered: {ways}; contents landed: {landed}")
+        let Self { asked, ways, ahead, landed } = self;
+        write!(f, "kernel: {asked}; reads answered: {ways}; given ahead: {ahead}; ")?;
+        write!(f, "contents landed: {landed}")
     }
 }

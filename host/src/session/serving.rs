@@ -18,7 +18,7 @@ use crate::disk::DiskReader;
 use crate::fs::changes::Changes;
 use crate::fs::stats::Stats;
 use crate::fs::writable::WritableFs;
-use crate::fs::{GuestFs, Shows};
+use crate::fs::{GuestFs, PageCache, Shows};
 use crate::guest::Guest;
 use crate::vm::confinement::confine_thread;
 
@@ -66,12 +66,13 @@ impl Serving {
         let (stats, changes, ended) = match files {
             Files::ReadOnly { disks, shows } => {
                 let fs = GuestFs::new(guest, disks, shows, options.view);
-                (Arc::clone(fs.stats()), None, run(fs, device, config)?)
+                let page_cache = Arc::clone(fs.page_cache());
+                (Arc::clone(fs.stats()), None, run(fs, device, config, Some(page_cache))?)
             }
             Files::Writable(names) => {
                 let fs = WritableFs::new(guest, options.view, names);
                 let changes = Some(Arc::clone(fs.changes()));
-                (Arc::clone(fs.stats()), changes, run(fs, device, config)?)
+                (Arc::clone(fs.stats()), changes, run(fs, device, config, None)?)
             }
         };
         Ok(Self { mount, ended, stats, changes })
@@ -105,14 +106,20 @@ impl Serving {
     }
 }
 
-/// Runs the FUSE threads. The descriptor's other end closes when the last of them has ended.
+/// Runs the FUSE threads, which fill the kernel's page cache if they are to. The descriptor's other end
+/// closes when the last of them has ended.
 fn run<F: Filesystem + 'static>(
     fs: F,
     device: OwnedFd,
     config: fuser::Config,
+    page_cache: Option<Arc<PageCache>>,
 ) -> Result<OwnedFd, SessionError> {
+    let threads = config.n_threads.unwrap_or(1);
     let fuse = FuseSession::from_fd(fs, device, config.acl, config)
         .map_err(|error| SessionError::Io("open a FUSE session", error))?;
+    if let Some(page_cache) = page_cache {
+        page_cache.connect(fuse.notifier(), threads);
+    }
     start_threads(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))
 }
 
