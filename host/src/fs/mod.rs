@@ -9,6 +9,7 @@
 mod batches;
 mod buffers;
 pub mod changes;
+mod crew;
 mod cursors;
 mod directory;
 mod folders;
@@ -50,6 +51,7 @@ use guestmnt_protocol::message::StatFs;
 use guestmnt_protocol::path::Printable;
 use log::{Level, log_enabled, trace};
 
+use self::crew::Crew;
 pub use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
 use self::operations::{Found, Noted, Operations};
@@ -84,6 +86,7 @@ pub enum Shows {
 /// The mounted filesystem.
 pub struct GuestFs {
     operations: Arc<Operations>,
+    crew: Crew,
     /// Whether the kernel has to ask before it opens a directory: it cannot take ENOSYS for an
     /// answer before Linux 5.1.
     opens_directories: bool,
@@ -92,8 +95,8 @@ pub struct GuestFs {
 }
 
 impl GuestFs {
-    /// The files of `guest`, shown as `view` says. Those of `disks` that this process can read need
-    /// not go through the guest.
+    /// The files of `guest`, shown as `view` says, by a thread for each of its lanes. Those of `disks`
+    /// that this process can read need not go through the guest.
     #[must_use]
     pub fn new(
         guest: Arc<Guest>,
@@ -101,8 +104,9 @@ impl GuestFs {
         shows: Shows,
         view: View,
     ) -> Self {
+        let crew = Crew::of(guest.lanes());
         let operations = Arc::new(Operations::new(guest, disks, shows, view));
-        Self { operations, opens_directories: true, lifetime: FOR_EVER }
+        Self { operations, crew, opens_directories: true, lifetime: FOR_EVER }
     }
 
     /// What is counted.
@@ -260,6 +264,7 @@ impl Filesystem for GuestFs {
             return reply.error(fuse(errno));
         }
         self.operations.store_ahead(NodeId(ino.0), offset, size);
+        self.crew.rest(started);
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

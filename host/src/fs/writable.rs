@@ -26,6 +26,7 @@ use guestmnt_protocol::path::LinkTarget;
 use nix::errno::Errno;
 
 use super::changes::Changes;
+use super::crew::Crew;
 use super::nodes::NodeId;
 use super::operations::Operations;
 use super::stats::{Asked, Stats};
@@ -46,6 +47,7 @@ impl WritableFs {
     /// belong to whom `view` shows as the owner of all, else to root.
     #[must_use]
     pub fn new(guest: Arc<Guest>, view: View, names: NameMatching) -> Self {
+        let crew = Crew::of(guest.lanes());
         let operations = Arc::new(Operations::changing(Arc::clone(&guest), view));
         let owner = Owner { uid: view.uid, gid: view.gid };
         let changes = Arc::new(Changes::new(guest, Arc::clone(&operations), owner, names));
@@ -53,7 +55,7 @@ impl WritableFs {
             NameMatching::Exact => FOR_EVER,
             NameMatching::Loose => Duration::ZERO,
         };
-        let reading = GuestFs { operations, opens_directories: true, lifetime };
+        let reading = GuestFs { operations, crew, opens_directories: true, lifetime };
         Self { reading, changes, names, targets: view.targets }
     }
 
