@@ -10,8 +10,10 @@ use nix::errno::Errno;
 
 use guestmnt_protocol::VERSION;
 use guestmnt_protocol::batch::Plain;
-use guestmnt_protocol::limits::MAX_PAYLOAD;
-use guestmnt_protocol::message::{Answer, Failure, MountRequest, MountedAs, Outcome, Request};
+use guestmnt_protocol::limits::{MAX_PAYLOAD, MAX_SAMPLE};
+use guestmnt_protocol::message::{
+    Answer, Failure, Layout, MountRequest, MountedAs, Outcome, Request,
+};
 use guestmnt_protocol::path::{EntryName, GuestPath};
 
 use crate::attempt::Writing;
@@ -136,14 +138,15 @@ impl Guest {
             Request::ReadXattrs { folder, files } => self.on_files(|tree| {
                 tree.read_xattrs(folder, files, payload).map(|()| Answer::Payload)
             }),
-            Request::Layout { path, from } => self.on_files(|tree| {
-                // A guest over a folder has no disks that the host could read.
-                let machine = self.machine.as_ref().ok_or(Errno::EOPNOTSUPP)?;
-                let layout = match tree.block(path)? {
-                    Some(block) => block.layout(&machine.disks),
-                    None => machine.layout(tree.regular_file(path)?.file(), *from),
-                };
-                layout.map(Answer::Layout)
+            Request::Layout { path, from } => {
+                self.on_files(|tree| self.layout(tree, path, *from).map(Answer::Layout))
+            }
+            Request::SampledLayout { path, offset } => self.on_files(|tree| {
+                let layout = self.layout(tree, path, 0)?;
+                let mut sample = vec![0; MAX_SAMPLE];
+                let count = tree.read(path, *offset, &mut sample)?;
+                sample.truncate(count);
+                Ok(Answer::SampledLayout { layout, sample })
             }),
         }
     }
@@ -227,6 +230,15 @@ impl Guest {
             payload.truncate(count);
             Ok(Answer::Payload)
         })
+    }
+
+    fn layout(&self, tree: &Tree, path: &GuestPath, from: u64) -> nix::Result<Layout> {
+        // A guest over a folder has no disks that the host could read.
+        let machine = self.machine.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        match tree.block(path)? {
+            Some(block) => block.layout(&machine.disks),
+            None => machine.layout(tree.regular_file(path)?.file(), from),
+        }
     }
 
     /// Runs a request on files. Before a root is mounted there are none: `ENODEV`.

@@ -71,4 +71,5 @@ mod tree;
 mod uevent;
 mod volumes;
 mod windows_links;
+mod write_counts;
 mod xattrs;

@@ -102,6 +102,7 @@ impl Machine {
         // The clock is read without the kernel, from a page that has to be mapped first.
         let _ = SystemTime::now();
         let _ = self.random();
+        self.disks.prepare();
         if let Err(errno) = mlockall(MlockAllFlags::MCL_CURRENT) {
             kmsg::warn(format_args!("cannot lock the daemon's memory: {}", errno.desc()));
         }

@@ -46,10 +46,24 @@ pub fn open_directory(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd
 /// else.
 pub fn open_regular(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> {
     // Opening by path could open a device or a FIFO, and notice afterwards. So the file is named
-    // first, its type looked at, and then exactly this file is opened.
+    // first, and its type looked at.
     let located = locate(root, path)?;
     check_regular(located.as_fd())?;
-    open(proc_path(located.as_fd()).as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+    // The way by /proc is sure to lead to exactly this file, and three times as long.
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    match open_below(root, path, flags) {
+        Ok(file) if is_same(file.as_fd(), located.as_fd()) => Ok(file),
+        _ => {
+            let path = proc_path(located.as_fd());
+            open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        }
+    }
+}
+
+/// Whether two descriptors are of the same file.
+fn is_same(one: BorrowedFd, other: BorrowedFd) -> bool {
+    let identity = |file| attributes(file).map(|stat| (stat.st_dev, stat.st_ino));
+    identity(one).is_ok_and(|one| identity(other) == Ok(one))
 }
 
 /// Opens a block device for reading, by a node that the daemon made.

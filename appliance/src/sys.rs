@@ -243,6 +243,28 @@ pub fn read_partition_table(disk: BorrowedFd) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// Where a partition begins on its disk, in sectors of 512 bytes; 0 for a whole disk.
+///
+/// # Errors
+/// As ioctl(2) with `HDIO_GETGEO`: `ENOTTY` for a device that is neither.
+pub fn first_sector(device: BorrowedFd) -> nix::Result<u64> {
+    /// `struct hd_geometry`
+    #[derive(Default)]
+    #[repr(C)]
+    struct Geometry {
+        heads: u8,
+        sectors: u8,
+        cylinders: u16,
+        start: libc::c_ulong,
+    }
+    const HDIO_GETGEO: libc::c_ulong = 0x0301;
+    let mut geometry = Geometry::default();
+    // SAFETY: the kernel writes one of these, for which there is room.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), HDIO_GETGEO, &raw mut geometry) };
+    Errno::result(done)?;
+    Ok(geometry.start)
+}
+
 /// The number of a loop device that is free, made if need be. `control` is `/dev/loop-control`.
 ///
 /// # Errors

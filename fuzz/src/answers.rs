@@ -20,7 +20,7 @@ use guestmnt_protocol::VERSION;
 use guestmnt_protocol::batch::{Numbered, Plain, Wanted};
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{self, HEADER_LEN, Header, Place};
-use guestmnt_protocol::limits::{MAX_LINK, MAX_XATTR};
+use guestmnt_protocol::limits::{MAX_LINK, MAX_RUNS, MAX_SAMPLE, MAX_XATTR};
 use guestmnt_protocol::message::{Answer, Dirty, MountRequest, Outcome};
 use guestmnt_protocol::path::{EntryName, GuestPath};
 use guestmnt_protocol::volume::Mountable;
@@ -133,6 +133,9 @@ impl Kernel {
                 if let Ok(layout) = self.guest.layout(GuestPath::root(), 0) {
                     let apart = layout.runs.is_sorted_by(|a, b| a.at + a.length <= b.at);
                     assert!(apart && layout.runs.iter().all(|run| run.length > 0));
+                }
+                if let Ok((layout, sample)) = self.guest.sampled_layout(GuestPath::root(), 0) {
+                    assert!(layout.runs.len() <= MAX_RUNS && sample.len() <= MAX_SAMPLE);
                 }
             }
             14 => self.read_files(),

@@ -135,6 +135,7 @@ fn requests() -> Vec<(&'static str, Request, &'static [u8])> {
         ),
         ("read-xattrs", Request::ReadXattrs { folder: path("/"), files: vec![numbered("file")] }),
         ("layout", Request::Layout { path: path("/file"), from: 0 }),
+        ("sampled-layout", Request::SampledLayout { path: path("/file"), offset: 1 }),
         (
             "unlock",
             Request::Unlock { volume: device, key: Secret::try_from(b"key".to_vec()).unwrap() },
@@ -227,7 +228,8 @@ fn answers() -> Vec<(&'static str, u8, Outcome, Vec<u8>)> {
         ("list-xattr", 9, Ok(Answer::Payload), b"user.name\0".to_vec()),
         ("seek", 10, Ok(Answer::Offset(9)), vec![]),
         ("volumes", 11, Ok(Answer::Volumes(vec![])), vec![]),
-        ("layout", 13, Ok(Answer::Layout(layout)), vec![]),
+        ("layout", 13, Ok(Answer::Layout(layout.clone())), vec![]),
+        ("sampled", 13, Ok(Answer::SampledLayout { layout, sample: b"one".to_vec() }), vec![]),
         ("read-files", 14, Ok(Answer::Payload), [outcomes_page(), b"one".to_vec()].concat()),
         ("failure", 15, Err(failure), vec![]),
         ("done", 15, Ok(Answer::Done), vec![]),
@@ -284,7 +286,7 @@ fn of_wire() -> Vec<(&'static str, Vec<Seed>)> {
 
 #[test]
 fn seeds_of_the_wire_are_what_the_protocol_writes() {
-    assert_eq!(VERSION, 5, "write the seeds anew: UPDATE_SEEDS=1");
+    assert_eq!(VERSION, 6, "write the seeds anew: UPDATE_SEEDS=1");
     for (target, mut made) in of_wire() {
         if std::env::var_os("UPDATE_SEEDS").is_some() {
             fs::create_dir_all(folder(target)).unwrap();

@@ -118,9 +118,11 @@ fn said(request: &Request, files: Files) -> (Outcome, Vec<u8>) {
             }
             (Ok(Answer::Payload), page)
         }
-        Request::Layout { .. } if files == Files::Disk => {
+        Request::SampledLayout { offset, .. } if files == Files::Disk => {
             let runs = vec![Run { at: 0, length: STORED, stored: 0 }];
-            (Ok(Answer::Layout(Layout { disk: 0, size: STORED, end: STORED, runs })), Vec::new())
+            let layout = Layout { disk: 0, size: STORED, end: STORED, runs };
+            let sample = bytes(*offset, SMALL);
+            (Ok(Answer::SampledLayout { layout, sample }), Vec::new())
         }
         _ => (Err(Failure::new(95)), Vec::new()),
     }

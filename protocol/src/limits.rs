@@ -10,6 +10,9 @@ pub const MAX_PAYLOAD: usize = 1024 * 1024;
 /// Slots of bulk memory, each of [`MAX_PAYLOAD`] bytes.
 pub const SLOTS: usize = 16;
 
+/// Bytes of a file that come with its layout.
+pub const MAX_SAMPLE: usize = 4096;
+
 /// Runs of one [`crate::message::Layout`].
 pub const MAX_RUNS: usize = 256;
 

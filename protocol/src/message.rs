@@ -155,6 +155,14 @@ pub enum Request {
     /// A symbolic link's target as the image has it, where [`Request::ReadLink`] tells where it leads
     /// in the tree: a link of Windows names a drive or volume. Answer: [`Answer::Payload`].
     StoredTarget(GuestPath),
+    /// As [`Request::Layout`] from the first byte on, with some bytes by which it can be tried. Answer:
+    /// [`Answer::SampledLayout`].
+    SampledLayout {
+        /// The file.
+        path: GuestPath,
+        /// The first of these bytes.
+        offset: u64,
+    },
 }
 
 /// What to do with a filesystem whose last user did not unmount it, and that has no journal for
@@ -253,6 +261,15 @@ pub enum Answer {
     /// In the place of [`Answer::Done`] and [`Answer::Mounted`] where a filesystem was mounted, but
     /// not as it should be; with what is to be said of it, one sentence each.
     Remarked(Option<MountedAs>, Vec<String>),
+    /// Where a file's bytes are, and some of them.
+    SampledLayout {
+        /// Where they are.
+        layout: Layout,
+        /// What the guest reads from the wanted byte on: [`crate::limits::MAX_SAMPLE`] bytes, fewer
+        /// only at the file's end.
+        #[serde(with = "serde_bytes")]
+        sample: Vec<u8>,
+    },
 }
 
 /// What is on the disks, and what it is made of.

@@ -124,6 +124,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         (Request::Blocks, vec![20]),
         (Request::Inspect, vec![21]),
         (Request::Folders(vec![name("a"), name("bc")]), b"\x16\x02\x01a\x02bc".to_vec()),
+        (Request::SampledLayout { path: path("/f"), offset: 300 }, vec![27, 1, b'f', 0xac, 2]),
     ]
 }
 

@@ -20,7 +20,7 @@ use guestmnt_protocol::change::{
     Access, EntryPath, Existing, FileAt, HeldFile, NewAttributes, NewNode, Owner, Synced,
 };
 use guestmnt_protocol::frame::{self, HEADER_LEN, Place};
-use guestmnt_protocol::limits::{MAX_LINK, MAX_NAME, MAX_PAYLOAD, MAX_RUNS, MAX_XATTR};
+use guestmnt_protocol::limits::{MAX_LINK, MAX_NAME, MAX_PAYLOAD, MAX_RUNS, MAX_SAMPLE, MAX_XATTR};
 use guestmnt_protocol::message::{
     Answer, Dirty, Extent, Failure, Layout, Listing, MountRequest, MountedAs, NameMatching,
     Outcome, Request, Run, StatFs,
@@ -62,6 +62,7 @@ fn ask(kind: Asked, guest: &Guest) -> Result<String, Errno> {
             guest.read_files(file, Plain::Places, wanted.into(), take).map(|()| shown(&files))
         }
         Asked::Layout => guest.layout(file, 0).map(|layout| shown(&layout)),
+        Asked::SampledLayout => guest.sampled_layout(file, 0).map(|sampled| shown(&sampled)),
         Asked::Seek => guest.seek(file, 9, Extent::Data).map(|found| shown(&found)),
         Asked::ListXattr => guest.list_xattr(file).map(|names| shown(&names)),
         Asked::GetXattr => guest.get_xattr(file, b"user.a").map(|value| shown(&value)),
@@ -117,6 +118,7 @@ fn honest(kind: Asked, number: u8) -> (Outcome, Vec<u8>) {
             payload(page)
         }
         Asked::Layout => (Ok(Answer::Layout(layout(&[run(0, 4, wide)]))), Vec::new()),
+        Asked::SampledLayout => (Ok(sampled(&[run(0, 4, wide)], usize::from(number))), Vec::new()),
         Asked::Seek => (Ok(Answer::Offset(9 + wide)), Vec::new()),
         Asked::ListXattr => payload(vec![b'a' + number, 0]),
         Asked::ReadXattrs => {
@@ -160,6 +162,10 @@ fn run(at: u64, length: u64, stored: u64) -> Run {
 
 fn layout(runs: &[Run]) -> Layout {
     Layout { disk: 0, size: 4, end: 4, runs: runs.to_vec() }
+}
+
+fn sampled(runs: &[Run], bytes: usize) -> Answer {
+    Answer::SampledLayout { layout: layout(runs), sample: vec![7; bytes] }
 }
 
 /// How an answer is spoilt.
@@ -369,6 +375,11 @@ fn lies(kind: Asked) -> Vec<(&'static str, Outcome, Vec<u8>)> {
             body("a run beyond 2^63", Answer::Layout(layout(&[run(0, 4, i64::MAX as u64)]))),
             body("a run that wraps", Answer::Layout(layout(&[run(u64::MAX, 4, 0)]))),
             body("too many", Answer::Layout(layout(&[run(0, 1, 0); MAX_RUNS + 1]))),
+        ],
+        Asked::SampledLayout => vec![
+            body("runs out of order", sampled(&[run(4, 4, 0), run(0, 4, 8)], 4)),
+            body("too many runs", sampled(&[run(0, 1, 0); MAX_RUNS + 1], 4)),
+            body("a byte more", sampled(&[run(0, 4, 0)], MAX_SAMPLE + 1)),
         ],
         Asked::Seek => vec![
             body("before the place", Answer::Offset(8)),

@@ -12,6 +12,7 @@ use guestmnt::fs::operations::Operations;
 use guestmnt::fs::view::View;
 use guestmnt::image::{Disk, Format, OpenOptions};
 use guestmnt_protocol::batch::{self, Outcome as File, Plain, Stored};
+use guestmnt_protocol::limits::MAX_SAMPLE;
 use guestmnt_protocol::message::{Answer, Layout, Outcome, Request, Run};
 use guestmnt_tests::worlds::scripted::{answer, at_once, guest_of};
 use guestmnt_tests::worlds::scripted_files::{Files, REQUEST, list, node, read_at, read_whole};
@@ -79,8 +80,14 @@ fn shown(
 
 /// The layout of `/f` that the guest tells.
 fn told(layout: Layout, leading_zeros: u64) -> Shown {
-    shown(files(leading_zeros), move |request| match request {
+    let files = files(leading_zeros);
+    shown(files.clone(), move |request| match request {
         Request::Layout { .. } => Some((Ok(Answer::Layout(layout.clone())), Vec::new())),
+        Request::SampledLayout { offset, .. } => {
+            let sample = files.bytes("/f", *offset, MAX_SAMPLE as u64);
+            let layout = layout.clone();
+            Some((Ok(Answer::SampledLayout { layout, sample }), Vec::new()))
+        }
         _ => None,
     })
 }
@@ -105,7 +112,7 @@ fn is_right(shown: &Shown) -> bool {
 fn a_layout_that_is_right_spares_the_guest() {
     let shown = told(layout(&[(0, SIZE, PLACE)]), 0);
     assert!(is_right(&shown));
-    assert_eq!(shown.reads.load(Ordering::Relaxed), 1);
+    assert_eq!(shown.reads.load(Ordering::Relaxed), 0);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::pool::Awaited;
 use super::{Files, Shared, Trouble};
+use crate::fs::layouts::Asked;
 use crate::fs::nodes::NodeId;
 use crate::guest::Piece;
 
@@ -190,16 +191,11 @@ impl Reading<'_> {
         let end = stretch.at + stretch.length;
         let mut at = stretch.at;
         let mut buffer = Vec::new();
-        // Where a file's bytes are is asked for when it is read for the second time, as most are
-        // read once; one of several pieces will be.
-        if stretch.length > PIECE {
-            let _ = self.past_the_vm(at, PIECE, &mut buffer);
-        }
         let mut under_way: VecDeque<(u64, Awaited<Result<Piece, Errno>>)> = VecDeque::new();
         let mut asked = at;
         while at < end {
             let size = PIECE.min(end - at);
-            if under_way.is_empty() && self.past_the_vm(at, size, &mut buffer) {
+            if under_way.is_empty() && self.past_the_vm(at, size, end, &mut buffer) {
                 if buffer.len() as u64 != size {
                     return Err(Errno::EIO.into());
                 }
@@ -224,9 +220,13 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn past_the_vm(&self, at: u64, size: u64, buffer: &mut Vec<u8>) -> bool {
+    /// Replaces `buffer` by `size` bytes from `at` on of a stretch up to `end`, unless the guest has to
+    /// read them.
+    fn past_the_vm(&self, at: u64, size: u64, end: u64, buffer: &mut Vec<u8>) -> bool {
         let path = || Ok(self.path.clone());
-        self.files.shared.layouts.read(self.node, path, at, piece(size), buffer)
+        let (node, goes_on) = (self.node, at + size < end);
+        let asked = Asked { node, volume: None, offset: at, size: piece(size), goes_on };
+        self.files.shared.layouts.read(&asked, path, buffer)
     }
 
     fn ask(&self, at: u64, size: u64) -> Awaited<Result<Piece, Errno>> {

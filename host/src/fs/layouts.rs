@@ -4,14 +4,15 @@
 //! more than one piece is asked for is read here, at the speed of the host, and the guest only
 //! computes what takes a filesystem to compute.
 //!
-//! A layout is believed once it was seen to be right: what it gives for one request must be what
-//! the guest gave, and no bytes that are found in many places, as zeros are. A hostile guest can
-//! point anywhere on its disks; those are bytes of the same image, which it could have sent itself.
+//! A layout is believed once it was seen to be right: it must give what the guest reads in one place,
+//! and no bytes that are found in many places, as zeros are. A hostile guest can point anywhere on its
+//! disks; those are bytes of the same image, which it could have sent itself.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use guestmnt_protocol::limits::MAX_PAYLOAD;
+use guestmnt_protocol::limits::{MAX_PAYLOAD, MAX_SAMPLE};
 use guestmnt_protocol::message::{Extent, Layout};
 use guestmnt_protocol::path::GuestPath;
 use log::{debug, warn};
@@ -24,9 +25,6 @@ use crate::guest::Guest;
 
 /// Files of which something is kept: the latest.
 const MAX_FILES: usize = 256;
-
-/// Bytes kept of the first that are read of a file, to try its layout by.
-const TRIED: usize = 4096;
 
 /// Runs kept of all files, 24 bytes each. A file in more pieces is read by the guest.
 const MAX_RUNS_KEPT: usize = 1 << 18;
@@ -42,7 +40,23 @@ pub struct Layouts {
     disks: Disks,
     /// The latest last.
     files: Mutex<Vec<(NodeId, Known)>>,
+    /// Volumes of which the guest would not say where a file is.
+    refused: Mutex<BTreeSet<u16>>,
     asking: Asking,
+}
+
+/// Bytes of a file that are asked for.
+pub struct Asked {
+    /// The file.
+    pub node: NodeId,
+    /// The volume that it is on, where that is known.
+    pub volume: Option<u16>,
+    /// The first of them.
+    pub offset: u64,
+    /// How many they are.
+    pub size: u32,
+    /// Whether it has more behind them.
+    pub goes_on: bool,
 }
 
 /// What is known of a file.
@@ -93,29 +107,30 @@ impl Layouts {
     /// Of the files of `guest`, whose disks are `disks`.
     #[must_use]
     pub fn of(guest: Arc<Guest>, disks: Disks) -> Self {
-        Self { guest, disks, files: Mutex::default(), asking: Asking::default() }
+        let (files, refused) = (Mutex::default(), Mutex::default());
+        Self { guest, disks, files, refused, asking: Asking::default() }
     }
 
-    /// Replaces `buffer` by up to `size` bytes at `offset` of the file `node`, fewer only at its
-    /// end. False where the guest has to read them; `buffer` holds nothing of use then.
+    /// Replaces `buffer` by what is asked for of a file, by fewer bytes only at its end. False where
+    /// the guest has to read them; `buffer` holds nothing of use then.
     pub fn read(
         &self,
-        node: NodeId,
+        asked: &Asked,
         path: impl Fn() -> Result<GuestPath, Errno>,
-        offset: u64,
-        size: u32,
         buffer: &mut Vec<u8>,
     ) -> bool {
         if self.disks.iter().all(Option::is_none) {
             return false;
         }
+        let &Asked { node, volume, offset, size, goes_on } = asked;
         let size = (size as usize).min(MAX_PAYLOAD);
         let end = offset.saturating_add(size as u64);
-        let layout = match self.known(node) {
+        let is_large = goes_on && volume.is_none_or(|volume| !self.refused().contains(&volume));
+        let layout = match self.known(node, is_large) {
             Known::Guest | Known::Untold => return false,
             Known::Here(layout) if reaches(&layout, end) => layout,
             Known::Here(_) | Known::ReadOnce(_) => {
-                match self.learnt(node, &path, offset, size, end) {
+                match self.learnt(node, volume, &path, offset, end) {
                     Learnt::Here(layout) => layout,
                     Learnt::Untold(_) => return false,
                     Learnt::Guest => return self.leave_to_guest(node),
@@ -152,24 +167,37 @@ impl Layouts {
     }
 
     /// The layout of the file `node` up to byte `end`, by asking the guest unless somebody else has
-    /// done so by then. It is tried by the `size` bytes at `offset` where nothing was read yet.
+    /// done so by then. It is tried by what is at `offset` where nothing was read yet.
     fn learnt(
         &self,
         node: NodeId,
+        volume: Option<u16>,
         path: &impl Fn() -> Result<GuestPath, Errno>,
         offset: u64,
-        size: usize,
         end: u64,
     ) -> Learnt {
         let _alone = self.asking.alone(node);
-        let layout = match self.known(node) {
+        let layout = match self.known(node, true) {
             Known::Guest => return Learnt::Guest,
             Known::Here(layout) if reaches(&layout, end) => return Learnt::Here(layout),
             Known::Here(layout) => self.extended(&layout, path, end),
-            Known::ReadOnce(Some(sample)) => self.tried(path, &sample, end),
+            Known::ReadOnce(Some(sample)) => {
+                let layout = path().and_then(|path| self.guest.layout(path, 0));
+                layout.ok().and_then(|layout| self.tried(&layout, path, &sample, end))
+            }
             Known::ReadOnce(None) | Known::Untold => {
-                let Some(sample) = self.sampled(path, offset, size) else { return Learnt::Guest };
-                match self.tried(path, &sample, end) {
+                let sampled = path().and_then(|path| self.guest.sampled_layout(path, offset));
+                let (layout, bytes) = match sampled {
+                    Ok(sampled) => sampled,
+                    Err(errno) => {
+                        if errno == Errno::EOPNOTSUPP {
+                            self.refused().extend(volume);
+                        }
+                        return Learnt::Guest;
+                    }
+                };
+                let sample = Sample { offset, bytes: bytes.into() };
+                match self.tried(&layout, path, &sample, end) {
                     Some(layout) if !varies(&sample.bytes) => {
                         self.set(node, Known::Untold);
                         return Learnt::Untold(Arc::new(layout));
@@ -197,9 +225,9 @@ impl Layouts {
         if self.disks.iter().all(Option::is_none) {
             return None;
         }
-        let _ = self.known(node);
+        let _ = self.known(node, true);
         // A device begins with zeros now and then, and where its holes are is asked first.
-        let layout = match self.learnt(node, &path, offset, TRIED, u64::MAX) {
+        let layout = match self.learnt(node, None, &path, offset, u64::MAX) {
             Learnt::Here(layout) | Learnt::Untold(layout) => layout,
             Learnt::Guest => return None,
         };
@@ -218,9 +246,9 @@ impl Layouts {
         self.files().retain(|(known, _)| *known != node);
     }
 
-    /// What is known of a file that is being read. The first time it is left to the guest: most
-    /// files are small, and read at once.
-    fn known(&self, node: NodeId) -> Known {
+    /// What is known of a file that is being read. The first time it is left to the guest, unless it
+    /// is large: most files are small, and read at once.
+    fn known(&self, node: NodeId, is_large: bool) -> Known {
         let mut files = self.files();
         if let Some(index) = files.iter().position(|(known, _)| *known == node) {
             let entry = files.remove(index);
@@ -232,19 +260,23 @@ impl Layouts {
             files.remove(0);
         }
         files.push((node, Known::ReadOnce(None)));
-        Known::Guest
+        if is_large { Known::ReadOnce(None) } else { Known::Guest }
     }
 
-    /// The layout of a file up to `end` at least, if it gives `sample` where the guest read that.
+    /// `layout` and what follows it up to `end` at least, if it gives `sample` where the guest read
+    /// that.
     fn tried(
         &self,
+        layout: &Layout,
         path: &impl Fn() -> Result<GuestPath, Errno>,
         sample: &Sample,
         end: u64,
     ) -> Option<Layout> {
         let Sample { offset, bytes } = sample;
-        let layout = self.guest.layout(path().ok()?, 0).ok()?;
-        let layout = self.extended(&layout, path, end.max(offset + bytes.len() as u64))?;
+        if bytes.is_empty() {
+            return None;
+        }
+        let layout = self.extended(layout, path, end.max(offset + bytes.len() as u64))?;
         let mut here = Vec::new();
         self.fill(&layout, *offset, bytes.len(), &mut here).ok()?;
         if *here != **bytes {
@@ -252,19 +284,6 @@ impl Layouts {
             return None;
         }
         Some(layout)
-    }
-
-    /// What the guest reads at `offset` of a file, `size` bytes at most; `None` behind its end.
-    fn sampled(
-        &self,
-        path: &impl Fn() -> Result<GuestPath, Errno>,
-        offset: u64,
-        size: usize,
-    ) -> Option<Sample> {
-        let asked = u32::try_from(size).expect("a payload's length fits");
-        // A copy: what is looked at must not change meanwhile.
-        let bytes = self.guest.read(path().ok()?, offset, asked, <[u8]>::to_vec).ok()?;
-        (!bytes.is_empty()).then(|| Sample { offset, bytes: bytes.into() })
     }
 
     /// `layout` and what follows it, up to byte `end` of the file.
@@ -325,6 +344,10 @@ impl Layouts {
         }
     }
 
+    fn refused(&self) -> MutexGuard<'_, BTreeSet<u16>> {
+        self.refused.lock().expect(NO_PANIC)
+    }
+
     fn files(&self) -> MutexGuard<'_, Vec<(NodeId, Known)>> {
         self.files.lock().expect(NO_PANIC)
     }
@@ -343,7 +366,7 @@ impl Sample {
     /// The beginning of `bytes`. `None` where it would tell little.
     fn of(offset: u64, bytes: &[u8]) -> Option<Self> {
         // A copy: what is looked at must not change meanwhile.
-        let bytes: Arc<[u8]> = bytes[..bytes.len().min(TRIED)].into();
+        let bytes: Arc<[u8]> = bytes[..bytes.len().min(MAX_SAMPLE)].into();
         varies(&bytes).then_some(Self { offset, bytes })
     }
 }

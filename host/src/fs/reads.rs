@@ -8,18 +8,10 @@ use guestmnt_protocol::limits::MAX_PAYLOAD;
 use log::debug;
 use nix::errno::Errno;
 
+use super::layouts::Asked;
 use super::nodes::{Entry, NodeId};
 use super::operations::{Kept, Operations};
 use super::stats::Way;
-
-/// Bytes of a file that are asked for.
-struct Asked {
-    node: NodeId,
-    offset: u64,
-    size: u32,
-    /// How many of them the file has, by the size that the kernel was told.
-    there: usize,
-}
 
 impl Operations {
     /// Hands up to `size` bytes at `offset` to `take`; fewer come only at the file's end.
@@ -38,9 +30,12 @@ impl Operations {
             return self.guest.read(self.nodes.path(id)?, offset, size, take);
         };
         let entry = self.nodes.entry(id);
-        let there = entry.as_ref().map_or(0, |entry| within(entry.size, offset, size));
-        let asked = Asked { node: id, offset, size, there };
-        self.buffers.with(|buffer| match self.read_here(kept, entry, &asked, buffer) {
+        let length = entry.as_ref().map_or(0, |entry| entry.size);
+        let there = within(length, offset, size);
+        let goes_on = offset.saturating_add(size.into()) < length;
+        let volume = entry.as_ref().map(|entry| entry.volume);
+        let asked = Asked { node: id, volume, offset, size, goes_on };
+        self.buffers.with(|buffer| match self.read_here(kept, entry, &asked, there, buffer) {
             Some(way) => {
                 self.stats.ways.request(way);
                 self.stats.ways.bytes(buffer.len());
@@ -49,7 +44,7 @@ impl Operations {
             }
             None => {
                 self.stats.ways.request(Way::Guest);
-                self.read_by_guest(kept, &asked, buffer, |bytes| {
+                self.read_by_guest(kept, &asked, there, buffer, |bytes| {
                     self.stats.ways.bytes(bytes.len());
                     take(bytes);
                 })
@@ -57,21 +52,22 @@ impl Operations {
         })
     }
 
-    /// Replaces `buffer` by what is asked for, and tells the way that it took. `None` where the guest
-    /// has to read it; `buffer` holds nothing of use then.
+    /// Replaces `buffer` by what is asked for, of which the file has the bytes `there`, and tells the
+    /// way that it took. `None` where the guest has to read it; `buffer` holds nothing of use then.
     fn read_here(
         &self,
         kept: &Kept,
         entry: Option<Entry>,
         asked: &Asked,
+        there: usize,
         buffer: &mut Vec<u8>,
     ) -> Option<Way> {
-        let &Asked { node, offset, size, there } = asked;
+        let &Asked { node, offset, size, .. } = asked;
         let together = entry.and_then(|entry| kept.folders.read(&entry, offset, size, buffer));
         if together.is_some() && buffer.len() >= there {
             return together;
         }
-        if !kept.layouts.read(node, || self.nodes.path(node), offset, size, buffer) {
+        if !kept.layouts.read(asked, || self.nodes.path(node), buffer) {
             return None;
         }
         if buffer.len() < there {
@@ -86,10 +82,11 @@ impl Operations {
         &self,
         kept: &Kept,
         asked: &Asked,
+        there: usize,
         buffer: &mut Vec<u8>,
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
-        let &Asked { node, offset, size, there } = asked;
+        let &Asked { node, offset, size, .. } = asked;
         let path = || self.nodes.path(node);
         let mut take = Some(take);
         kept.read_ahead.read(node, path, offset, size, |bytes| {

@@ -20,6 +20,8 @@ kinds! {
         ReadFiles = "read-files",
         /// [`Request::Layout`]
         Layout = "layout",
+        /// [`Request::SampledLayout`]
+        SampledLayout = "sampled-layout",
         /// [`Request::Seek`]
         Seek = "seek",
         /// [`Request::ListXattr`]
@@ -60,6 +62,7 @@ impl Asked {
             Request::Read { .. } => Self::Read,
             Request::ReadFiles { .. } => Self::ReadFiles,
             Request::Layout { .. } => Self::Layout,
+            Request::SampledLayout { .. } => Self::SampledLayout,
             Request::Seek { .. } => Self::Seek,
             Request::ListXattr(_) => Self::ListXattr,
             Request::GetXattr { .. } => Self::GetXattr,

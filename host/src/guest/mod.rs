@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use guestmnt_protocol::attr::{self, Attr, DirEntry, Following};
-use guestmnt_protocol::limits::{MAX_LINK, MAX_XATTR};
+use guestmnt_protocol::limits::{MAX_LINK, MAX_SAMPLE, MAX_XATTR};
 use guestmnt_protocol::message::{Answer, Extent, Layout, Request, StatFs};
 use guestmnt_protocol::path::GuestPath;
 use nix::errno::Errno;
@@ -220,6 +220,22 @@ impl Guest {
     pub fn layout(&self, path: GuestPath, from: u64) -> Result<Layout, Errno> {
         self.call(&Request::Layout { path, from }, 0, |answer, _| match answer {
             Answer::Layout(layout) if is_layout(&layout) => Some(layout),
+            _ => None,
+        })
+    }
+
+    /// As [`Guest::layout`] from the first byte on, with up to [`MAX_SAMPLE`] bytes at `offset`, as the
+    /// guest reads them; fewer only at the file's end.
+    ///
+    /// # Errors
+    /// As [`Guest::layout`].
+    pub fn sampled_layout(&self, path: GuestPath, offset: u64) -> Result<(Layout, Vec<u8>), Errno> {
+        self.call(&Request::SampledLayout { path, offset }, 0, |answer, _| match answer {
+            Answer::SampledLayout { layout, sample }
+                if is_layout(&layout) && sample.len() <= MAX_SAMPLE =>
+            {
+                Some((layout, sample))
+            }
             _ => None,
         })
     }
