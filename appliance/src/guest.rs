@@ -183,6 +183,14 @@ impl Guest {
         Ok((how, remarks))
     }
 
+    /// Finds out where the filesystem on `/` is on its disk, which the first reader would wait for: now
+    /// the host shows what is mounted, and asks for nothing.
+    pub(crate) fn get_ready(&self) {
+        let Some(machine) = &self.machine else { return };
+        // Where it cannot be told now, who reads is told why.
+        let _ = self.on_files(|tree| machine.place(tree.root()).map(|_| Answer::Done));
+    }
+
     fn show_blocks(&self) -> Outcome {
         let machine = self.devices()?;
         let mut mounted = self.change_tree();

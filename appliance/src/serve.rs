@@ -26,6 +26,7 @@ pub fn serve(lane: impl AsFd, guest: &Guest) -> Result<(), LaneError> {
     let mut by_port = Vec::new();
     while let Some((header, body)) = lane.receive()? {
         let request = request(&header, body);
+        let is_mount = matches!(request, Ok(Request::Mount(_)));
         let slot = match header.place {
             Place::Port => None,
             Place::Slot(number) => guest.slot(number).map(|slot| (number, slot)),
@@ -63,6 +64,9 @@ pub fn serve(lane: impl AsFd, guest: &Guest) -> Result<(), LaneError> {
                 .expect("a payload or a failure with a short text fits a frame");
         }
         lane.send(payload.behind(&head))?;
+        if is_mount {
+            guest.get_ready();
+        }
     }
     Ok(())
 }

@@ -108,7 +108,7 @@ impl Tree {
     }
 
     /// The root, as a place to resolve paths from.
-    fn root(&self) -> BorrowedFd<'_> {
+    pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
