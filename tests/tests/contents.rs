@@ -4,11 +4,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 
 use guestmnt_tests::chance::Chance;
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::told::{Told, told};
 use guestmnt_tests::worlds::ext4::Ext4;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 /// Neither whole pages nor whole requests of the kernel.
 const SIZE: u64 = (32 << 20) + 10_000;
@@ -76,6 +78,31 @@ fn what_follows_is_in_the_kernels_page_cache_before_it_is_asked_for() {
         in_sequence(path);
     });
     assert!(told.reads.bytes < SIZE, "{told:?}");
+}
+
+#[test]
+fn many_read_a_file_right_while_it_is_put_there() {
+    const ROUNDS: usize = 5;
+    let told = of_large(&[], |path| {
+        let file = File::open(path).unwrap();
+        let read = |offset: u64| {
+            let mut piece = vec![0; 65_536];
+            let length = file.read_at(&mut piece, offset).unwrap();
+            assert!(piece[..length] == content(offset, length), "at {offset}");
+        };
+        let in_sequence = |from: u64| (from..SIZE).step_by(65_536).for_each(read);
+        let scattered = || (0..200).for_each(|n| read(n * 7_919 % 200 * 160_001));
+        for _ in 0..ROUNDS {
+            // The kernel forgets what it has, unless it is being read.
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            thread::scope(|scope| {
+                (0..5).for_each(|n| drop(scope.spawn(move || in_sequence(n * 6_000_000))));
+                scope.spawn(scattered);
+            });
+        }
+        assert_eq!(file.metadata().unwrap().len(), SIZE);
+    });
+    assert!(told.ahead.total > 0 && told.reads.of("disk") > ROUNDS as u64, "{told:?}");
 }
 
 #[test]

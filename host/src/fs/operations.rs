@@ -163,13 +163,13 @@ impl Operations {
 
     /// Takes back `count` look-ups of a node.
     pub fn forget(&self, id: NodeId, count: u64) {
-        for gone in self.nodes.forget(id, count) {
-            if let Some(kept) = &self.kept {
-                kept.read_ahead.forget(gone);
-                self.page_cache.forget(gone);
-                kept.layouts.forget(gone);
-            }
+        // Before its number can be another file's. The kernel reads nothing of it any more.
+        if let Some(kept) = &self.kept {
+            kept.read_ahead.forget(id);
+            self.page_cache.forget(id);
+            kept.layouts.forget(id);
         }
+        self.nodes.forget(id, count);
     }
 
     /// Gives the lines of a directory from `from` on to `take`, until that says no.

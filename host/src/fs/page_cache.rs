@@ -207,11 +207,11 @@ impl Operations {
                 self.stats.ahead.request(Ahead::Stored);
                 self.stats.ahead.bytes(buffer.len());
                 let took = started.elapsed().as_micros();
-                trace!(target: TRACE, "store node {} {CHUNK}@{start}: ok ({took} us)", id.0);
+                let path = || self.nodes.path(id).map_or_else(|_| String::new(), |p| p.to_string());
+                trace!(target: TRACE, "store {} {CHUNK}@{start}: ok ({took} us)", path());
             }
         });
-        drop(storing);
-        self.forget(id, 1);
+        self.nodes.forget(id, 1);
     }
 }
 
