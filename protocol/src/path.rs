@@ -1,6 +1,7 @@
 //! Names and paths inside the image. Bytes, not UTF-8: the image says what they are.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,10 +33,11 @@ impl fmt::Display for PathError {
 
 impl std::error::Error for PathError {}
 
-/// One entry's name: 1 to [`MAX_NAME`] bytes, no `/`, no NUL, neither `.` nor `..`.
+/// One entry's name: 1 to [`MAX_NAME`] bytes, no `/`, no NUL, neither `.` nor `..`. Its clones share
+/// the bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "serde_bytes::ByteBuf", into = "serde_bytes::ByteBuf")]
-pub struct EntryName(Box<[u8]>);
+pub struct EntryName(Arc<[u8]>);
 
 impl EntryName {
     /// Checks `bytes`.
@@ -73,7 +75,7 @@ impl TryFrom<serde_bytes::ByteBuf> for EntryName {
 
 impl From<EntryName> for serde_bytes::ByteBuf {
     fn from(name: EntryName) -> Self {
-        Self::from(name.0.into_vec())
+        Self::from(name.0.to_vec())
     }
 }
 

@@ -107,8 +107,7 @@ impl Folders {
         from: u64,
         size: u32,
     ) -> Result<Page, Errno> {
-        let spot = entry
-            .map(|entry| Spot { folder: entry.folder, name: Arc::unwrap_or_clone(entry.name) });
+        let spot = entry.map(|entry| Spot { folder: entry.folder, name: entry.name });
         let begun = spot.as_ref().filter(|_| from == 0);
         let page = match begun.and_then(|spot| self.shared.listed_ahead(spot)) {
             Some(page) => page,

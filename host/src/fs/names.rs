@@ -5,12 +5,14 @@
 //! A number is another file's only once its own file is gone. A node that lost its last name, but
 //! that the guest holds open, keeps its number; any other that lost it does not.
 
-use std::sync::Arc;
-
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::path::EntryName;
 
 use super::nodes::{Node, NodeId, Nodes, ROOT, Table, natural_id, own_ids};
+use crate::sys::give_back_freed;
+
+/// Nodes for which there is room before any of it is given back.
+const LEAST_ROOM: usize = 4096;
 
 impl Nodes {
     /// The node that has this name, if the kernel was told of it.
@@ -36,7 +38,7 @@ impl Nodes {
         let mut table = self.write();
         let node = table.at(parent, name);
         table.remove_name(parent, name);
-        node.into_iter().chain([parent]).for_each(|id| drop(table.drop_unneeded(id)));
+        node.into_iter().chain([parent]).for_each(|id| table.drop_unneeded(id));
     }
 
     /// Notes that what had one name has the other now, and what had that has none.
@@ -52,7 +54,7 @@ impl Nodes {
         if let Some(id) = moved {
             table.add_name(id, to.0, to.1.clone());
         }
-        replaced.into_iter().chain([from.0]).for_each(|id| drop(table.drop_unneeded(id)));
+        replaced.into_iter().chain([from.0]).for_each(|id| table.drop_unneeded(id));
     }
 
     /// Notes that two files have each other's name now.
@@ -127,9 +129,9 @@ impl Table {
         self.adopt(parent);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.named {
-            node.more.push((parent, name));
+            node.rare_mut().more.push((parent, name));
         } else {
-            (node.parent, node.name, node.named) = (parent, Arc::new(name), true);
+            (node.parent, node.name, node.named) = (parent, name, true);
         }
     }
 
@@ -138,42 +140,51 @@ impl Table {
         let Some(names) = &mut self.names else { return };
         let Some(id) = names.remove(&(parent, name.clone())) else { return };
         if let Some(node) = self.nodes.get_mut(&id) {
-            if node.parent == parent && *node.name == *name {
-                match node.more.pop() {
-                    Some((parent, name)) => (node.parent, node.name) = (parent, Arc::new(name)),
+            if node.parent == parent && node.name == *name {
+                match node.rare.as_mut().and_then(|rare| rare.more.pop()) {
+                    Some((parent, name)) => (node.parent, node.name) = (parent, name),
                     None => node.named = false,
                 }
-            } else {
-                node.more.retain(|(of, other)| *of != parent || other != name);
+            } else if let Some(rare) = &mut node.rare {
+                rare.more.retain(|(of, other)| *of != parent || other != name);
             }
         }
         self.disown(parent);
     }
 
-    /// Drops a node that nobody needs any more, and then the folders that only it needed; gives
-    /// those that were dropped.
-    pub(super) fn drop_unneeded(&mut self, id: NodeId) -> Vec<NodeId> {
-        let mut dropped = Vec::new();
+    /// Drops a node that nobody needs any more, and then the folders that only it needed.
+    pub(super) fn drop_unneeded(&mut self, id: NodeId) {
         let mut perhaps = vec![id];
         while let Some(id) = perhaps.pop() {
             let needed = |node: &Node| node.lookups > 0 || node.children > 0;
-            if self.nodes.get(&id).is_none_or(needed) {
+            if self.nodes.get(&id).is_none_or(|node| needed(node)) {
                 continue;
             }
             for parent in self.remove(id) {
                 self.disown(parent);
                 perhaps.push(parent);
             }
-            dropped.push(id);
         }
-        dropped
+        self.give_back();
+    }
+
+    /// Gives back what the maps took when the kernel remembered many more files.
+    fn give_back(&mut self) {
+        let (held, room) = (self.nodes.len(), self.nodes.capacity());
+        if room > LEAST_ROOM && held < room / 8 {
+            self.nodes.shrink_to(2 * held);
+            self.names.iter_mut().for_each(|names| names.shrink_to(2 * held));
+            give_back_freed();
+        }
     }
 
     /// Takes a node out; gives the folders that its names were in, once for each name.
     fn remove(&mut self, id: NodeId) -> Vec<NodeId> {
         let Some(node) = self.nodes.remove(&id) else { return Vec::new() };
-        let first = node.named.then(|| (node.parent, Arc::unwrap_or_clone(node.name)));
-        let all: Vec<_> = first.into_iter().chain(node.more).collect();
+        let Node { named, parent, name, rare, .. } = *node;
+        let first = named.then_some((parent, name));
+        let all: Vec<_> =
+            first.into_iter().chain(rare.into_iter().flat_map(|rare| rare.more)).collect();
         if let Some(names) = &mut self.names {
             for name in &all {
                 names.remove(name);
@@ -230,7 +241,9 @@ mod tests {
         assert_eq!((nodes.at(ROOT, &name("a")), nodes.at(b, &name("c"))), (None, Some(a)));
         nodes.forget(b, 1);
         nodes.forget(a, 1);
-        assert_eq!(nodes.forget(f, 1).len(), 3);
+        assert_eq!(nodes.read().nodes.len(), 3);
+        nodes.forget(f, 1);
+        assert!(nodes.read().nodes.is_empty());
         assert!(nodes.read().names.as_ref().unwrap().is_empty());
     }
 

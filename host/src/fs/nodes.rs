@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
@@ -41,7 +41,7 @@ pub struct Entry {
     /// The folder's node.
     pub parent: NodeId,
     /// The file's name.
-    pub name: Arc<EntryName>,
+    pub name: EntryName,
     /// The volume that it is on.
     pub volume: u16,
     /// The type bits of its mode.
@@ -53,8 +53,7 @@ pub struct Entry {
 pub(super) struct Node {
     lifetime: Lifetime,
     pub(super) parent: NodeId,
-    /// Shared, so that a read takes nothing of the allocator.
-    pub(super) name: Arc<EntryName>,
+    pub(super) name: EntryName,
     /// The volume that it is on.
     volume: u16,
     /// The type bits of the mode.
@@ -62,18 +61,33 @@ pub(super) struct Node {
     /// Its bytes when the kernel was told of it last, where it is a regular file. Where files can
     /// change, these are others by now.
     size: u64,
-    /// Where a symbolic link leads, if that came with a directory's entry.
-    target: Option<LinkTarget>,
     /// How often the kernel was told of this node and has not forgotten it.
     pub(super) lookups: u64,
     /// Names in the table that are in this folder.
     pub(super) children: u64,
-    /// Where names can change: its further names that the kernel was told of.
-    pub(super) more: Vec<(NodeId, EntryName)>,
     /// Whether it still has the name above.
     pub(super) named: bool,
     /// Whether the guest holds it open, so that no other file gets its number.
     pub(super) pinned: bool,
+    pub(super) rare: Option<Box<Rare>>,
+}
+
+/// What most nodes do not have.
+#[derive(Default)]
+pub(super) struct Rare {
+    /// Where a symbolic link leads, if that came with a directory's entry.
+    target: Option<LinkTarget>,
+    /// Where names can change: the node's further names that the kernel was told of.
+    pub(super) more: Vec<(NodeId, EntryName)>,
+}
+
+// The kernel remembers a million files where there is memory, and each is a node here.
+const _: () = assert!(size_of::<Node>() <= 72);
+
+impl Node {
+    pub(super) fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
 }
 
 /// The table. All methods take `&self`.
@@ -84,7 +98,8 @@ pub struct Nodes {
 
 #[derive(Default)]
 pub(super) struct Table {
-    pub(super) nodes: HashMap<NodeId, Node>,
+    /// In boxes, since a map has room for up to twice as many as it holds.
+    pub(super) nodes: HashMap<NodeId, Box<Node>>,
     /// Nodes by their names, where these can change.
     pub(super) names: Option<HashMap<(NodeId, EntryName), NodeId>>,
 }
@@ -126,14 +141,14 @@ impl Nodes {
             table.id_by_name(parent, &name, attr, kind, one_for_all)
         } else {
             let shares = |node: &Node| {
-                let same_entry = node.parent == parent && *node.name == name;
+                let same_entry = node.parent == parent && node.name == name;
                 let hard_link = attr.nlink > 1 && one_for_all;
                 node.kind == kind && (same_entry || hard_link)
             };
             std::iter::once(natural_id(attr))
                 .chain(own_ids(parent, &name).map(Some))
                 .flatten()
-                .find(|id| *id != ROOT && table.nodes.get(id).is_none_or(shares))
+                .find(|id| *id != ROOT && table.nodes.get(id).is_none_or(|node| shares(node)))
                 .expect("the numbers of our own never end")
         };
         let size = if kind == libc::S_IFREG { attr.size } else { 0 };
@@ -147,18 +162,17 @@ impl Nodes {
         let node = Node {
             lifetime,
             parent,
-            name: Arc::new(name.clone()),
+            name: name.clone(),
             volume: attr.volume,
             kind,
             size,
-            target: None,
             lookups: 1,
             children: 0,
-            more: Vec::new(),
             named: true,
             pinned: false,
+            rare: None,
         };
-        table.nodes.insert(id, node);
+        table.nodes.insert(id, Box::new(node));
         if let Some(names) = &mut table.names {
             names.insert((parent, name), id);
         }
@@ -180,24 +194,23 @@ impl Nodes {
         if let Some(node) = self.write().nodes.get_mut(&id)
             && node.kind == libc::S_IFLNK
         {
-            node.target.get_or_insert_with(|| target.clone());
+            node.rare_mut().target.get_or_insert_with(|| target.clone());
         }
     }
 
     /// The target that was kept.
     #[must_use]
     pub fn target(&self, id: NodeId) -> Option<LinkTarget> {
-        self.read().nodes.get(&id)?.target.clone()
+        self.read().nodes.get(&id)?.rare.as_ref()?.target.clone()
     }
 
-    /// Takes back `count` look-ups of a node. Nodes that nobody needs any more are dropped; these
-    /// are they.
-    pub fn forget(&self, id: NodeId, count: u64) -> Vec<NodeId> {
+    /// Takes back `count` look-ups of a node. Nodes that nobody needs any more are dropped.
+    pub fn forget(&self, id: NodeId, count: u64) {
         let mut table = self.write();
         if let Some(node) = table.nodes.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(count);
         }
-        table.drop_unneeded(id)
+        table.drop_unneeded(id);
     }
 
     /// The path of a node from the mounted root.
@@ -223,8 +236,8 @@ impl Nodes {
             ROOT => OF_ROOT,
             parent => table.nodes.get(&parent)?.lifetime,
         };
-        let Node { parent, volume, kind, size, .. } = *node;
-        Some(Entry { folder, parent, name: Arc::clone(&node.name), volume, kind, size })
+        let Node { parent, volume, kind, size, .. } = **node;
+        Some(Entry { folder, parent, name: node.name.clone(), volume, kind, size })
     }
 
     /// The lifetime of a node.
@@ -368,6 +381,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_forgotten_takes_no_room() {
+        let nodes = Nodes::new();
+        let ids = (0..100_000).map(|n| nodes.look_up(ROOT, name(&n.to_string()), &file(n + 2)));
+        let ids: Vec<_> = ids.map(Result::unwrap).collect();
+        let room = || nodes.read().nodes.capacity();
+        let at_most = room();
+        let (most, last) = ids.split_at(ids.len() - 100);
+        most.iter().for_each(|id| nodes.forget(*id, 1));
+        assert!(at_most >= ids.len() && room() < 10_000, "{at_most}, then {}", room());
+        assert!(last.iter().all(|id| nodes.path(*id).is_ok()));
+        last.iter().for_each(|id| nodes.forget(*id, 1));
+        assert!(nodes.read().nodes.is_empty());
+    }
+
+    #[test]
     fn a_folder_that_contains_itself_makes_no_circle() {
         let nodes = Nodes::new();
         let mut at = ROOT;
@@ -398,7 +426,7 @@ mod tests {
         assert!(nodes.path(b).is_ok());
         nodes.forget(b, 1);
         assert_eq!(nodes.read().nodes.len(), 2);
-        assert_eq!(nodes.forget(b, 1), [b, a]);
+        nodes.forget(b, 1);
         assert!(nodes.read().nodes.is_empty());
         assert_eq!(nodes.path(b), Err(Errno::ESTALE));
         nodes.forget(b, 9);
