@@ -48,11 +48,13 @@ pub fn open_regular(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> 
     // Opening by path could open a device or a FIFO, and notice afterwards. So the file is named
     // first, and its type looked at.
     let located = locate(root, path)?;
-    check_regular(located.as_fd())?;
+    let expected = regular(located.as_fd())?;
     // The way by /proc is sure to lead to exactly this file, and three times as long.
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     match open_below(root, path, flags) {
-        Ok(file) if is_same(file.as_fd(), located.as_fd()) => Ok(file),
+        Ok(file) if attributes(file.as_fd()).is_ok_and(|stat| is_same(&stat, &expected)) => {
+            Ok(file)
+        }
         _ => {
             let path = proc_path(located.as_fd());
             open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -60,10 +62,9 @@ pub fn open_regular(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> 
     }
 }
 
-/// Whether two descriptors are of the same file.
-fn is_same(one: BorrowedFd, other: BorrowedFd) -> bool {
-    let identity = |file| attributes(file).map(|stat| (stat.st_dev, stat.st_ino));
-    identity(one).is_ok_and(|one| identity(other) == Ok(one))
+/// Whether these are of the same file.
+fn is_same(one: &FileStat, other: &FileStat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
 /// Opens a block device for reading, by a node that the daemon made.
@@ -83,8 +84,14 @@ pub fn open_device(root: BorrowedFd, path: &GuestPath) -> nix::Result<OwnedFd> {
 /// # Errors
 /// `EISDIR` for a directory, `ELOOP` for a symbolic link, `EINVAL` for anything else.
 pub fn check_regular(located: BorrowedFd) -> nix::Result<()> {
-    match file_type(&attributes(located)?) {
-        libc::S_IFREG => Ok(()),
+    regular(located).map(drop)
+}
+
+/// Attributes of what `located` names, as [`check_regular`].
+fn regular(located: BorrowedFd) -> nix::Result<FileStat> {
+    let stat = attributes(located)?;
+    match file_type(&stat) {
+        libc::S_IFREG => Ok(stat),
         libc::S_IFDIR => Err(Errno::EISDIR),
         libc::S_IFLNK => Err(Errno::ELOOP),
         _ => Err(Errno::EINVAL),
