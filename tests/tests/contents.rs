@@ -51,6 +51,7 @@ fn what_comes_through_the_guest_lands_in_bulk_memory() {
     assert_eq!((told.landed.of("lane"), told.landed.bytes), (0, SIZE), "{told:?}");
     assert_eq!(told.landed.of("slot"), told.guest.of("read"), "{told:?}");
     assert_eq!((told.reads.of("disk"), told.reads.bytes), (0, SIZE), "{told:?}");
+    assert_eq!((told.reads.of("guest"), told.ahead.total), (told.reads.total, 0), "{told:?}");
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub use self::directory::Line;
 use self::nodes::{NodeId, ROOT};
 use self::operations::{Found, Noted, Operations};
 pub use self::page_cache::PageCache;
-use self::stats::{Asked, Stats};
+use self::stats::{Asked, Stats, Way};
 use self::view::{Targets, View};
 use crate::counts::Kind;
 use crate::disk::DiskReader;
@@ -259,11 +259,14 @@ impl Filesystem for GuestFs {
             note(&Ok(()));
             reply.take().expect("called once").data(bytes);
         });
-        if let (Err(errno), Some(reply)) = (result, reply) {
-            note(&Err(errno));
-            return reply.error(fuse(errno));
+        match (result, reply) {
+            (Ok(Way::Disk), _) => self.operations.store_ahead(NodeId(ino.0), offset, size),
+            (Err(errno), Some(reply)) => {
+                note(&Err(errno));
+                return reply.error(fuse(errno));
+            }
+            _ => {}
         }
-        self.operations.store_ahead(NodeId(ino.0), offset, size);
         self.crew.rest(started);
     }
 

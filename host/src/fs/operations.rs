@@ -90,7 +90,7 @@ impl Operations {
             nodes: Nodes::with_names(),
             stats: Arc::new(Stats::of(&guest)),
             kept: None,
-            page_cache: Arc::default(),
+            page_cache: Arc::new(PageCache::of(guest.lanes())),
             guest,
             view,
             cursors: Cursors::default(),

@@ -43,17 +43,12 @@ const MAX_FILES: usize = 32;
 const THREADS: usize = 4;
 
 /// The kernel's page cache, and who reads what.
-#[derive(Default)]
 pub struct PageCache {
     /// The way to it, once there is one.
-    connection: OnceLock<Connection>,
-    state: Mutex<State>,
-}
-
-struct Connection {
-    notifier: Notifier,
+    notifier: OnceLock<Notifier>,
     /// Threads that may store at once.
     most: usize,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
@@ -82,10 +77,16 @@ struct Storing<'a> {
 }
 
 impl PageCache {
-    /// Has it filled through `notifier` by some of the `threads` that answer the kernel.
-    pub fn connect(&self, notifier: Notifier, threads: usize) {
-        // There is one connection for each mount.
-        let _ = self.connection.set(Connection { notifier, most: threads / THREADS });
+    /// Filled by some of the `threads` that answer the kernel, once it is connected.
+    #[must_use]
+    pub fn of(threads: usize) -> Self {
+        Self { notifier: OnceLock::new(), most: threads / THREADS, state: Mutex::default() }
+    }
+
+    /// Has it filled through `notifier`.
+    pub fn connect(&self, notifier: Notifier) {
+        // There is one for each mount.
+        let _ = self.notifier.set(notifier);
     }
 
     /// Forgets a node, whose number may be given to another file.
@@ -95,8 +96,8 @@ impl PageCache {
 
     /// Takes note of a request that was answered, and says whether this thread is to store what
     /// follows.
-    fn begin(&self, most: usize, node: NodeId, offset: u64, size: u64) -> Option<Storing<'_>> {
-        let begins = self.state().note(most, node, offset, size);
+    fn begin(&self, node: NodeId, offset: u64, size: u64) -> Option<Storing<'_>> {
+        let begins = self.state().note(self.most, node, offset, size);
         begins.then(|| Storing { cache: self, node })
     }
 
@@ -178,15 +179,13 @@ impl File {
 }
 
 impl Operations {
-    /// Puts what follows `size` bytes at `offset` of the file `id`, which the kernel was just given,
-    /// into its page cache, where that is worth it.
+    /// Puts what follows `size` bytes at `offset` of the file `id`, which the kernel was just given
+    /// from the images, into its page cache, where that is worth it.
     pub fn store_ahead(&self, id: NodeId, offset: u64, size: u32) {
-        let (Some(kept), Some(Connection { notifier, most })) =
-            (&self.kept, self.page_cache.connection.get())
-        else {
+        let (Some(kept), Some(notifier)) = (&self.kept, self.page_cache.notifier.get()) else {
             return;
         };
-        let Some(storing) = self.page_cache.begin(*most, id, offset, size.into()) else { return };
+        let Some(storing) = self.page_cache.begin(id, offset, size.into()) else { return };
         // What is stored under its number must be in this file.
         if !self.nodes.hold(id) {
             return;
@@ -284,9 +283,9 @@ mod tests {
 
     #[test]
     fn nothing_more_is_stored_of_a_file_that_was_forgotten() {
-        let cache = PageCache::default();
-        assert!(cache.begin(1, NODE, 0, REQUEST).is_none());
-        let storing = cache.begin(1, NODE, REQUEST, 4 * REQUEST).unwrap();
+        let cache = PageCache::of(THREADS);
+        assert!(cache.begin(NODE, 0, REQUEST).is_none());
+        let storing = cache.begin(NODE, REQUEST, 4 * REQUEST).unwrap();
         assert!(storing.next(LARGE).is_some());
         cache.forget(NODE);
         assert_eq!(storing.next(LARGE), None);

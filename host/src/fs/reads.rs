@@ -14,7 +14,8 @@ use super::operations::{Kept, Operations};
 use super::stats::Way;
 
 impl Operations {
-    /// Hands up to `size` bytes at `offset` to `take`; fewer come only at the file's end.
+    /// Hands up to `size` bytes at `offset` to `take`, and tells the way that they took; fewer come
+    /// only at the file's end.
     ///
     /// # Errors
     /// As [`Operations::get_attr`]; `EIO` where the guest gives less than the file has; `take` was not
@@ -25,9 +26,10 @@ impl Operations {
         offset: u64,
         size: u32,
         take: impl FnOnce(&[u8]),
-    ) -> Result<(), Errno> {
+    ) -> Result<Way, Errno> {
         let Some(kept) = &self.kept else {
-            return self.guest.read(self.nodes.path(id)?, offset, size, take);
+            self.guest.read(self.nodes.path(id)?, offset, size, take)?;
+            return Ok(Way::Guest);
         };
         let entry = self.nodes.entry(id);
         let length = entry.as_ref().map_or(0, |entry| entry.size);
@@ -40,14 +42,15 @@ impl Operations {
                 self.stats.ways.request(way);
                 self.stats.ways.bytes(buffer.len());
                 take(buffer);
-                Ok(())
+                Ok(way)
             }
             None => {
                 self.stats.ways.request(Way::Guest);
                 self.read_by_guest(kept, &asked, there, buffer, |bytes| {
                     self.stats.ways.bytes(bytes.len());
                     take(bytes);
-                })
+                })?;
+                Ok(Way::Guest)
             }
         })
     }

@@ -114,11 +114,10 @@ fn run<F: Filesystem + 'static>(
     config: fuser::Config,
     page_cache: Option<Arc<PageCache>>,
 ) -> Result<OwnedFd, SessionError> {
-    let threads = config.n_threads.unwrap_or(1);
     let fuse = FuseSession::from_fd(fs, device, config.acl, config)
         .map_err(|error| SessionError::Io("open a FUSE session", error))?;
     if let Some(page_cache) = page_cache {
-        page_cache.connect(fuse.notifier(), threads);
+        page_cache.connect(fuse.notifier());
     }
     start_threads(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))
 }

@@ -32,7 +32,8 @@ impl Changes {
             return self.guest.read_held(held.file(), offset, size, take);
         }
         let _settled = self.settled();
-        self.operations.read(node, offset, size, take)
+        self.operations.read(node, offset, size, take)?;
+        Ok(())
     }
 
     /// Writes all of `bytes` to a file that is open for writing.
