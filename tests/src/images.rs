@@ -103,6 +103,38 @@ pub enum Stream {
     Marked,
 }
 
+/// A hosted sparse extent, whose grains of 4 KiB lie from the last to the first, and none in whole
+/// pages. Source: Virtual Disk Format 5.0, "Hosted Sparse Extents".
+#[must_use]
+pub fn backwards(disk: &[u8]) -> Vec<u8> {
+    const GRAIN: usize = 8 * SECTOR;
+    const TABLE_ENTRIES: usize = 512;
+    let grains = disk.len().div_ceil(GRAIN);
+    let tables = grains.div_ceil(TABLE_ENTRIES);
+    let first_table = 1 + (4 * tables).div_ceil(SECTOR);
+    let first_grain = (first_table + 4 * tables) | 1;
+    let mut bytes = vec![0; first_grain * SECTOR];
+    bytes[..4].copy_from_slice(b"KDMV");
+    let capacity = sectors(grains * GRAIN);
+    let fields = [(4, 1, 4), (8, 1, 4), (12, capacity, 8), (20, 8, 8), (44, 512, 4), (56, 1, 8)];
+    for (at, value, width) in fields.into_iter().chain([(64, first_grain as u64, 8)]) {
+        put(&mut bytes, at, value, width);
+    }
+    bytes[73..77].copy_from_slice(b"\n \r\n");
+    for table in 0..tables {
+        put(&mut bytes, SECTOR + 4 * table, (first_table + 4 * table) as u64, 4);
+    }
+    for grain in 0..grains {
+        let sector = first_grain + (grains - 1 - grain) * (GRAIN / SECTOR);
+        put(&mut bytes, first_table * SECTOR + 4 * grain, sector as u64, 4);
+    }
+    for grain in disk.chunks(GRAIN).rev() {
+        bytes.extend_from_slice(grain);
+        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
+    }
+    bytes
+}
+
 /// A streamOptimized disk. Source: Virtual Disk Format 5.0, "Stream-Optimized Compressed
 /// Sparse Extents".
 #[must_use]

@@ -111,7 +111,7 @@ mod tests {
         let said = "\
 guestmnt: something else
 guestmnt: kernel: 3 requests (read 2, lookup 1), 70 bytes; reads answered: 2 requests (guest 2), \
-70 bytes; given ahead: 4 requests (stored 4), 80 bytes; contents landed: 1 requests (slot 1), 90 bytes
+70 bytes; given ahead: 4 requests (spliced 4), 80 bytes; contents landed: 1 requests (slot 1), 90 bytes
 guestmnt: guest: 0 requests (), 0 bytes
 ";
         let tally = |total, kinds: &[(&str, u64)], bytes| {
@@ -121,7 +121,7 @@ guestmnt: guest: 0 requests (), 0 bytes
         let expected = Told {
             kernel: tally(3, &[("read", 2), ("lookup", 1)], 70),
             reads: tally(2, &[("guest", 2)], 70),
-            ahead: tally(4, &[("stored", 4)], 80),
+            ahead: tally(4, &[("spliced", 4)], 80),
             landed: tally(1, &[("slot", 1)], 90),
             guest: Tally::default(),
         };

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread;
 
 use guestmnt_tests::chance::Chance;
+use guestmnt_tests::images::{self, backwards};
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::told::{Told, told};
 use guestmnt_tests::worlds::ext4::Ext4;
@@ -21,12 +22,17 @@ fn content(offset: u64, length: usize) -> Vec<u8> {
     (offset..).take(length).map(byte).collect()
 }
 
+/// An ext4 with the file `large`.
+fn ext4_with_large(place: &Workplace) -> Ext4 {
+    let source = place.folder("source");
+    fs::write(source.join("large"), content(0, SIZE.try_into().unwrap())).unwrap();
+    Ext4::of(&source, place.path().join("image"))
+}
+
 /// What is told of a mount of an ext4 with the file `large`, at which `look` looked.
 fn of_large(how: &[&str], look: impl FnOnce(&Path)) -> Told {
     let place = Workplace::new();
-    let source = place.folder("source");
-    fs::write(source.join("large"), content(0, SIZE.try_into().unwrap())).unwrap();
-    let image = Ext4::of(&source, place.path().join("image"));
+    let image = ext4_with_large(&place);
     let disk = ["--format", "raw", "-a", text(image.path()), "-m", "/dev/sda"];
     told(&place, &[how, &disk].concat(), |mnt| look(&mnt.join("large")))
 }
@@ -73,12 +79,29 @@ fn what_follows_is_in_the_kernels_page_cache_before_it_is_asked_for() {
     let told = of_large(&[], in_sequence);
     assert!(told.ahead.bytes > 0 && told.reads.bytes < SIZE, "{told:?}");
     assert_eq!(told.kernel.bytes, told.reads.bytes, "{told:?}");
+    assert_eq!(told.ahead.of("spliced"), told.ahead.total, "{told:?}");
     // Who went from end to end is asked for nothing more.
     let told = of_large(&[], |path| {
         in_sequence(path);
         in_sequence(path);
     });
     assert!(told.reads.bytes < SIZE, "{told:?}");
+}
+
+#[test]
+fn what_lies_in_too_many_pieces_to_be_spliced_is_copied() {
+    let place = Workplace::new();
+    let image = ext4_with_large(&place);
+    let disk = fs::read(image.path()).unwrap();
+    let (extent, descriptor) = (place.path().join("grains.vmdk"), place.path().join("disk.vmdk"));
+    fs::write(extent, backwards(&disk)).unwrap();
+    let line = format!("RW {} SPARSE \"grains.vmdk\"", disk.len() / 512);
+    fs::write(&descriptor, images::descriptor("twoGbMaxExtentSparse", &line)).unwrap();
+    let told = told(&place, &["-a", text(&descriptor), "-m", "/dev/sda"], |mnt| {
+        in_sequence(&mnt.join("large"));
+    });
+    assert!(told.ahead.of("copied") > 0, "{told:?}");
+    assert_eq!(told.ahead.of("spliced"), 0, "{told:?}");
 }
 
 #[test]

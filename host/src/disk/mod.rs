@@ -12,6 +12,7 @@ mod sparse;
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::os::unix::fs::FileExt;
 
 use guestmnt_protocol::message::Extent;
@@ -30,6 +31,21 @@ pub struct DiskReader {
     size: u64,
     /// The leaf first.
     links: Vec<Vec<Segment>>,
+}
+
+/// Bytes of a disk that lie one behind the other.
+pub enum Piece<'a> {
+    /// Stored in a file.
+    Stored {
+        /// The file.
+        file: &'a File,
+        /// The first one's place in it.
+        offset: u64,
+        /// How many they are.
+        length: usize,
+    },
+    /// Stored nowhere: so many zeros.
+    Zeros(usize),
 }
 
 /// Bytes of one link that are stored in one way.
@@ -77,9 +93,30 @@ impl DiskReader {
     /// `InvalidInput` for bytes beyond the disk, `InvalidData` for tables that lead out of their
     /// file, `UnexpectedEof` for a file that got shorter; as pread(2).
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.size);
+        let length = buffer.len();
+        let mut rest = buffer;
+        self.pieces(offset, length, &mut |piece| {
+            let (part, behind) = mem::take(&mut rest).split_at_mut(piece.length());
+            rest = behind;
+            piece.read(part)
+        })
+    }
+
+    /// Gives `length` bytes from byte `offset` of the disk to `take`, piece by piece, one behind the
+    /// other.
+    ///
+    /// # Errors
+    /// `InvalidInput` for bytes beyond the disk, `InvalidData` for tables that lead out of their
+    /// file; those of `take`, and as pread(2).
+    pub fn pieces<'a>(
+        &'a self,
+        offset: u64,
+        length: usize,
+        take: &mut dyn FnMut(Piece<'a>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let end = offset.checked_add(length as u64).filter(|&end| end <= self.size);
         end.ok_or(io::ErrorKind::InvalidInput)?;
-        self.read_link(0, buffer, offset)
+        self.pieces_of_link(0, offset, length, take)
     }
 
     /// How far it is from byte `offset` to the first of the next `length` bytes that is stored in
@@ -140,56 +177,82 @@ impl DiskReader {
         }
     }
 
-    /// Fills `buffer` with what the link `depth` and those below it have; zeros beyond the last.
-    fn read_link(&self, depth: usize, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
-        let Some(segments) = self.links.get(depth) else {
-            buffer.fill(0);
-            return Ok(());
-        };
-        while !buffer.is_empty() {
+    /// Gives the pieces of what the link `depth` and those below it have; zeros beyond the last.
+    fn pieces_of_link<'a>(
+        &'a self,
+        depth: usize,
+        mut offset: u64,
+        mut length: usize,
+        take: &mut dyn FnMut(Piece<'a>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        while length > 0 {
+            let segments = self.links.get(depth).map_or(&[][..], Vec::as_slice);
             let index =
                 segments.partition_point(|segment| segment.start + segment.length <= offset);
             // A parent may be smaller than its child.
-            let Some(segment) = segments.get(index) else {
-                buffer.fill(0);
-                return Ok(());
-            };
+            let Some(segment) = segments.get(index) else { return take(Piece::Zeros(length)) };
             let within = offset - segment.start;
-            let (part, rest) = split(buffer, segment.length - within);
-            self.read_segment(depth, segment, part, within)?;
-            offset += part.len() as u64;
-            buffer = rest;
+            let part = at_most(segment.length - within, length);
+            self.pieces_of_segment(depth, segment, within, part, take)?;
+            offset += part as u64;
+            length -= part;
         }
         Ok(())
     }
 
-    fn read_segment(
-        &self,
+    fn pieces_of_segment<'a>(
+        &'a self,
         depth: usize,
-        segment: &Segment,
-        mut buffer: &mut [u8],
+        segment: &'a Segment,
         mut within: u64,
+        mut length: usize,
+        take: &mut dyn FnMut(Piece<'a>) -> io::Result<()>,
     ) -> io::Result<()> {
         let sparse = match &segment.stored {
-            Stored::Flat { file, offset } => return file.read_exact_at(buffer, offset + within),
-            Stored::Zero => {
-                buffer.fill(0);
-                return Ok(());
+            Stored::Flat { file, offset } => {
+                return take(Piece::Stored { file, offset: offset + within, length });
             }
+            Stored::Zero => return take(Piece::Zeros(length)),
             Stored::Sparse(sparse) => sparse,
         };
-        while !buffer.is_empty() {
-            let (place, length) = sparse.find(within, buffer.len() as u64)?;
-            let (part, rest) = split(buffer, length);
+        while length > 0 {
+            let (place, found) = sparse.find(within, length as u64)?;
+            let part = at_most(found, length);
             match place {
-                Place::Stored(at) => sparse.read(part, at)?,
-                Place::Zero => part.fill(0),
-                Place::Parent => self.read_link(depth + 1, part, segment.start + within)?,
+                Place::Stored(at) => sparse.pieces(at, part, take)?,
+                Place::Zero => take(Piece::Zeros(part))?,
+                Place::Parent => {
+                    self.pieces_of_link(depth + 1, segment.start + within, part, take)?;
+                }
             }
-            within += part.len() as u64;
-            buffer = rest;
+            within += part as u64;
+            length -= part;
         }
         Ok(())
+    }
+}
+
+impl Piece<'_> {
+    /// Its bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        match *self {
+            Self::Stored { length, .. } | Self::Zeros(length) => length,
+        }
+    }
+
+    /// Fills `buffer`, which is as long.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` for a file that got shorter; as pread(2).
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<()> {
+        match *self {
+            Self::Stored { file, offset, .. } => file.read_exact_at(buffer, offset),
+            Self::Zeros(_) => {
+                buffer.fill(0);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -211,10 +274,9 @@ fn stretch_of_file(file: &File, offset: u64, length: u64) -> io::Result<(bool, u
     }
 }
 
-/// The first `length` bytes of `buffer`, at most all, and the rest.
-fn split(buffer: &mut [u8], length: u64) -> (&mut [u8], &mut [u8]) {
-    let length = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
-    buffer.split_at_mut(length)
+/// `there`, but no more than `length`.
+fn at_most(there: u64, length: usize) -> usize {
+    usize::try_from(there).unwrap_or(usize::MAX).min(length)
 }
 
 /// How the bytes of a link are stored; `None` where only QEMU can tell.

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::{Piece, at_most};
 use crate::image::SECTOR_SIZE;
 
 const MAGIC: &[u8] = b"KDMV";
@@ -107,16 +108,25 @@ impl SparseExtent {
         Ok((place, next.min(end) - offset))
     }
 
-    /// Fills `buffer` from byte `at` of the file. The last grain may end with the file, before
-    /// its own end: what is missing is zeros.
+    /// Gives `length` bytes from byte `offset` of the file to `take`. The last grain may end with the
+    /// file, before its own end: what is missing is zeros.
     ///
     /// # Errors
-    /// `UnexpectedEof` where the file got shorter; as pread(2).
-    pub fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
-        let stored = usize::try_from(self.file_len.saturating_sub(at)).unwrap_or(usize::MAX);
-        let (stored, missing) = buffer.split_at_mut(stored.min(buffer.len()));
-        missing.fill(0);
-        self.file.read_exact_at(stored, at)
+    /// Those of `take`.
+    pub fn pieces<'a>(
+        &'a self,
+        offset: u64,
+        length: usize,
+        take: &mut dyn FnMut(Piece<'a>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let stored = at_most(self.file_len.saturating_sub(offset), length);
+        if stored > 0 {
+            take(Piece::Stored { file: &self.file, offset, length: stored })?;
+        }
+        if stored < length {
+            take(Piece::Zeros(length - stored))?;
+        }
+        Ok(())
     }
 
     fn place(&self, offset: u64) -> io::Result<Place> {

@@ -144,15 +144,15 @@ impl Layouts {
         true
     }
 
-    /// As [`Layouts::read`], without asking the guest for anything. False as well where it would have
-    /// to be asked where the file is.
-    pub fn read_known(&self, node: NodeId, offset: u64, size: u32, buffer: &mut Vec<u8>) -> bool {
-        let end = offset.saturating_add(size.into());
+    /// Where the file `node` is up to its byte `end`, and on which disk. `None` where it ends before
+    /// that, and where the guest would have to be asked.
+    pub fn known_up_to(&self, node: NodeId, end: u64) -> Option<(Arc<Layout>, &DiskReader)> {
         let layout = self.files().iter().find_map(|(of, known)| match known {
-            Known::Here(layout) if *of == node && reaches(layout, end) => Some(Arc::clone(layout)),
+            Known::Here(layout) if *of == node => Some(Arc::clone(layout)),
             _ => None,
-        });
-        layout.is_some_and(|layout| self.fill(&layout, offset, size as usize, buffer).is_ok())
+        })?;
+        let disk = self.disks.get(usize::from(layout.disk))?.as_ref()?;
+        (end <= layout.size && reaches(&layout, end)).then_some((layout, disk))
     }
 
     /// Notes what the guest read of the file `node` at `offset`, by which its layout can be tried.

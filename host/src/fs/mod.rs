@@ -28,6 +28,7 @@ mod recent;
 mod runs;
 mod sequence;
 mod small_files;
+pub mod splice;
 pub mod stats;
 mod symlinks;
 pub mod view;

@@ -10,17 +10,22 @@
 //! rest of its last page. So that is left to be asked for.
 //! Source: `fuse_notify_store()` in fs/fuse/dev.c.
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use fuser::{INodeNo, Notifier};
+use guestmnt_protocol::message::Layout;
 use log::{debug, trace};
 
 use super::TRACE;
 use super::nodes::NodeId;
 use super::operations::Operations;
+use super::runs;
 use super::sequence::Sequence;
+use super::splice::Splice;
 use super::stats::Ahead;
+use crate::disk::DiskReader;
 
 /// Bytes that are stored at once, and what their places are multiples of: whole pages, whatever the
 /// size of a page.
@@ -45,10 +50,15 @@ const THREADS: usize = 4;
 /// The kernel's page cache, and who reads what.
 pub struct PageCache {
     /// The way to it, once there is one.
-    notifier: OnceLock<Notifier>,
+    connection: OnceLock<Connection>,
     /// Threads that may store at once.
     most: usize,
     state: Mutex<State>,
+}
+
+struct Connection {
+    notifier: Notifier,
+    splice: Splice,
 }
 
 #[derive(Default)]
@@ -80,13 +90,13 @@ impl PageCache {
     /// Filled by some of the `threads` that answer the kernel, once it is connected.
     #[must_use]
     pub fn of(threads: usize) -> Self {
-        Self { notifier: OnceLock::new(), most: threads / THREADS, state: Mutex::default() }
+        Self { connection: OnceLock::new(), most: threads / THREADS, state: Mutex::default() }
     }
 
-    /// Has it filled through `notifier`.
-    pub fn connect(&self, notifier: Notifier) {
-        // There is one for each mount.
-        let _ = self.notifier.set(notifier);
+    /// Has it filled through `notifier` and `splice`.
+    pub fn connect(&self, notifier: Notifier, splice: Splice) {
+        // It is connected once.
+        let _ = self.connection.set(Connection { notifier, splice });
     }
 
     /// Forgets a node, whose number may be given to another file.
@@ -178,11 +188,35 @@ impl File {
     }
 }
 
+impl Connection {
+    /// Stores the chunk at `start` of a file with this layout on `disk`, and tells how. `buffer` is
+    /// for what cannot be spliced, such as more pieces than a pipe holds.
+    fn store(
+        &self,
+        node: NodeId,
+        start: u64,
+        disk: &DiskReader,
+        layout: &Layout,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Ahead> {
+        let length = CHUNK as usize;
+        let spliced = self
+            .splice
+            .store(node, start, CHUNK, |take| runs::pieces(disk, layout, start, length, take));
+        if spliced.is_ok() {
+            return Ok(Ahead::Spliced);
+        }
+        runs::fill(disk, layout, start, length, buffer)?;
+        self.notifier.store(INodeNo(node.0), start, buffer)?;
+        Ok(Ahead::Copied)
+    }
+}
+
 impl Operations {
     /// Puts what follows `size` bytes at `offset` of the file `id`, which the kernel was just given
     /// from the images, into its page cache, where that is worth it.
     pub fn store_ahead(&self, id: NodeId, offset: u64, size: u32) {
-        let (Some(kept), Some(notifier)) = (&self.kept, self.page_cache.notifier.get()) else {
+        let (Some(kept), Some(connection)) = (&self.kept, self.page_cache.connection.get()) else {
             return;
         };
         let Some(storing) = self.page_cache.begin(id, offset, size.into()) else { return };
@@ -194,17 +228,15 @@ impl Operations {
         self.buffers.with(|buffer| {
             while let Some(start) = storing.next(length) {
                 let started = Instant::now();
-                let known = kept.layouts.read_known(id, start, CHUNK, buffer);
-                if !known || buffer.len() != CHUNK as usize {
-                    break;
-                }
-                // It may know the file no more, or have ended.
-                if let Err(error) = notifier.store(INodeNo(id.0), start, buffer) {
-                    debug!("the kernel takes nothing ahead: {error}");
-                    break;
-                }
-                self.stats.ahead.request(Ahead::Stored);
-                self.stats.ahead.bytes(buffer.len());
+                let end = start + u64::from(CHUNK);
+                let Some((layout, disk)) = kept.layouts.known_up_to(id, end) else { break };
+                // The kernel may know the file no more, or have ended.
+                let how = match connection.store(id, start, disk, &layout, buffer) {
+                    Ok(how) => how,
+                    Err(error) => return debug!("the kernel takes nothing ahead: {error}"),
+                };
+                self.stats.ahead.request(how);
+                self.stats.ahead.bytes(CHUNK as usize);
                 let took = started.elapsed().as_micros();
                 let path = || self.nodes.path(id).map_or_else(|_| String::new(), |p| p.to_string());
                 trace!(target: TRACE, "store {} {CHUNK}@{start}: ok ({took} us)", path());

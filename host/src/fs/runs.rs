@@ -1,11 +1,12 @@
 //! Reads and searches a file on its disk, where its layout is known.
 
 use std::io;
+use std::mem;
 
 use guestmnt_protocol::message::{Extent, Layout};
 use nix::errno::Errno;
 
-use crate::disk::DiskReader;
+use crate::disk::{DiskReader, Piece};
 
 /// Replaces `buffer` by what is at `offset` of a file with this layout on `disk`, at most `size`
 /// bytes, fewer only at its end.
@@ -22,20 +23,41 @@ pub fn fill(
     let left = layout.size.saturating_sub(offset);
     let length = usize::try_from(left).unwrap_or(usize::MAX).min(size);
     buffer.resize(length, 0);
+    let mut rest = buffer.as_mut_slice();
+    pieces(disk, layout, offset, length, &mut |piece| {
+        let (part, behind) = mem::take(&mut rest).split_at_mut(piece.length());
+        rest = behind;
+        piece.read(part)
+    })
+}
+
+/// Gives `length` bytes from `offset` of a file with this layout on `disk` to `take`, piece by piece,
+/// one behind the other.
+///
+/// # Errors
+/// As [`DiskReader::pieces`].
+pub fn pieces<'a>(
+    disk: &'a DiskReader,
+    layout: &Layout,
+    offset: u64,
+    length: usize,
+    take: &mut dyn FnMut(Piece<'a>) -> io::Result<()>,
+) -> io::Result<()> {
     let end = offset + length as u64;
     let first = layout.runs.partition_point(|run| run.at + run.length <= offset);
     let mut at = offset;
-    let mut rest = buffer.as_mut_slice();
     for run in layout.runs[first..].iter().take_while(|run| run.at < end) {
-        let (hole, behind) = rest.split_at_mut(distance(at, run.at));
-        hole.fill(0);
-        at = at.max(run.at);
-        let (part, behind) = behind.split_at_mut(distance(at, end.min(run.at + run.length)));
-        disk.read(part, run.stored + (at - run.at))?;
-        at += part.len() as u64;
-        rest = behind;
+        if at < run.at {
+            take(Piece::Zeros(distance(at, run.at)))?;
+            at = run.at;
+        }
+        let part = distance(at, end.min(run.at + run.length));
+        disk.pieces(run.stored + (at - run.at), part, take)?;
+        at += part as u64;
     }
-    rest.fill(0);
+    if at < end {
+        take(Piece::Zeros(distance(at, end)))?;
+    }
     Ok(())
 }
 

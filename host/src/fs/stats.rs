@@ -81,8 +81,10 @@ kinds! {
 kinds! {
     /// How the kernel gets contents that it did not ask for.
     Ahead {
-        /// Put into its page cache.
-        Stored = "stored",
+        /// From the page cache of the images to that of the mount.
+        Spliced = "spliced",
+        /// Read here, and put into its page cache.
+        Copied = "copied",
     }
 }
 

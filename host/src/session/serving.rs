@@ -16,6 +16,7 @@ use super::fuse_options::FuseOptions;
 use super::mountpoint::{FuseMount, MountAccess, Mountpoint};
 use crate::disk::DiskReader;
 use crate::fs::changes::Changes;
+use crate::fs::splice::Splice;
 use crate::fs::stats::Stats;
 use crate::fs::writable::WritableFs;
 use crate::fs::{GuestFs, PageCache, Shows};
@@ -114,10 +115,11 @@ fn run<F: Filesystem + 'static>(
     config: fuser::Config,
     page_cache: Option<Arc<PageCache>>,
 ) -> Result<OwnedFd, SessionError> {
-    let fuse = FuseSession::from_fd(fs, device, config.acl, config)
-        .map_err(|error| SessionError::Io("open a FUSE session", error))?;
+    let failed = |error| SessionError::Io("open a FUSE session", error);
+    let splice = Splice::to(device.try_clone().map_err(failed)?);
+    let fuse = FuseSession::from_fd(fs, device, config.acl, config).map_err(failed)?;
     if let Some(page_cache) = page_cache {
-        page_cache.connect(fuse.notifier());
+        page_cache.connect(fuse.notifier(), splice);
     }
     start_threads(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))
 }
