@@ -50,7 +50,8 @@ impl Splice {
     ///
     /// # Errors
     /// `WouldBlock` for more pieces than a pipe holds, `UnexpectedEof` for a file that got shorter,
-    /// those of `pieces`, and as pipe(2), `F_SETPIPE_SZ` and splice(2). Nothing is stored then.
+    /// those of `pieces`: nothing is stored then. As pipe(2), `F_SETPIPE_SZ` and splice(2); what was
+    /// stored until then is right.
     pub fn store<'a>(
         &self,
         node: NodeId,
