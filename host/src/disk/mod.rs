@@ -93,13 +93,7 @@ impl DiskReader {
     /// `InvalidInput` for bytes beyond the disk, `InvalidData` for tables that lead out of their
     /// file, `UnexpectedEof` for a file that got shorter; as pread(2).
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let length = buffer.len();
-        let mut rest = buffer;
-        self.pieces(offset, length, &mut |piece| {
-            let (part, behind) = mem::take(&mut rest).split_at_mut(piece.length());
-            rest = behind;
-            piece.read(part)
-        })
+        self.pieces(offset, buffer.len(), &mut gather(buffer))
     }
 
     /// Gives `length` bytes from byte `offset` of the disk to `take`, piece by piece, one behind the
@@ -233,23 +227,26 @@ impl DiskReader {
 }
 
 impl Piece<'_> {
-    /// Its bytes.
-    #[must_use]
-    pub fn length(&self) -> usize {
+    fn length(&self) -> usize {
         match *self {
             Self::Stored { length, .. } | Self::Zeros(length) => length,
         }
     }
+}
 
-    /// Fills `buffer`, which is as long.
-    ///
-    /// # Errors
-    /// `UnexpectedEof` for a file that got shorter; as pread(2).
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<()> {
-        match *self {
-            Self::Stored { file, offset, .. } => file.read_exact_at(buffer, offset),
-            Self::Zeros(_) => {
-                buffer.fill(0);
+/// Reads the pieces that it is given into `buffer`, one behind the other; there is room for all.
+///
+/// # Errors
+/// `UnexpectedEof` for a file that got shorter; as pread(2).
+pub fn gather(buffer: &mut [u8]) -> impl FnMut(Piece) -> io::Result<()> {
+    let mut rest = buffer;
+    move |piece| {
+        let (part, behind) = mem::take(&mut rest).split_at_mut(piece.length());
+        rest = behind;
+        match piece {
+            Piece::Stored { file, offset, .. } => file.read_exact_at(part, offset),
+            Piece::Zeros(_) => {
+                part.fill(0);
                 Ok(())
             }
         }

@@ -1,12 +1,11 @@
 //! Reads and searches a file on its disk, where its layout is known.
 
 use std::io;
-use std::mem;
 
 use guestmnt_protocol::message::{Extent, Layout};
 use nix::errno::Errno;
 
-use crate::disk::{DiskReader, Piece};
+use crate::disk::{DiskReader, Piece, gather};
 
 /// Replaces `buffer` by what is at `offset` of a file with this layout on `disk`, at most `size`
 /// bytes, fewer only at its end.
@@ -23,12 +22,7 @@ pub fn fill(
     let left = layout.size.saturating_sub(offset);
     let length = usize::try_from(left).unwrap_or(usize::MAX).min(size);
     buffer.resize(length, 0);
-    let mut rest = buffer.as_mut_slice();
-    pieces(disk, layout, offset, length, &mut |piece| {
-        let (part, behind) = mem::take(&mut rest).split_at_mut(piece.length());
-        rest = behind;
-        piece.read(part)
-    })
+    pieces(disk, layout, offset, length, &mut gather(buffer))
 }
 
 /// Gives `length` bytes from `offset` of a file with this layout on `disk` to `take`, piece by piece,
