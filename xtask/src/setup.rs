@@ -54,6 +54,11 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("mksquashfs"), "squashfs-tools"),
     (Program("mkntfs"), "ntfs-3g"),
     (Program("sfdisk"), "fdisk"),
+    (Program("setfattr"), "attr"),
+    (Program("cryptsetup"), "cryptsetup-bin"),
+    // to check what was made
+    (Program("hivexregedit"), "libwin-hivex-perl"),
+    (Program("fincore"), "util-linux-extra"),
     // to fuzz: libFuzzer is C++
     (Program("c++"), "g++"),
     // to measure copying out of a mount
