@@ -58,13 +58,13 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("cryptsetup"), "cryptsetup-bin"),
     // to check what was made
     (Program("hivexregedit"), "libwin-hivex-perl"),
-    (Program("fincore"), "util-linux-extra"),
     // to fuzz: libFuzzer is C++
     (Program("c++"), "g++"),
     // to measure copying out of a mount
     (Program("rsync"), "rsync"),
     // to watch what the tests watch
     (Program("strace"), "strace"),
+    (Program("fincore"), "util-linux-extra"),
 ];
 
 /// QEMU, from the newer suite where there is one: what has been measured and is relied upon

@@ -72,8 +72,8 @@ struct Connection {
 struct State {
     /// The latest last.
     files: Vec<File>,
-    /// Threads that store.
-    storing: usize,
+    /// The files that are stored, each once for each thread that does.
+    storing: Vec<NodeId>,
 }
 
 /// A file that is being read.
@@ -83,8 +83,6 @@ struct File {
     /// Where the next chunk is stored, unless that is at or behind `until`.
     next: u64,
     until: u64,
-    /// Threads that store what is in it.
-    storing: usize,
 }
 
 /// That this thread stores what is in a file, until this is dropped.
@@ -146,11 +144,11 @@ impl State {
             None => File::at(node, offset),
         };
         file.note(offset, size);
-        let is_free = file.storing < MAX_STORING && self.storing < most;
+        let at_it = self.storing.iter().filter(|stored| **stored == node).count();
+        let is_free = at_it < MAX_STORING && self.storing.len() < most;
         let begins = is_free && file.next < file.until;
         if begins {
-            file.storing += 1;
-            self.storing += 1;
+            self.storing.push(node);
         }
         if self.files.len() == MAX_FILES {
             self.files.remove(0);
@@ -170,16 +168,15 @@ impl State {
     }
 
     fn end(&mut self, node: NodeId) {
-        self.storing -= 1;
-        let file = self.files.iter_mut().find(|file| file.node == node);
-        // It may have been forgotten, and found again, meanwhile.
-        file.into_iter().for_each(|file| file.storing = file.storing.saturating_sub(1));
+        if let Some(index) = self.storing.iter().position(|stored| *stored == node) {
+            self.storing.swap_remove(index);
+        }
     }
 }
 
 impl File {
     fn at(node: NodeId, offset: u64) -> Self {
-        Self { node, sequence: Sequence::at(offset), next: 0, until: 0, storing: 0 }
+        Self { node, sequence: Sequence::at(offset), next: 0, until: 0 }
     }
 
     fn note(&mut self, offset: u64, size: u64) {
@@ -324,7 +321,7 @@ mod tests {
         state.end(NodeId(1));
         assert!(begins(&mut state, 3));
         assert!(!begins(&mut state, 1), "three threads store");
-        assert_eq!(state.storing, 3);
+        assert_eq!(state.storing.len(), 3);
     }
 
     #[test]
@@ -347,7 +344,7 @@ mod tests {
         // Another file of this number.
         assert!(cache.begin(NODE, 0, REQUEST).is_none());
         drop(storing);
-        assert_eq!(cache.state().storing, 0);
+        assert_eq!(cache.state().storing, []);
         assert!(cache.begin(NODE, REQUEST, 4 * REQUEST).is_some());
     }
 
@@ -358,7 +355,7 @@ mod tests {
             (0..4).for_each(|at| drop(request(&mut state, NodeId(n + 2), at * REQUEST)));
         }
         assert!(state.files.len() <= MAX_FILES);
-        assert_eq!(state.storing, 0);
+        assert_eq!(state.storing, []);
     }
 
     #[test]
