@@ -25,12 +25,11 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// So many threads.
+    /// So many threads, of which `storing` may be storing ahead.
     #[must_use]
-    pub fn of(threads: usize) -> Self {
+    pub fn of(threads: usize, storing: usize) -> Self {
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        // One more than can run, since one may be storing ahead.
-        Self { spare: threads.saturating_sub(processors + 1), resting: AtomicUsize::new(0) }
+        Self { spare: spare(threads, processors, storing), resting: AtomicUsize::new(0) }
     }
 
     /// Lets this thread rest, if what it began at `started` was quick and others are there.
@@ -44,6 +43,12 @@ impl Crew {
         }
         self.resting.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Threads that are not needed: one more than can run is, and than may be storing ahead, so that
+/// somebody answers.
+fn spare(threads: usize, processors: usize, storing: usize) -> usize {
+    threads.saturating_sub(processors.max(storing) + 1)
 }
 
 #[cfg(test)]
@@ -79,7 +84,13 @@ mod tests {
 
     #[test]
     fn few_threads_do_not_rest() {
-        assert_eq!(Crew::of(1).spare, 0);
-        assert!(Crew::of(1 << 20).spare > 0);
+        assert_eq!(Crew::of(1, 0).spare, 0);
+        assert!(Crew::of(1 << 20, 0).spare > 0);
+    }
+
+    #[test]
+    fn one_answers_where_others_run_or_store() {
+        assert_eq!([1, 2, 4, 16].map(|processors| spare(8, processors, 2)), [5, 5, 3, 0]);
+        assert_eq!([1, 2, 4, 16].map(|processors| spare(8, processors, 0)), [6, 5, 3, 0]);
     }
 }

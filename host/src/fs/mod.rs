@@ -105,8 +105,9 @@ impl GuestFs {
         shows: Shows,
         view: View,
     ) -> Self {
-        let crew = Crew::of(guest.lanes());
+        let lanes = guest.lanes();
         let operations = Arc::new(Operations::new(guest, disks, shows, view));
+        let crew = Crew::of(lanes, operations.page_cache.most());
         Self { operations, crew, opens_directories: true, lifetime: FOR_EVER }
     }
 

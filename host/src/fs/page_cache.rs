@@ -98,6 +98,12 @@ impl PageCache {
         Self { connection: OnceLock::new(), most: threads / THREADS, state: Mutex::default() }
     }
 
+    /// Threads that may store at once, and answer nobody meanwhile.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     /// Has it filled through `notifier` and `splice`.
     pub fn connect(&self, notifier: Notifier, splice: Splice) {
         // It is connected once.

@@ -47,7 +47,8 @@ impl WritableFs {
     /// belong to whom `view` shows as the owner of all, else to root.
     #[must_use]
     pub fn new(guest: Arc<Guest>, view: View, names: NameMatching) -> Self {
-        let crew = Crew::of(guest.lanes());
+        // Nothing is stored ahead of what may change.
+        let crew = Crew::of(guest.lanes(), 0);
         let operations = Arc::new(Operations::changing(Arc::clone(&guest), view));
         let owner = Owner { uid: view.uid, gid: view.gid };
         let changes = Arc::new(Changes::new(guest, Arc::clone(&operations), owner, names));
