@@ -49,6 +49,9 @@ enum Chore {
     Demo,
     /// Set up, build and run all tests; the last lines count what this machine could not run.
     Test {
+        /// Build and run only these end-to-end tests, files of tests/tests without their ending.
+        #[arg(long = "test", value_name = "FILE")]
+        files: Vec<String>,
         /// Run only tests whose names contain one of these.
         filters: Vec<String>,
     },
@@ -108,7 +111,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
             template::make(&places)?;
         }
         Chore::Demo => demo::run(&places)?,
-        Chore::Test { filters } => return test::run(&filters, &places),
+        Chore::Test { files, filters } => return test::run(&files, &filters, &places),
         Chore::Faults { rounds, seed } => return test::faults(rounds, seed, &places),
         Chore::Bench(options) => return bench::run(&options, &places),
         Chore::Fuzz(options) => return fuzz::run(&options, &places),

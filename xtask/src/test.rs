@@ -41,18 +41,20 @@ pub const SEED: &str = "GUESTMNT_FAULT_SEED";
 /// As [`run`].
 pub fn faults(rounds: u64, seed: u64, places: &Places) -> Result<ExitCode, Error> {
     let variables = [(ROUNDS, rounds.to_string()), (SEED, seed.to_string())];
-    run_with(&["many_times::".to_owned()], &variables, places)
+    run_with(&[], &["many_times::".to_owned()], &variables, places)
 }
 
-/// Runs the tests whose names contain one of `filters`, or all; the status is theirs.
+/// Runs the tests whose names contain one of `filters`, or all; of the end-to-end tests in `files`
+/// alone, where some are named. The status is theirs.
 ///
 /// # Errors
 /// Where the tests could not be started.
-pub fn run(filters: &[String], places: &Places) -> Result<ExitCode, Error> {
-    run_with(filters, &[], places)
+pub fn run(files: &[String], filters: &[String], places: &Places) -> Result<ExitCode, Error> {
+    run_with(files, filters, &[], places)
 }
 
 fn run_with(
+    files: &[String],
     filters: &[String],
     variables: &[(&str, String)],
     places: &Places,
@@ -91,8 +93,15 @@ fn run_with(
         format!("target.'cfg(unix)'.runner = [{:?}, \"as-user\"]", me.display().to_string());
     let tests =
         variables.iter().fold(Tool::new(cargo), |tool, (name, value)| tool.env(name, value));
+    let tests = tests.arg("test").args(["--locked", "--no-fail-fast", "--config", &runner]);
+    let tests = if files.is_empty() {
+        tests.arg("--workspace")
+    } else {
+        let named = files.iter().flat_map(|file| ["--test", file]);
+        tests.args(["--package", "guestmnt-tests"]).args(named)
+    };
     let status = tests
-        .args(["test", "--workspace", "--locked", "--no-fail-fast", "--config", &runner, "--"])
+        .arg("--")
         .args(filters)
         .env("GUESTMNT_APPLIANCE", stage.path().join("appliance"))
         .env("GUESTMNT_BIN_DIR", stage.path().join("release"))
