@@ -16,6 +16,7 @@ use nix::unistd::{Whence, lseek};
 use guestmnt_protocol::message::Extent;
 
 use crate::resolve;
+use crate::valid_length::ValidLength;
 
 /// Reads from this size on go past the page cache. Below, many small reads of neighbours, the
 /// cache's own read-ahead is worth more than the copy costs.
@@ -29,7 +30,14 @@ pub struct Contents {
     cached: OwnedFd,
     /// The same file for reading past the cache, opened when that is first wanted. `None` where
     /// its filesystem cannot do that.
-    direct: OnceLock<Option<OwnedFd>>,
+    direct: OnceLock<Option<Direct>>,
+}
+
+/// A file that is open for reading past the cache.
+struct Direct {
+    file: OwnedFd,
+    /// The byte up to which that gives what the file holds.
+    end: u64,
 }
 
 impl Contents {
@@ -65,20 +73,32 @@ impl Contents {
     /// Fills the start of `destination` past the cache, as far as that goes. Where it fails, the
     /// way through the cache will fail for the same reason, or read what this could not.
     fn read_directly(&self, start: i64, destination: &mut [u8]) -> usize {
-        let whole = destination.len() / ALIGNMENT * ALIGNMENT;
+        let mut whole = destination.len() / ALIGNMENT * ALIGNMENT;
         let aligned = start.cast_unsigned().is_multiple_of(ALIGNMENT as u64)
             && destination.as_ptr().addr().is_multiple_of(ALIGNMENT);
         if whole < DIRECT_MIN || !aligned {
             return 0;
         }
-        let Some(file) = self.direct.get_or_init(|| self.open_direct()) else { return 0 };
-        pread(file, &mut destination[..whole], start).unwrap_or(0)
+        let Some(direct) = self.direct.get_or_init(|| self.open_direct()) else { return 0 };
+        if direct.end != u64::MAX {
+            let left = direct.end.saturating_sub(start.cast_unsigned());
+            whole = whole.min(usize::try_from(left).unwrap_or(usize::MAX));
+        }
+        if whole == 0 {
+            return 0;
+        }
+        pread(&direct.file, &mut destination[..whole], start).unwrap_or(0)
     }
 
-    fn open_direct(&self) -> Option<OwnedFd> {
+    fn open_direct(&self) -> Option<Direct> {
+        if !is_coherent(self.file()) {
+            return None;
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECT | OFlag::O_CLOEXEC;
         let path = resolve::proc_path(self.cached.as_fd());
-        is_coherent(self.file()).then(|| open(path.as_str(), flags, Mode::empty()).ok()).flatten()
+        let file = open(path.as_str(), flags, Mode::empty()).ok()?;
+        let end = ValidLength::on_filesystem_of(file.as_fd()).direct_end(file.as_fd());
+        Some(Direct { file, end })
     }
 
     /// The open file.

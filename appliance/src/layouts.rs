@@ -22,11 +22,11 @@ use crate::sys::{self, FiemapExtent};
 const TRUSTED: [i64; 3] = [0xef53, 0x5846_5342, ntfs::MAGIC.0];
 
 /// Nothing is stored there, or nothing that counts: `FIEMAP_EXTENT_UNWRITTEN`.
-const UNWRITTEN: u32 = 0x800;
+pub(crate) const UNWRITTEN: u32 = 0x800;
 
 /// What leaves the bytes as they are: `FIEMAP_EXTENT_LAST`, `_MERGED`, `_SHARED`. Whatever else
 /// there may be, compressed, encrypted, packed with others, is for the guest to read.
-const HARMLESS: u32 = 0x1 | 0x1000 | 0x2000 | UNWRITTEN;
+pub(crate) const HARMLESS: u32 = 0x1 | 0x1000 | 0x2000 | UNWRITTEN;
 
 /// The disk and the place on it that a mounted filesystem is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

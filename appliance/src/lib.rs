@@ -69,6 +69,7 @@ mod sys;
 mod taking_apart;
 mod tree;
 mod uevent;
+mod valid_length;
 mod volumes;
 mod windows_links;
 mod write_counts;

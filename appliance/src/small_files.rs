@@ -25,6 +25,7 @@ use crate::ordinary::{Held, Ordinary};
 use crate::payload::Payload;
 use crate::resolve;
 use crate::tree::Tree;
+use crate::valid_length::ValidLength;
 
 /// Files that are open and reads that are under way at once. A process may have 1024 files open.
 const AT_ONCE: usize = 128;
@@ -51,13 +52,16 @@ impl Tree {
             return Err(Errno::EINVAL);
         }
         let directory = self.directory(folder)?;
-        let place = place(directory.as_fd());
+        let ways = Ways {
+            place: place(directory.as_fd()),
+            valid: ValidLength::on_filesystem_of(directory.as_fd()),
+        };
         let mut space = self.spaces.take();
         let mut contents = Vec::new();
         payload.append_with(|page| {
             for wanted in wanted.chunks(AT_ONCE) {
-                let told = told(&directory, wanted, place);
-                for file in space.read(directory.as_fd(), wanted, told, place) {
+                let told = told(&directory, wanted, ways.place);
+                for file in space.read(directory.as_fd(), wanted, told, ways) {
                     let outcome = match file {
                         Ok(File::Stored(stored)) => Outcome::Stored(stored),
                         Ok(File::Told(bytes)) => {
@@ -78,6 +82,14 @@ impl Tree {
         self.spaces.give_back(space);
         Ok(())
     }
+}
+
+/// How files of one directory may be read.
+#[derive(Clone, Copy)]
+struct Ways {
+    /// Where their filesystem is, if the host can read it.
+    place: Option<Place>,
+    valid: ValidLength,
 }
 
 /// The files that can be had without opening them, by what their records say: some of `wanted`.
@@ -153,7 +165,7 @@ impl Space {
         folder: BorrowedFd,
         wanted: &[Wanted],
         told: Vec<Option<File<'static>>>,
-        place: Option<Place>,
+        Ways { place, valid }: Ways,
     ) -> impl Iterator<Item = nix::Result<File<'_>>> {
         let mut files = Vec::with_capacity(wanted.len());
         let mut to_read = Vec::new();
@@ -162,14 +174,18 @@ impl Space {
                 files.push(Ok(told));
                 continue;
             }
-            files.push(match Opened::open(folder, wanted) {
+            files.push(match Opened::open(folder, wanted, valid) {
                 Ok(None) => Ok(File::Read(&[])),
-                Ok(Some(opened)) => match place.and_then(|place| opened.stored(place)) {
+                Ok(Some(mut opened)) => match place.and_then(|place| opened.stored(place)) {
                     Some(stored) => Ok(File::Stored(stored)),
-                    None => {
-                        to_read.push((index, opened));
-                        Err(Errno::EIO)
-                    }
+                    None => match opened.avoid_stale_bytes(valid) {
+                        Ok(()) => {
+                            to_read.push((index, opened));
+                            // Until it was read.
+                            Err(Errno::EIO)
+                        }
+                        Err(errno) => Err(errno),
+                    },
                 },
                 Err(errno) => Err(errno),
             });
@@ -235,7 +251,7 @@ struct Opened {
 
 impl Opened {
     /// Opens a regular file, unless it is empty.
-    fn open(folder: BorrowedFd, wanted: &Wanted) -> nix::Result<Option<Self>> {
+    fn open(folder: BorrowedFd, wanted: &Wanted, valid: ValidLength) -> nix::Result<Option<Self>> {
         let name = wanted.file.name.as_bytes();
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
         let stat = fstatat(folder, name, flags)?;
@@ -249,8 +265,10 @@ impl Opened {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let open = |more| openat(folder, name, flags | more, Mode::empty());
-        let (file, direct) = match open(OFlag::O_DIRECT) {
-            Ok(file) => (file, true),
+        // The last block would have to be read through the cache anyway, and is most of a small file.
+        let first = if valid == ValidLength::Blocks { OFlag::empty() } else { OFlag::O_DIRECT };
+        let (file, direct) = match open(first) {
+            Ok(file) => (file, first == OFlag::O_DIRECT),
             // The filesystem has no direct reading.
             Err(Errno::EINVAL) => (open(OFlag::empty())?, false),
             Err(errno) => return Err(errno),
@@ -269,10 +287,22 @@ impl Opened {
         Some(Stored { disk: place.disk, place: start, length: length(self.length) })
     }
 
-    fn read_plainly(self, room: &mut [u8]) -> nix::Result<usize> {
+    /// Has it read through the page cache, where a direct read would give other bytes than it holds.
+    fn avoid_stale_bytes(&mut self, valid: ValidLength) -> nix::Result<()> {
+        let is_right = valid.direct_end(self.file.as_fd()) >= self.length as u64;
+        if is_right { Ok(()) } else { self.read_through_cache() }
+    }
+
+    fn read_through_cache(&mut self) -> nix::Result<()> {
         if self.direct {
             fcntl(&self.file, FcntlArg::F_SETFL(OFlag::empty()))?;
+            self.direct = false;
         }
+        Ok(())
+    }
+
+    fn read_plainly(mut self, room: &mut [u8]) -> nix::Result<usize> {
+        self.read_through_cache()?;
         let mut filled = 0;
         while filled < room.len() {
             let offset = i64::try_from(filled).expect("a payload is shorter");

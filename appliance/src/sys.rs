@@ -191,6 +191,14 @@ pub struct FiemapExtent {
     reserved: [u32; 3],
 }
 
+impl FiemapExtent {
+    /// The place in the file of the first byte behind it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.logical.saturating_add(self.length)
+    }
+}
+
 /// Fills `extents` with those of a file from byte `from` on. Returns how many there are, at most as
 /// many as there is room for.
 ///
@@ -229,6 +237,34 @@ pub fn fiemap<const N: usize>(
     Errno::result(done)?;
     *extents = map.extents;
     Ok(N.min(map.mapped as usize))
+}
+
+/// Bytes of a block of the filesystem that an open file is on.
+///
+/// # Errors
+/// As ioctl(2) with `FIGETBSZ`.
+pub fn block_size(file: BorrowedFd) -> nix::Result<u32> {
+    /// `_IO(0x00, 2)`
+    const FIGETBSZ: libc::c_ulong = 2;
+    let mut size: libc::c_int = 0;
+    // SAFETY: the kernel writes one int, to `size`.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), FIGETBSZ, &raw mut size) };
+    Errno::result(done)?;
+    u32::try_from(size).map_err(|_| Errno::EIO)
+}
+
+/// The block of the device that the block `block` of an open file is in; 0 where it has none.
+///
+/// # Errors
+/// As ioctl(2) with `FIBMAP`; `ERANGE` for a block beyond 2^31.
+pub fn block_place(file: BorrowedFd, block: u64) -> nix::Result<u64> {
+    /// `_IO(0x00, 1)`
+    const FIBMAP: libc::c_ulong = 1;
+    let mut place = libc::c_int::try_from(block).map_err(|_| Errno::ERANGE)?;
+    // SAFETY: the kernel reads and writes one int, `place`.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), FIBMAP, &raw mut place) };
+    Errno::result(done)?;
+    u64::try_from(place).map_err(|_| Errno::ERANGE)
 }
 
 /// Has the kernel read a disk's partition table again. Its partitions are there when this returns.

@@ -13,6 +13,7 @@ pub mod lacking;
 pub mod live;
 pub mod load;
 pub mod model;
+pub mod ntfs_records;
 pub mod opens;
 pub mod operations;
 pub mod planted;
