@@ -66,6 +66,12 @@ impl Opened {
                 Some(NO_PERMISSION) => refused(),
                 // Of a wrong password of BitLocker it says nothing, of all else it does.
                 Some(WRONG_PARAMETERS) if kind == "bitlk" && failed.said.is_empty() => refused(),
+                _ if failed.said.contains(DETACHED) => explained(
+                    Errno::EOPNOTSUPP,
+                    "it is a detached header of LUKS, without the data that it belongs to\n\
+                     hint: a volume whose header is in another file cannot be opened; \
+                     cryptsetup's luksHeaderRestore puts a header back where there was room left for it",
+                ),
                 Some(NO_MEMORY) => explained(
                     Errno::ENOMEM,
                     "the VM has too little memory for its key; --memsize gives more",
@@ -85,6 +91,9 @@ fn refused() -> Failure {
 const WRONG_PARAMETERS: i32 = 1;
 const NO_PERMISSION: i32 = 2;
 const NO_MEMORY: i32 = 3;
+
+/// What cryptsetup says of a header without data behind it.
+const DETACHED: &str = "detached LUKS header";
 
 /// `cryptsda2` for `/dev/sda2`, as libguestfs calls it; two copies of one volume get two names.
 fn name_for(of: &VolumeName) -> PlainName {

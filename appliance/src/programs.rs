@@ -29,11 +29,12 @@ const FOLDER: &str = "/programs";
 const OUTPUT_MAX: u64 = 1 << 20;
 
 /// Settings for all of them. There is no udev that could make nodes, or that could be waited for.
-const ENVIRONMENT: [(&str, &str); 4] = [
+const ENVIRONMENT: [(&str, &str); 5] = [
     ("DM_DISABLE_UDEV", "1"),
     ("MDADM_NO_UDEV", "1"),
     ("LVM_SUPPRESS_FD_WARNINGS", "1"),
     ("LC_ALL", "C"),
+    ("OPENSSL_MODULES", "/programs/lib/ossl-modules"),
 ];
 
 /// The programs, mounted or not.

@@ -29,6 +29,29 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("dmsetup", &["dmsetup"]),
 ];
 
+/// Libraries that glibc loads by itself: ending a thread, as each lane of Argon2 does, takes libgcc.
+const LOADED_BY_GLIBC: &[&str] = &["libgcc_s.so.1"];
+
+/// Providers of OpenSSL, which it loads by name from a directory of theirs: old LUKS volumes use hashes
+/// that only the legacy one has, such as Whirlpool.
+const OPENSSL_PROVIDERS: &[&str] = &["legacy.so"];
+
+/// Where OpenSSL's providers are in a package.
+const PROVIDER_FOLDERS: &[&str] =
+    &["usr/lib/x86_64-linux-gnu/ossl-modules", "lib/x86_64-linux-gnu/ossl-modules"];
+
+/// The programs and libraries that call dlopen(3), each with what it loads. No header of an ELF file
+/// tells that, so [`Programs::pack`] refuses one that is not here until somebody has looked at it.
+const LOADERS: &[(&str, &str)] = &[
+    ("libcrypto.so.3", "OPENSSL_PROVIDERS; engines for hardware, which is not there"),
+    ("libcryptsetup.so.12", "plugins of tokens, for hardware and networks; a key is always given"),
+    ("libgmodule-2.0.so.0", "modules of GIO, for networks and desktops"),
+    ("libmount.so.1", "libcryptsetup, for files with dm-verity that fstab names"),
+    ("libselinux.so.1", "libsepol, to build policies"),
+    ("mdadm", "libdlm and libcmap, for arrays of a cluster"),
+    ("ntfs-3g", "plugins for reparse points, of which Debian has none"),
+];
+
 /// Packages whose files serve to make disks for the tests, and are in no appliance.
 const FOR_TESTS: &[&str] = &["busybox-static"];
 
@@ -115,14 +138,18 @@ impl Programs {
         self.file(PROGRAM_FOLDERS, name)
     }
 
-    /// `files` with all libraries that they need, by name; the dynamic linker is among them.
+    /// All libraries that `files` need, by name; those that glibc loads, and the dynamic linker, are among
+    /// them.
     ///
     /// # Errors
     /// [`Error::Unfit`] where one is missing, and those of objdump.
     pub fn libraries_of(&self, files: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>, Error> {
         let mut libraries =
             BTreeMap::from([(LINKER.to_owned(), self.file(LIBRARY_FOLDERS, LINKER)?)]);
-        let mut todo = files.to_vec();
+        for name in LOADED_BY_GLIBC {
+            libraries.insert((*name).to_owned(), self.file(LIBRARY_FOLDERS, name)?);
+        }
+        let mut todo: Vec<PathBuf> = files.iter().chain(libraries.values()).cloned().collect();
         while let Some(file) = todo.pop() {
             for name in needed_by(&file)? {
                 if let Entry::Vacant(entry) = libraries.entry(name) {
@@ -134,26 +161,47 @@ impl Programs {
         Ok(libraries)
     }
 
-    /// Writes the squashfs `image`: `bin` with the programs, `lib` with their libraries.
+    /// What the squashfs holds: the path of each file in it, and the file.
     ///
     /// # Errors
-    /// As [`Programs::libraries_of`], and those of mksquashfs.
-    pub fn pack(&self, image: &Path) -> Result<(), Error> {
+    /// As [`Programs::libraries_of`]; [`Error::Unfit`] for a file that loads others at run time and is not
+    /// in [`LOADERS`].
+    fn contents(&self) -> Result<Vec<(String, PathBuf)>, Error> {
         let names = PROGRAMS.iter().flat_map(|(_, programs)| programs.iter());
-        let programs = names.map(|name| Ok((*name, self.find(name)?)));
-        let programs: Vec<(&str, PathBuf)> = programs.collect::<Result<_, Error>>()?;
-        let files: Vec<PathBuf> = programs.iter().map(|(_, file)| file.clone()).collect();
-        let staging = tempfile::tempdir().map_err(Error::file("write in", std::env::temp_dir()))?;
-        let copy = |folder: &str, name: &str, file: &Path| -> Result<(), Error> {
-            let folder = staging.path().join(folder);
-            fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
-            fs::copy(file, folder.join(name)).map(drop).map_err(Error::file("copy", file))
-        };
-        for (name, file) in &programs {
-            copy("bin", name, file)?;
+        let programs = names.map(|name| Ok((format!("bin/{name}"), self.find(name)?)));
+        let mut files: Vec<(String, PathBuf)> = programs.collect::<Result<_, Error>>()?;
+        for name in OPENSSL_PROVIDERS {
+            let provider = self.file(PROVIDER_FOLDERS, name)?;
+            files.push((format!("lib/ossl-modules/{name}"), provider));
         }
-        for (name, file) in self.libraries_of(&files)? {
-            copy("lib", &name, &file)?;
+        let needing: Vec<PathBuf> = files.iter().map(|(_, file)| file.clone()).collect();
+        let libraries = self.libraries_of(&needing)?.into_iter();
+        files.extend(libraries.map(|(name, file)| (format!("lib/{name}"), file)));
+        for (path, file) in &files {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            if !LOADERS.iter().any(|(known, _)| *known == name) && calls_dlopen(file)? {
+                return Err(Error::unfit(
+                    format!("{name} loads files at run time, and nobody has said which"),
+                    "find out, put them into the appliance, and note it in LOADERS of xtask/src/programs.rs",
+                ));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Writes the squashfs `image`: `bin` with the programs, `lib` with all that they load.
+    ///
+    /// # Errors
+    /// As [`Programs::libraries_of`], [`Error::Unfit`] for a program that loads what is not known, and
+    /// those of mksquashfs.
+    pub fn pack(&self, image: &Path) -> Result<(), Error> {
+        let files = self.contents()?;
+        let staging = tempfile::tempdir().map_err(Error::file("write in", std::env::temp_dir()))?;
+        for (path, file) in &files {
+            let copy = staging.path().join(path);
+            let folder = copy.parent().expect("all are in bin or lib");
+            fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+            fs::copy(file, &copy).map_err(Error::file("copy", file))?;
         }
         // LZ4, because it is read under TCG; times, because what is the same shall be the same.
         let options = ["-quiet", "-no-progress", "-noappend", "-all-root", "-comp", "lz4", "-Xhc"];
@@ -181,4 +229,30 @@ fn needed_by(file: &Path) -> Result<BTreeSet<String>, Error> {
     let headers = String::from_utf8_lossy(&headers);
     let names = headers.lines().filter_map(|line| line.trim().strip_prefix("NEEDED"));
     Ok(names.map(|name| name.trim().to_owned()).collect())
+}
+
+/// Whether an ELF file calls dlopen(3) or its kin.
+fn calls_dlopen(file: &Path) -> Result<bool, Error> {
+    let symbols = Tool::new("objdump").arg("--dynamic-syms").arg(file).output()?;
+    let symbols = String::from_utf8_lossy(&symbols);
+    let undefined = symbols.lines().filter(|line| line.contains("*UND*"));
+    let mut names = undefined.filter_map(|line| line.split_whitespace().last());
+    Ok(names.any(|name| matches!(name, "dlopen" | "dlmopen" | "__libc_dlopen_mode")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skips::skip;
+
+    #[test]
+    fn what_is_loaded_at_run_time_is_packed() {
+        let Some(programs) = Programs::present(&Places::of_workspace()) else {
+            return skip("the packages of the appliance's programs were not fetched");
+        };
+        let contents = programs.contents().unwrap();
+        for path in ["lib/libgcc_s.so.1", "lib/ossl-modules/legacy.so", "lib/libargon2.so.1"] {
+            assert!(contents.iter().any(|(packed, _)| packed == path), "{path}");
+        }
+    }
 }

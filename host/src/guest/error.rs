@@ -38,7 +38,11 @@ impl fmt::Display for GuestError {
             Self::Failed(failure) => {
                 let mut lines = failure.detail.trim_end().lines();
                 Printable(lines.next().unwrap_or_default().as_bytes()).fmt(f)?;
-                lines.try_for_each(|line| write!(f, "\n    {}", Printable(line.as_bytes())))
+                lines.try_for_each(|line| {
+                    // What the daemon advises is set as our own advice is.
+                    let indent = if line.starts_with("hint: ") { "  " } else { "    " };
+                    write!(f, "\n{indent}{}", Printable(line.as_bytes()))
+                })
             }
         }
     }

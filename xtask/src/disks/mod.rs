@@ -24,6 +24,7 @@ mod exfat;
 pub mod filesystems;
 pub mod hive;
 pub mod linux;
+pub mod luks;
 pub mod manifest;
 pub mod mkfs;
 pub mod noise;

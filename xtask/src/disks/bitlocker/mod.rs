@@ -50,6 +50,11 @@ pub const LONG_KEYS: Pair = Pair {
     what: "BitLocker volumes with a startup key",
 };
 
+/// Encrypts the sector with the number `number` by AES-XTS with keys of 256 bits, as LUKS does it too.
+pub(super) fn aes_xts_256(key: &[u8; 64], number: u64, sector: &mut [u8]) {
+    Cipher::Xts256.encrypt(key, number, sector);
+}
+
 /// Makes the disks in the folder of `specimens` if they are missing, or notes why it cannot.
 ///
 /// # Errors
