@@ -61,7 +61,9 @@ pub(crate) fn open(path: &Path) {
     for link in &disk.chain {
         match &link.source {
             Source::File(file) | Source::Part { file, .. } => assert_within(folder, file),
-            Source::Described { descriptor, extents } | Source::Mapped { descriptor, extents } => {
+            Source::Described { descriptor, extents }
+            | Source::Patched { descriptor, extents }
+            | Source::Mapped { descriptor, extents } => {
                 assert_eq!(descriptor.extents.len(), extents.len());
                 extents.iter().for_each(|file| assert_within(folder, file));
             }

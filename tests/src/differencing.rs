@@ -105,6 +105,8 @@ pub fn vhd(changes: Changes, own: [u8; 16], parent: [u8; 16], name: &str) -> Vec
     put_be(&mut footer, 48, changes.disk.len() as u64, 8);
     put_be(&mut footer, 60, 4, 4);
     footer[68..84].copy_from_slice(&own);
+    let sum = footer.iter().map(|&byte| u64::from(byte)).sum::<u64>();
+    put_be(&mut footer, 64, 0xffff_ffff - sum, 4);
     let mut bytes = footer.clone();
     bytes.extend(b"cxsparse");
     bytes.resize(TABLE, 0);
@@ -273,7 +275,7 @@ fn windows_order(mut bytes: [u8; 16]) -> [u8; 16] {
 }
 
 /// Source: RFC 3720, appendix B.4.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |sum, &byte| {
         (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ ((sum & 1) * 0x82f6_3b78))
     })

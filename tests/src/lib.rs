@@ -25,6 +25,7 @@ pub mod specimens;
 pub mod told;
 pub mod trap;
 pub mod tree;
+pub mod vhdx_log;
 pub mod walks;
 pub mod worlds;
 pub mod writing;

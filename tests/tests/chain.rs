@@ -83,8 +83,8 @@ fn by_descriptor(file: &File) -> String {
 fn file_of(link: &Link, descriptors: &mut Vec<NamedTempFile>) -> String {
     match &link.source {
         Source::File(file) => by_descriptor(file),
-        Source::Part { .. } | Source::Mapped { .. } => {
-            unreachable!("neither archives nor differencing disks are opened here")
+        Source::Part { .. } | Source::Patched { .. } | Source::Mapped { .. } => {
+            unreachable!("only disks that QEMU reads by itself are opened here")
         }
         Source::Described { descriptor, extents } => {
             let rewritten = NamedTempFile::new().expect("a temporary file");

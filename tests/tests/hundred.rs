@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guestmnt::image::BlockSize;
 use guestmnt::session::Session;
 use guestmnt::session::fuse_options::FuseOptions;
 use guestmnt::session::plan::{DEFAULT_MEMORY_MIB, DiskSpec, Plan, WritesTo};
@@ -108,12 +107,8 @@ fn rounds() {
 
 /// Mounts the system disk, looks at all of it that is not large, and unmounts it.
 fn mount_once(mountpoint: &Path) {
-    let disk = DiskSpec {
-        path: disks().path(SYSTEM),
-        format: None,
-        block_size: BlockSize::default(),
-        overlay: None,
-    };
+    let disk =
+        DiskSpec { path: disks().path(SYSTEM), format: None, block_size: None, overlay: None };
     let mut plan = Plan {
         disks: vec![disk],
         allow_paths: Vec::new(),

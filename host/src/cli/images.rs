@@ -22,7 +22,8 @@ pub struct ImageArguments {
     #[arg(long, value_name = "FMT", value_parser = format)]
     format: Vec<FormatChoice>,
 
-    /// Bytes of the sectors of the images named after this: 512 or 4096; 512 unless said
+    /// Bytes of the sectors of the images named after this: 512 or 4096; unless said, what a VHDX
+    /// says, and 512 for others
     #[arg(long, value_name = "BYTES")]
     blocksize: Vec<BlockSize>,
 
@@ -172,7 +173,7 @@ impl ImageArguments {
         let specs = placed(matches, "add", &self.add).into_iter().map(|(place, path)| DiskSpec {
             path: path.clone(),
             format: last_before(place, &formats).and_then(|choice| choice.0),
-            block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
+            block_size: last_before(place, &block_sizes).copied(),
             overlay: None,
         });
         specs.collect()
@@ -188,7 +189,7 @@ impl ImageArguments {
         DiskSpec {
             path,
             format: last_before(place, &formats).and_then(|choice| choice.0),
-            block_size: last_before(place, &block_sizes).copied().unwrap_or_default(),
+            block_size: last_before(place, &block_sizes).copied(),
             overlay: None,
         }
     }
@@ -284,8 +285,9 @@ mod tests {
         let words =
             ["-a", "a", "--blocksize", "4096", "-a", "b", "--blocksize=512", "-a", "c", "/mnt"];
         let disks = parse(&words).unwrap();
-        let sizes: Vec<_> = disks.iter().map(|disk| disk.block_size.bytes()).collect();
-        assert_eq!(sizes, [512, 4096, 512]);
+        let sizes: Vec<_> =
+            disks.iter().map(|disk| disk.block_size.map(BlockSize::bytes)).collect();
+        assert_eq!(sizes, [None, Some(4096), Some(512)]);
         assert!(parse(&["--blocksize", "1024"]).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::{ImageError, Problem};
+use super::error::{ImageError, Problem, show};
 use super::file::{FileId, ImageFile};
 use super::hint::UNPACK;
 use super::parent::{self, Parent, Shape};
@@ -10,11 +10,11 @@ use super::qcow2::Qcow2Header;
 use super::sector_map::{MAX_TABLES_LEN, too_many_changes};
 use super::split::Pieces;
 use super::vdi::VdiHeader;
-use super::vhd::VhdHeader;
-use super::vhdx::VhdxHeader;
+use super::vhd::{self, VhdHeader};
+use super::vhdx::{self, VhdxHeader};
 use super::{
-    Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, Source, archive, lock,
-    vmdk,
+    BlockSize, Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, Source,
+    archive, lock, vmdk,
 };
 
 /// Opens the disk at `path`; see [`Disk::open`].
@@ -33,7 +33,11 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
         }
         _ => open_chain(leaf, format, &allowed, &mut warnings)?,
     };
-    let (size, block_size) = (chain[0].size, options.block_size);
+    for link in &chain {
+        warnings
+            .extend(link.warnings.iter().map(|warning| format!("{}: {warning}", show(&link.path))));
+    }
+    let (size, block_size) = (chain[0].size, options.block_size.unwrap_or(chain[0].block_size));
     let path = path.to_owned();
     Ok(Disk { path, size, block_size, chain, warnings, writing: None })
 }
@@ -152,8 +156,10 @@ pub fn open_one(
 }
 
 /// An image that is one file.
-fn open_single(file: ImageFile, format: Format) -> Result<(Link, Option<Parent>), Problem> {
+fn open_single(mut file: ImageFile, format: Format) -> Result<(Link, Option<Parent>), Problem> {
     let mut map = None;
+    let mut block_size = BlockSize::default();
+    let mut warnings = Vec::new();
     let (size, parent) = match format {
         Format::Qcow2 => {
             let header = Qcow2Header::read(&file)?;
@@ -168,6 +174,7 @@ fn open_single(file: ImageFile, format: Format) -> Result<(Link, Option<Parent>)
             (header.size, header.parent.map(Parent::Vdi))
         }
         Format::Vpc => {
+            (file, warnings) = vhd::mended(file)?;
             let header = VhdHeader::read(&file)?;
             if header.parent.is_some() {
                 check_size(header.size, &file)?;
@@ -176,8 +183,11 @@ fn open_single(file: ImageFile, format: Format) -> Result<(Link, Option<Parent>)
             (header.size, header.parent.map(Parent::Vhd))
         }
         Format::Vhdx => {
+            file = vhdx::replayed(file)?;
+            warnings.extend(file.is_patched().then(|| REPLAYED.to_owned()));
             let header = VhdxHeader::read(&file)?;
-            if header.parent.is_some() {
+            block_size = header.sector_size();
+            if header.needs_map() {
                 check_size(header.size, &file)?;
                 map = Some(header.map(&file)?);
             }
@@ -190,14 +200,25 @@ fn open_single(file: ImageFile, format: Format) -> Result<(Link, Option<Parent>)
     check_size(size, &file)?;
     let path = file.path.clone();
     let source = match map {
-        None => file.into_source(),
-        Some(_) if file.is_part() => return Err(snapshot_in_archive()),
+        None => file.into_source()?,
+        Some(_) if file.is_part() && parent.is_some() => return Err(snapshot_in_archive()),
+        Some(_) if file.is_part() => return Err(unpacked_only()),
         Some(map) => {
             let (descriptor, extents) = map.joined(size, &file)?;
             Source::Mapped { descriptor, extents }
         }
     };
-    Ok((Link { path, format, size, vmdk: None, source }, parent))
+    Ok((Link { path, format, size, vmdk: None, block_size, warnings, source }, parent))
+}
+
+/// What is said of a file with a log.
+const REPLAYED: &str = "it was not closed; its log was replayed in memory, the file is unchanged";
+
+fn unpacked_only() -> Problem {
+    Problem::Unsupported {
+        what: "it has sectors of 4096 bytes, in an archive".to_owned(),
+        hint: UNPACK,
+    }
 }
 
 fn snapshot_in_archive() -> Problem {

@@ -171,7 +171,7 @@ fn tables_that_mislead_are_refused_with_the_reason() {
         ("c.avhdx", edit(child_vhdx(), bitmaps + 7, &[0xff]), "before the bitmap of a block"),
         ("c.avhdx", edit(child_vhdx(), 64 << 10, &[0]), "neither of its headers is whole"),
         ("c.avhdx", edit(child_vhdx(), (64 << 10) + 20, &[1]), "neither of its headers is whole"),
-        ("c.avhdx", with_log, "a log to replay"),
+        ("c.avhdx", with_log, "its log has no valid place"),
         ("c.avhdx", edit(child_vhdx(), (256 << 10) + 176, &[0; 4]), "no valid size"),
         ("c.avhdx", edit(child_vhdx(), (256 << 10) + 200, &[1]), "no valid size"),
         ("c.avhdx", edit(child_vhdx(), (192 << 10) + 72, &[0; 4]), "does not fit its size"),

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::Source;
+use super::descriptor::Descriptor;
 use super::error::Problem;
+use super::patches::Patches;
 use super::unwritable::Unwritable;
+use super::{SECTOR_SIZE, Source};
 
 /// One file, however it is named: device and inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,6 +116,7 @@ impl LocatedFile {
             id: FileId::from(&meta),
             len: meta.len(),
             part_at: None,
+            patches: None,
         })
     }
 }
@@ -136,6 +139,8 @@ pub struct ImageFile {
     pub len: u64,
     /// Where it begins within `file`, where it is only a part of that.
     part_at: Option<u64>,
+    /// Changes that are read in the place of what is stored.
+    patches: Option<Patches>,
 }
 
 impl ImageFile {
@@ -160,12 +165,42 @@ impl ImageFile {
         self.check_inside(offset, len, "part")?;
         let (file, real) = (self.file.try_clone()?, self.real.clone());
         let part_at = Some(self.part_at.unwrap_or(0) + offset);
-        Ok(Self { file, path, real, id: self.id, len, part_at })
+        Ok(Self { file, path, real, id: self.id, len, part_at, patches: None })
     }
 
     /// Whether it is only a part of a file, and so has nothing beside it.
     pub fn is_part(&self) -> bool {
         self.part_at.is_some()
+    }
+
+    /// The same file as it is with `patches`, which are made for its length.
+    ///
+    /// # Panics
+    /// For a part.
+    pub fn with_patches(self, patches: Patches) -> Self {
+        assert!(!self.is_part(), "parts have no changes");
+        Self { len: patches.len(), patches: Some(patches), ..self }
+    }
+
+    /// Whether it is read with changes that are not stored.
+    pub fn is_patched(&self) -> bool {
+        self.patches.is_some()
+    }
+
+    /// The files that hold `count` sectors from `first` on, one behind the other: for each the
+    /// number of its sectors, the first of them, and the file. That is this file alone unless it
+    /// is patched.
+    ///
+    /// # Errors
+    /// Those of fcntl(2) and memfd_create(2).
+    ///
+    /// # Panics
+    /// For a part.
+    pub fn extents(&self, first: u64, count: u64) -> io::Result<Vec<(u64, u64, File)>> {
+        match &self.patches {
+            Some(patches) => patches.extents(&self.file, first, count),
+            None => Ok(vec![(count, first, self.duplicate()?)]),
+        }
     }
 
     /// Its first bytes, at most `limit`.
@@ -228,7 +263,11 @@ impl ImageFile {
     fn read(&self, bytes: &mut [u8], offset: u64, what: &'static str) -> Result<(), Problem> {
         // In bounds: a part was checked to lie in its file.
         let offset = self.part_at.unwrap_or(0) + offset;
-        self.file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
+        let read = match &self.patches {
+            Some(patches) => patches.read(&self.file, bytes, offset),
+            None => self.file.read_exact_at(bytes, offset),
+        };
+        read.map_err(|e| match e.kind() {
             // It became shorter since it was opened.
             io::ErrorKind::UnexpectedEof => Problem::Truncated { what, len: self.len },
             _ => Problem::Io(e),
@@ -248,11 +287,22 @@ impl ImageFile {
     }
 
     /// What QEMU reads. A part ends with a whole sector where its file goes on so far.
-    pub fn into_source(self) -> Source {
-        match self.part_at {
+    ///
+    /// # Errors
+    /// Those of [`Self::extents`] for a file with changes.
+    pub fn into_source(self) -> io::Result<Source> {
+        if self.is_patched() {
+            let parts = self.extents(0, self.len.div_ceil(SECTOR_SIZE))?;
+            let sectors: Vec<(u64, u64)> =
+                parts.iter().map(|&(count, first, _)| (count, first)).collect();
+            let extents = parts.into_iter().map(|(_, _, file)| file).collect();
+            let descriptor = Descriptor::of_flat_files(&sectors);
+            return Ok(Source::Patched { descriptor, extents });
+        }
+        Ok(match self.part_at {
             None => Source::File(self.file),
             Some(offset) => Source::Part { file: self.file, offset, len: self.len },
-        }
+        })
     }
 
     /// The open file, to be used from its first byte to its last.

@@ -187,12 +187,20 @@ pub fn vhd_footer(size: u64, kind: u8) -> Vec<u8> {
     bytes[28..32].copy_from_slice(b"win ");
     bytes[48..56].copy_from_slice(&size.to_be_bytes());
     bytes[63] = kind;
+    seal_vhd(&mut bytes);
     bytes
+}
+
+/// Puts the checksum of a VHD footer, which begins here, into its place.
+pub fn seal_vhd(footer: &mut [u8]) {
+    footer[64..68].fill(0);
+    let sum = !footer[..512].iter().map(|&byte| u32::from(byte)).sum::<u32>();
+    footer[64..68].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Where [`vhdx`] has its tables; all other bytes are zero.
 pub const VHDX_TABLES: [std::ops::Range<usize>; 3] =
-    [0..16, 192 << 10..(192 << 10) + 48, 256 << 10..(256 << 10) + 128];
+    [0..16, 192 << 10..(192 << 10) + 48, 256 << 10..(256 << 10) + 148];
 
 /// A VHDX with nothing but the tables that are read here.
 pub fn vhdx(size: u64) -> Vec<u8> {
@@ -207,6 +215,7 @@ pub fn vhdx(size: u64) -> Vec<u8> {
         (regions + 16, guid("06a27c8b90479a4bb8fe575f050f886e")),
         (metadata + 32, guid("3767a1ca36fa434db3b633f0aa44e76b")),
         (metadata + 64, guid("2442a52f1bcd7648b2115dbed83bf4b8")),
+        (metadata + 96, guid("1dbf41816fa90947ba47f233a8faab5f")),
     ];
     for (at, guid) in entries {
         bytes[at..at + 16].copy_from_slice(&guid);
@@ -217,10 +226,12 @@ pub fn vhdx(size: u64) -> Vec<u8> {
         &[
             (regions + 8, 1, 4),
             (regions + 32, 256 << 10, 8),
-            (metadata + 10, 2, 2),
-            (metadata + 48, 112, 4),
-            (metadata + 80, 120, 4),
-            (metadata + 120, size, 8),
+            (metadata + 10, 3, 2),
+            (metadata + 48, 128, 4),
+            (metadata + 80, 136, 4),
+            (metadata + 112, 144, 4),
+            (metadata + 136, size, 8),
+            (metadata + 144, 512, 4),
         ],
     );
     bytes
@@ -246,6 +257,7 @@ pub fn vdi_over(size: u64, ids: [[u8; 16]; 4], entries: &[u32]) -> Vec<u8> {
 pub fn vhd_over(parent: [u8; 16], names: [&str; 3], bitmap: [u8; 8]) -> Vec<u8> {
     let mut bytes = vhd_footer(32 << 10, 4);
     bytes[68..84].fill(9);
+    seal_vhd(&mut bytes);
     bytes.extend(b"cxsparse");
     bytes.resize(512 + 1024, 0);
     let header = &mut bytes[512..];
@@ -281,6 +293,7 @@ pub fn vhd_over(parent: [u8; 16], names: [&str; 3], bitmap: [u8; 8]) -> Vec<u8> 
 pub fn vhd_base(id: [u8; 16]) -> Vec<u8> {
     let mut footer = vhd_footer(32 << 10, 2);
     footer[68..84].copy_from_slice(&id);
+    seal_vhd(&mut footer);
     [vec![0; 32 << 10], footer].concat()
 }
 
@@ -291,11 +304,50 @@ pub fn vhdx_header(sequence: u64, write_id: [u8; 16], log: [u8; 16]) -> Vec<u8> 
     put(&mut header, &[(8, sequence, 8)]);
     header[32..48].copy_from_slice(&write_id);
     header[48..64].copy_from_slice(&log);
-    let sum = !header.iter().fold(u32::MAX, |sum, &byte| {
+    seal(&mut header);
+    header
+}
+
+/// Puts the checksum of VHDX into its place.
+pub fn seal(bytes: &mut [u8]) {
+    put(bytes, &[(4, 0, 4)]);
+    let sum = !bytes.iter().fold(u32::MAX, |sum, &byte| {
         (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ ((sum & 1) * 0x82f6_3b78))
     });
-    put(&mut header, &[(4, sum.into(), 4)]);
-    header
+    put(bytes, &[(4, sum.into(), 4)]);
+}
+
+/// An entry of the log with the id `log`, whose oldest companion begins at `tail`: for each place
+/// of the file a sector of that byte there, or with `None` two sectors of zeros.
+pub fn vhdx_log_entry(
+    log: [u8; 16],
+    sequence: u64,
+    tail: u64,
+    writes: &[(u64, Option<u8>)],
+) -> Vec<u8> {
+    let mut entry = vec![0; 4096];
+    entry[..4].copy_from_slice(b"loge");
+    entry[32..48].copy_from_slice(&log);
+    put(&mut entry, &[(12, tail, 4), (16, sequence, 8), (24, writes.len() as u64, 4)]);
+    for (i, &(place, byte)) in writes.iter().enumerate() {
+        let at = 64 + 32 * i;
+        put(&mut entry, &[(at + 16, place, 8), (at + 24, sequence, 8)]);
+        let Some(byte) = byte else {
+            entry[at..at + 4].copy_from_slice(b"zero");
+            put(&mut entry, &[(at + 8, 8192, 8)]);
+            continue;
+        };
+        entry[at..at + 4].copy_from_slice(b"desc");
+        entry[at + 4..at + 16].fill(byte);
+        let start = entry.len();
+        entry.resize(start + 4096, byte);
+        entry[start..start + 4].copy_from_slice(b"data");
+        put(&mut entry, &[(start + 4, sequence >> 32, 4), (start + 4092, sequence, 4)]);
+    }
+    let len = entry.len() as u64;
+    put(&mut entry, &[(8, len, 4)]);
+    seal(&mut entry);
+    entry
 }
 
 /// A differencing VHDX of 2 MiB in blocks of one, with the given locator entries and states of

@@ -11,7 +11,7 @@ use super::file::{FileId, ImageFile};
 use super::format::named_as_disk;
 use super::name::FileName;
 use super::reach::Reach;
-use super::{Disk, OpenOptions, Source, chain, vmx};
+use super::{Disk, OpenOptions, chain, vmx};
 
 /// Entries of the folder that are looked at, and disks that are opened to see which belong
 /// together.
@@ -131,9 +131,7 @@ fn files_of(disk: &Disk) -> Vec<FileId> {
     let mut ids = Vec::new();
     for link in &disk.chain {
         ids.extend(FileId::at(&link.path).ok());
-        if let Source::Described { extents, .. } | Source::Mapped { extents, .. } = &link.source {
-            ids.extend(extents.iter().filter_map(|file| FileId::of(file).ok()));
-        }
+        ids.extend(link.files().iter().filter_map(|file| FileId::of(file).ok()));
     }
     ids
 }

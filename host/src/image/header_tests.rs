@@ -55,6 +55,9 @@ fn a_file_cut_within_its_tables_is_refused() {
         for len in (0..tables_end).rev().step_by(step) {
             file.set_len(len as u64).unwrap();
             let options = OpenOptions { format: Some(format), ..OpenOptions::default() };
+            if name == "fixed.vhd" && len + 1 == tables_end {
+                continue; // the footer of Virtual PC before 2004 ends there
+            }
             assert!(folder.open(name).is_err(), "{name} of {len} bytes");
             assert!(Disk::open(&path, &options).is_err(), "{name} of {len} bytes");
         }
@@ -149,8 +152,9 @@ fn headers_that_mislead_are_refused_with_the_reason() {
         ("a.vhd", edit(vhd(SIZE), 48, &large), "larger than 64 TiB"),
         ("a.vhd", vhd_footer(SIZE, 2), "no known type"),
         ("a.vhd", [vec![0; 512], vhd_footer(SIZE, 2)].concat(), "before the last sector"),
-        ("a.vhdx", edit(vhdx(SIZE), metadata + 116, &[2]), "lacks the size of sectors"),
-        ("a.vhdx", edit(vhdx(SIZE), metadata + 120, &large_le), "larger than 64 TiB"),
+        ("a.vhdx", edit(vhdx(SIZE), metadata + 96, &[2]), "lacks the size of sectors"),
+        ("a.vhdx", edit(vhdx(SIZE), metadata + 132, &[2]), "lacks the parent"),
+        ("a.vhdx", edit(vhdx(SIZE), metadata + 136, &large_le), "larger than 64 TiB"),
         ("a.vhdx", edit(vhdx(SIZE), metadata + 10, &[0xff; 2]), "too many entries"),
         ("a.vhdx", edit(vhdx(SIZE), metadata + 48, &[0xff; 4]), "before the metadata"),
         ("a.vhdx", edit(vhdx(SIZE), (192 << 10) + 8, &[0xff; 4]), "too many entries"),
@@ -178,4 +182,60 @@ fn a_raw_disk_ends_with_a_whole_sector() {
     assert_eq!(folder.open("a.img").unwrap().size, 1024);
     folder.write("no-extension", [7]);
     assert_eq!(folder.open("no-extension").unwrap().size, 512);
+}
+
+/// A fixed VHD of four sectors.
+fn fixed_vhd() -> Vec<u8> {
+    [vec![0xda; 2048], vhd_footer(2048, 2)].concat()
+}
+
+#[test]
+fn footers_of_vhd_are_mended_in_memory() {
+    let damaged = |mut bytes: Vec<u8>, at: usize| {
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    let grows = || {
+        let mut bytes = vhd(1 << 20);
+        bytes.resize(4096, 0);
+        [bytes, vhd_footer(1 << 20, 3)].concat()
+    };
+    let wrong = Some("its footer has a wrong checksum");
+    let copy = Some("the copy of its footer at the start is damaged");
+    let (footer, creator) = (2048, 28);
+    type Row = (&'static str, Vec<u8>, u64, Option<&'static str>, bool);
+    let rows: Vec<Row> = vec![
+        ("whole", fixed_vhd(), 2048, None, false),
+        ("511 bytes", fixed_vhd()[..2559].to_vec(), 2048, None, true),
+        ("sum", damaged(fixed_vhd(), footer + 64), 2048, wrong, true),
+        (
+            "511 bytes and sum",
+            damaged(fixed_vhd(), footer + 64)[..2559].to_vec(),
+            2048,
+            wrong,
+            true,
+        ),
+        ("creator", damaged(fixed_vhd(), footer + creator), 2048, wrong, true),
+        ("growing", grows(), 1 << 20, None, false),
+        ("growing, end damaged", damaged(grows(), 4096), 1 << 20, None, false),
+        // By the copy at the start it would have another size.
+        ("growing, start damaged", damaged(grows(), 54), 1 << 20, copy, true),
+        ("growing, no start", damaged(grows(), 0), 1 << 20, copy, true),
+        ("growing, both", damaged(damaged(grows(), 30), 4096 + 40), 1 << 20, wrong, true),
+    ];
+    let folder = Folder::new();
+    for (name, bytes, size, warning, is_patched) in rows {
+        let path = folder.write("a.vhd", &bytes);
+        let disk = folder.open("a.vhd").unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(disk.size, size, "{name}");
+        match warning {
+            None => assert!(disk.warnings.is_empty(), "{name}: {:?}", disk.warnings),
+            Some(warning) => assert!(disk.warnings[0].contains(warning), "{:?}", disk.warnings),
+        }
+        assert_eq!(matches!(disk.chain[0].source, Source::Patched { .. }), is_patched, "{name}");
+        assert_eq!(disk.chain[0].qemu_driver(), "vpc");
+        assert!(std::fs::read(&path).unwrap() == bytes, "{name}");
+        let writing = Disk::open_for_writing(&path, &OpenOptions::default());
+        assert_eq!(writing.is_err(), is_patched, "{name}");
+    }
 }

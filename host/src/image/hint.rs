@@ -7,6 +7,9 @@ use super::error::{Problem, show};
 /// For what cannot be read where it is in an archive.
 pub const UNPACK: &str = "unpack the archive with tar -xf and open the disk that comes out";
 
+/// For what the program that made a disk has to finish.
+pub const REPLAY: &str = "attach it once where it was made, or copy it while the machine is off";
+
 impl Problem {
     /// What the user can do, where that is not plain from the problem.
     pub(super) fn hint(&self) -> Option<String> {

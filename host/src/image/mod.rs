@@ -22,6 +22,7 @@ mod block_size;
 mod chain;
 mod content_id;
 mod cowd;
+mod crc32c;
 mod create_type;
 mod descriptor;
 mod error;
@@ -40,6 +41,7 @@ mod memory;
 mod name;
 mod owner;
 mod parent;
+mod patches;
 mod qcow2;
 mod qemu_lock;
 mod reach;
@@ -51,6 +53,7 @@ mod unwritable;
 mod vdi;
 mod vhd;
 mod vhdx;
+mod vhdx_log;
 mod vmdk;
 mod vmx;
 mod writing;
@@ -91,8 +94,8 @@ pub const MAX_EXTENTS: usize = 4096;
 pub struct OpenOptions {
     /// The format, or `None` to tell it from the file's first bytes.
     pub format: Option<Format>,
-    /// How large its sectors are.
-    pub block_size: BlockSize,
+    /// How large its sectors are, or `None` to go by the image where that says it.
+    pub block_size: Option<BlockSize>,
     /// Files, and folders with all below them, that an image may name besides those of its
     /// own folder.
     pub allow_paths: Vec<PathBuf>,
@@ -128,6 +131,10 @@ pub struct Link {
     pub size: u64,
     /// What its descriptor says of itself, for VMDK.
     pub vmdk: Option<VmdkInfo>,
+    /// How large sectors are in the machine that it was made for, in formats that say it.
+    pub block_size: BlockSize,
+    /// What the user should know of it although it could be opened; one sentence each.
+    pub warnings: Vec<String>,
     /// Its open files.
     pub source: Source,
 }
@@ -168,6 +175,14 @@ pub enum Source {
         /// file of its length without data.
         extents: Vec<File>,
     },
+    /// A file with changes that exist in memory only, such as a log that was replayed: parts of the
+    /// file and of memory, joined by a descriptor. What that shows is of the link's format.
+    Patched {
+        /// Says how the parts are joined.
+        descriptor: Descriptor,
+        /// A file for each of `descriptor.extents`.
+        extents: Vec<File>,
+    },
     /// A differencing image in a format of which QEMU reads none: tables of qcow2 in memory
     /// and the file with the data, joined by a descriptor. What it shows is a qcow2.
     Mapped {
@@ -184,7 +199,9 @@ impl Link {
     pub fn files(&self) -> &[File] {
         match &self.source {
             Source::File(file) | Source::Part { file, .. } => std::slice::from_ref(file),
-            Source::Described { extents, .. } | Source::Mapped { extents, .. } => extents,
+            Source::Described { extents, .. }
+            | Source::Patched { extents, .. }
+            | Source::Mapped { extents, .. } => extents,
         }
     }
 
@@ -193,7 +210,9 @@ impl Link {
     #[must_use]
     pub fn qemu_driver(&self) -> &'static str {
         match self.source {
-            Source::File(_) | Source::Part { .. } => self.format.qemu_driver(),
+            Source::File(_) | Source::Part { .. } | Source::Patched { .. } => {
+                self.format.qemu_driver()
+            }
             Source::Described { .. } => Format::Vmdk.qemu_driver(),
             Source::Mapped { .. } => Format::Qcow2.qemu_driver(),
         }
@@ -283,3 +302,5 @@ mod fixtures;
 mod header_tests;
 #[cfg(test)]
 mod number_tests;
+#[cfg(test)]
+mod vhdx_log_tests;

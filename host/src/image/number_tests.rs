@@ -226,8 +226,11 @@ fn of_vhd(image: &Patched, size: u64, block: u32, table: u64, blocks: u32) -> Op
 
 #[test]
 fn blocks_of_vhd_are_within_their_file_or_refused() {
-    let bytes = vhd_over([1; 16], ["base.vhd", "", ""], [0xff; 8]);
+    let mut bytes = vhd_over([1; 16], ["base.vhd", "", ""], [0xff; 8]);
     let end = bytes.len() as u64;
+    // The footer at the start is changed, and the one at the end would be taken instead.
+    let footer = bytes.len() - 512;
+    bytes[footer..].fill(0);
     let mut image = Patched::new(bytes);
     for size in [512, 32 << 10, (32 << 10) + 512, 64 << 10, 1 << 41, u64::MAX] {
         image.put(48, &u64::to_be_bytes(size));

@@ -170,8 +170,12 @@ impl SectorMap {
         let mut extents = vec![(layout.end() / SECTOR_SIZE, 0)];
         let mut files = vec![tables];
         for &shift in &shifts {
-            extents.push((layout.shifted_len(file_sectors, shift), shift));
-            files.push(file.duplicate()?);
+            for (count, first, file) in
+                file.extents(shift, layout.shifted_len(file_sectors, shift))?
+            {
+                extents.push((count, first));
+                files.push(file);
+            }
         }
         Ok((Descriptor::of_flat_files(&extents), files))
     }

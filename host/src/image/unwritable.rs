@@ -28,6 +28,8 @@ pub enum Unwritable {
     ForeignName,
     /// Others changed it while it was opened.
     Changed,
+    /// It has a log that was replayed in memory only.
+    Unreplayed,
 }
 
 /// What is possible with every image.
@@ -51,6 +53,10 @@ impl Unwritable {
                     .to_owned()
             }
             Self::Changed => "try again when nobody else works with it".to_owned(),
+            Self::Unreplayed => format!(
+                "attach it once where it was made, or `qemu-img check -r all` on a copy of it; \
+                 or {OVERLAY}"
+            ),
         }
     }
 }
@@ -77,6 +83,9 @@ impl fmt::Display for Unwritable {
             }
             Self::ForeignName => f.write_str("its name does not begin like that of the disk"),
             Self::Changed => f.write_str("it was changed while it was being opened"),
+            Self::Unreplayed => f.write_str(
+                "it was not closed, and its log has to be replayed before it can be written",
+            ),
         }
     }
 }

@@ -2,13 +2,14 @@
 //! blocks of a differencing disk.
 //! Source: Microsoft's Virtual Hard Disk Image Format Specification.
 
-use super::SECTOR_SIZE;
 use super::error::Problem;
 use super::fields::{be16, be32, be64};
 use super::file::ImageFile;
 use super::guid::Guid;
 use super::parent::Named;
+use super::patches::{Patches, UNIT};
 use super::sector_map::{Granule, SectorMap, check_bitmaps};
+use super::{SECTOR_SIZE, hint};
 
 /// A footer's first bytes.
 pub const MAGIC: &[u8] = b"conectix";
@@ -25,11 +26,121 @@ const MAX_TABLE: u64 = 64 << 20;
 /// # Errors
 /// [`Problem::Io`].
 pub fn has_footer(file: &ImageFile) -> Result<bool, Problem> {
-    match file.len.checked_sub(SECTOR_SIZE) {
-        Some(at) => Ok(file.header::<512>(at, "VHD footer")?.starts_with(MAGIC)),
-        None => Ok(false),
+    Ok(footer_at_end(file)?.is_some())
+}
+
+/// A footer that was found.
+struct Footer {
+    bytes: [u8; 512],
+    place: Place,
+    /// Whether its checksum is right.
+    is_whole: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// The copy in the first sector.
+    Start,
+    /// From this byte on.
+    End(u64),
+}
+
+impl Footer {
+    fn of(bytes: [u8; 512], place: Place) -> Option<Self> {
+        let is_whole = checksum(&bytes) == be32(&bytes, CHECKSUM_AT);
+        bytes.starts_with(MAGIC).then_some(Self { bytes, place, is_whole })
+    }
+
+    /// The one that counts: the copy at the start where it is whole, otherwise that at the end,
+    /// otherwise the first there is.
+    fn find(file: &ImageFile) -> Result<Self, Problem> {
+        let start = match file.start(512)?.try_into() {
+            Ok(bytes) => Self::of(bytes, Place::Start),
+            Err(_) => None,
+        };
+        match start {
+            Some(start) if start.is_whole => Ok(start),
+            start => {
+                let end = footer_at_end(file)?;
+                let end = match (&start, end) {
+                    (Some(_), Some(end)) if !end.is_whole => None,
+                    (_, end) => end,
+                };
+                end.or(start).ok_or(Problem::NotInFormat(super::Format::Vpc))
+            }
+        }
+    }
+
+    fn kind(&self) -> u32 {
+        be32(&self.bytes, 60)
     }
 }
+
+/// The last 512 bytes, or 511 where Virtual PC before 2004 wrote them, if they are a footer.
+fn footer_at_end(file: &ImageFile) -> Result<Option<Footer>, Problem> {
+    for len in [512, 511] {
+        let Some(at) = file.len.checked_sub(len) else { continue };
+        let mut bytes = [0; 512];
+        let there = usize::try_from(len).expect("it is small");
+        bytes[..there].copy_from_slice(&file.bytes(at, there, "VHD footer")?);
+        if let Some(footer) = Footer::of(bytes, Place::End(at)) {
+            return Ok(Some(footer));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a footer has its checksum.
+const CHECKSUM_AT: usize = 64;
+
+/// The complement of the sum of all bytes, of which those of the sum itself count as zeros.
+fn checksum(footer: &[u8; 512]) -> u32 {
+    let sum = |bytes: &[u8]| bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>();
+    !(sum(footer) - sum(&footer[CHECKSUM_AT..CHECKSUM_AT + 4]))
+}
+
+/// `file` with a footer where QEMU looks for one, in memory where the file has none there that is
+/// whole; and what the user should know of it.
+///
+/// # Errors
+/// [`Problem::NotInFormat`], [`Problem::Io`], [`Problem::Unsupported`] for a part of a file.
+pub fn mended(file: ImageFile) -> Result<(ImageFile, Vec<String>), Problem> {
+    let footer = Footer::find(&file)?;
+    let wanted = match footer.kind() {
+        DYNAMIC | DIFFERENCING => Place::Start,
+        _ => Place::End(file.len.saturating_sub(SECTOR_SIZE)),
+    };
+    if footer.is_whole && footer.place == wanted {
+        return Ok((file, Vec::new()));
+    }
+    let (at, warning) = match (wanted, footer.place) {
+        (Place::Start, Place::End(_)) => {
+            (0, Some("the copy of its footer at the start is damaged; that at the end is used"))
+        }
+        (Place::Start, Place::Start) => (0, Some(WRONG_SUM)),
+        (Place::End(_), Place::End(at)) => (at, (!footer.is_whole).then_some(WRONG_SUM)),
+        // What is wrong with it is said where it is read.
+        (Place::End(_), Place::Start) => return Ok((file, Vec::new())),
+    };
+    if !at.is_multiple_of(UNIT) {
+        return Err(Problem::damaged("its footer is not after whole sectors"));
+    }
+    if file.is_part() {
+        return Err(Problem::Unsupported {
+            what: "its footer is damaged, in an archive".to_owned(),
+            hint: hint::UNPACK,
+        });
+    }
+    let mut bytes = footer.bytes;
+    let sum = checksum(&bytes);
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
+    let mut patches = Patches::new(file.len);
+    patches.write(at, &bytes);
+    let warnings = warning.map(str::to_owned).into_iter().collect();
+    Ok((file.with_patches(patches), warnings))
+}
+
+const WRONG_SUM: &str = "its footer has a wrong checksum; compare it with the original";
 
 /// What footer and header of a file say.
 pub struct VhdHeader {
@@ -48,13 +159,15 @@ impl VhdHeader {
     /// # Errors
     /// [`Problem::NotInFormat`], or what is wrong with them.
     pub fn read(file: &ImageFile) -> Result<Self, Problem> {
-        let grows = file.start(MAGIC.len())? == MAGIC;
-        if !grows && !has_footer(file)? {
-            return Err(Problem::NotInFormat(super::Format::Vpc));
-        }
-        let at = if grows { 0 } else { file.len - SECTOR_SIZE };
-        let footer: [u8; 512] = file.header(at, "VHD footer")?;
-        let kind = be32(&footer, 60);
+        let footer = Footer::find(file)?;
+        let kind = footer.kind();
+        let grows = matches!(kind, DYNAMIC | DIFFERENCING);
+        let at = match footer.place {
+            Place::Start => 0,
+            Place::End(at) => at,
+        };
+        let is_misplaced = !grows && footer.place == Place::Start;
+        let footer = footer.bytes;
         let header = match (kind, grows) {
             (DYNAMIC | DIFFERENCING, true) => {
                 let header: [u8; 1024] = file.header(be64(&footer, 16), "VHD header")?;
@@ -63,7 +176,7 @@ impl VhdHeader {
                 }
                 Some(header)
             }
-            (FIXED, false) => None,
+            (FIXED, false) if !is_misplaced => None,
             _ => return Err(Problem::damaged("its VHD footer is of no known type")),
         };
         let size = sectors(&footer) * SECTOR_SIZE;

@@ -1,7 +1,7 @@
 //! The tables of VHDX that say how large the disk is, what its parent is, and where a
 //! differencing disk has its blocks. Source: \[MS-VHDX\], 2.2 to 2.6.
 
-use super::SECTOR_SIZE;
+use super::crc32c::crc32c_without;
 use super::error::Problem;
 use super::fields::{le16, le32, le64};
 use super::file::ImageFile;
@@ -9,6 +9,8 @@ use super::guid::Guid;
 use super::parent::Named;
 use super::sector_map::{Granule, SectorMap, check_bitmaps};
 use super::vhd::runs;
+use super::vhdx_log::Log;
+use super::{BlockSize, SECTOR_SIZE, hint};
 
 /// The first bytes.
 pub const MAGIC: &[u8] = b"vhdxfile";
@@ -66,11 +68,9 @@ impl VhdxHeader {
         let metadata = Metadata::read(file, &regions)?;
         let parameters: [u8; 8] = metadata.item(&FILE_PARAMETERS, "the file parameters")?;
         let size: [u8; 8] = metadata.item(&VIRTUAL_SIZE, "the disk's size")?;
-        let mut logical_sector = SECTOR_SIZE;
+        let sector: [u8; 4] = metadata.item(&LOGICAL_SECTOR_SIZE, "the size of sectors")?;
         let mut parent = None;
         if le32(&parameters, 4) & HAS_PARENT != 0 {
-            let sector: [u8; 4] = metadata.item(&LOGICAL_SECTOR_SIZE, "the size of sectors")?;
-            logical_sector = le32(&sector, 0).into();
             parent = Some(read_parent(&metadata.bytes(&PARENT_LOCATOR, "the parent")?)?);
         }
         Ok(Self {
@@ -78,11 +78,25 @@ impl VhdxHeader {
             parent,
             regions,
             block_size: le32(&parameters, 0).into(),
-            logical_sector,
+            logical_sector: le32(&sector, 0).into(),
         })
     }
 
-    /// Where a differencing disk has the sectors that are not its parent's.
+    /// How large sectors are for the guest that the disk was made for.
+    pub fn sector_size(&self) -> BlockSize {
+        match self.logical_sector {
+            4096 => BlockSize::Bytes4096,
+            _ => BlockSize::Bytes512,
+        }
+    }
+
+    /// Whether QEMU's driver would show other sectors than it holds: it knows no parents, and
+    /// counts in sectors of 512 bytes whatever their size is.
+    pub fn needs_map(&self) -> bool {
+        self.parent.is_some() || self.logical_sector != SECTOR_SIZE
+    }
+
+    /// Where it has its sectors; those that it lacks are its parent's, or zeros without one.
     ///
     /// # Errors
     /// What is wrong with its table of blocks.
@@ -95,12 +109,7 @@ impl VhdxHeader {
         if !is_fit || !matches!(logical_sector, 512 | 4096) {
             return Err(Problem::damaged("its blocks or sectors are of no valid size"));
         }
-        if !active_header(file)?.log.is_nil() {
-            return Err(Problem::Unsupported {
-                what: "it was not closed and has a log to replay".to_owned(),
-                hint: "attach it once where it was made, or copy it while the machine is off",
-            });
-        }
+        active_header(file)?;
         // Behind each so many entries of blocks stands one of their bitmaps.
         let ratio = BITS * logical_sector / block_size;
         let blocks = self.size.div_ceil(block_size);
@@ -120,7 +129,11 @@ impl VhdxHeader {
         let in_parts =
             table.chunks_exact(8).filter(|entry| le64(entry, 0) & 7 == PARTIALLY_PRESENT);
         check_bitmaps(in_parts.count() as u64, block_size / logical_sector / 8)?;
-        let mut map = SectorMap::new(Granule::of_sectors(logical_sector));
+        let granule = match self.parent {
+            Some(_) => Granule::of_sectors(logical_sector),
+            None => Granule::of_blocks(block_size),
+        };
+        let mut map = SectorMap::new(granule);
         for number in 0..blocks {
             let start = number * block_size;
             let len = block_size.min(self.size - start);
@@ -133,7 +146,7 @@ impl VhdxHeader {
                     file.check_inside(at, len, "end of a block")?;
                     map.store(sector, at / SECTOR_SIZE, count)?;
                 }
-                (PARTIALLY_PRESENT, at) => {
+                (PARTIALLY_PRESENT, at) if self.parent.is_some() => {
                     file.check_inside(at, len, "end of a block")?;
                     let (state, bitmaps) = entry(chunk * (ratio + 1) + ratio);
                     if state != FULLY_PRESENT {
@@ -178,9 +191,46 @@ pub fn write_id(file: &ImageFile) -> Result<Guid, Problem> {
     Ok(active_header(file)?.write_id)
 }
 
+/// Puts what the log of `file` holds over it in memory, where it was not closed; otherwise it is
+/// the same file.
+///
+/// # Errors
+/// What is wrong with the headers or the log, and [`Problem::Unsupported`] for a part of a file.
+pub fn replayed(file: ImageFile) -> Result<ImageFile, Problem> {
+    if file.start(MAGIC.len())? != MAGIC {
+        return Ok(file);
+    }
+    // Without a header there is no log either; what is wrong is found out where it is read.
+    let Ok(mut header) = active_header(&file) else { return Ok(file) };
+    if header.log.guid.is_nil() {
+        return Ok(file);
+    }
+    if file.is_part() {
+        return Err(Problem::Unsupported {
+            what: "it was not closed and has a log to replay, in an archive".to_owned(),
+            hint: hint::UNPACK,
+        });
+    }
+    let mut patches = header.log.replay(&file)?;
+    header.close();
+    patches.write(header.at, &header.bytes);
+    Ok(file.with_patches(patches))
+}
+
 struct ActiveHeader {
+    at: u64,
+    bytes: [u8; 4096],
     write_id: Guid,
-    log: Guid,
+    log: Log,
+}
+
+impl ActiveHeader {
+    /// Makes it that of a file without a log.
+    fn close(&mut self) {
+        self.bytes[48..64].fill(0);
+        let sum = crc32c_without(&self.bytes, 4);
+        self.bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+    }
 }
 
 /// The later one of the two headers that are whole.
@@ -188,29 +238,25 @@ fn active_header(file: &ImageFile) -> Result<ActiveHeader, Problem> {
     const PLACES: [u64; 2] = [64 << 10, 128 << 10];
     let mut latest = None;
     for at in PLACES {
-        let mut header: [u8; 4096] = file.header(at, "header")?;
-        let sum = le32(&header, 4);
-        header[4..8].fill(0);
-        let sequence = le64(&header, 8);
-        if header.starts_with(b"head")
-            && crc32c(&header) == sum
+        let bytes: [u8; 4096] = file.header(at, "header")?;
+        let sequence = le64(&bytes, 8);
+        if bytes.starts_with(b"head")
+            && crc32c_without(&bytes, 4) == le32(&bytes, 4)
             && latest.as_ref().is_none_or(|&(before, _)| before < sequence)
         {
-            let guid = |at: usize| Guid(header[at..at + 16].try_into().expect("16 bytes"));
-            latest = Some((sequence, ActiveHeader { write_id: guid(32), log: guid(48) }));
+            let guid = |at: usize| Guid(bytes[at..at + 16].try_into().expect("16 bytes"));
+            let log = Log {
+                guid: guid(48),
+                version: le16(&bytes, 64),
+                len: le32(&bytes, 68),
+                offset: le64(&bytes, 72),
+            };
+            latest = Some((sequence, ActiveHeader { at, bytes, write_id: guid(32), log }));
         }
     }
     latest
         .map(|(_, header)| header)
         .ok_or_else(|| Problem::damaged("neither of its headers is whole"))
-}
-
-/// Source: RFC 3720, appendix B.4.
-fn crc32c(bytes: &[u8]) -> u32 {
-    const POLYNOMIAL: u32 = 0x82f6_3b78;
-    !bytes.iter().fold(u32::MAX, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ ((sum & 1) * POLYNOMIAL))
-    })
 }
 
 /// The metadata table and where its items are.
@@ -295,12 +341,4 @@ fn table(file: &ImageFile, at: u64, count: usize, what: &'static str) -> Result<
 /// The entry that starts with `guid`.
 fn find<'a>(entries: &'a [u8], guid: &Guid) -> Option<&'a [u8]> {
     entries.chunks_exact(ENTRY_LEN).find(|entry| entry.starts_with(&guid.0))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_checksum_is_that_of_the_standard() {
-        assert_eq!(super::crc32c(b"123456789"), 0xe306_9283);
-    }
 }

@@ -11,8 +11,8 @@ use super::guid::ImageIds;
 use super::hint::UNPACK;
 use super::sparse::SparseHeader;
 use super::{
-    CreateType, Format, Link, MAX_DESCRIPTOR, SECTOR_SIZE, Source, VmdkInfo, cowd, extent, owner,
-    sesparse, sparse,
+    BlockSize, CreateType, Format, Link, MAX_DESCRIPTOR, SECTOR_SIZE, Source, VmdkInfo, cowd,
+    extent, owner, sesparse, sparse,
 };
 
 /// Opens the VMDK in `file`; extents may also be below `allowed`, which are real paths.
@@ -44,6 +44,8 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
             cid: descriptor.cid,
             parent_cid: parent.as_ref().and_then(|parent| parent.cid),
         }),
+        block_size: BlockSize::default(),
+        warnings: Vec::new(),
         source: match &parent {
             _ if is_text => {
                 let extents = extent::open_all(&descriptor, &file, allowed)?;
@@ -55,7 +57,7 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
                 let descriptor = Descriptor { create_type, ..descriptor };
                 Source::Described { descriptor, extents: vec![file.into_whole()] }
             }
-            _ => file.into_source(),
+            _ => file.into_source()?,
         },
     };
     Ok((link, parent))

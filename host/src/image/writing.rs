@@ -21,7 +21,9 @@ use super::history::history;
 use super::name::FileName;
 use super::sparse::{self, SparseHeader};
 use super::unwritable::Unwritable;
-use super::{Disk, Format, Link, OpenOptions, SECTOR_SIZE, Source, chain, lock, qemu_lock, vmdk};
+use super::{
+    BlockSize, Disk, Format, Link, OpenOptions, SECTOR_SIZE, Source, chain, lock, qemu_lock, vmdk,
+};
 
 /// What writing to a disk takes beside its open files.
 #[derive(Debug)]
@@ -83,6 +85,13 @@ impl Taken {
         let mut taken = Vec::new();
         match &leaf.source {
             Source::Part { .. } => return Err(kind("in an archive")),
+            Source::Patched { .. } if leaf.format == Format::Vpc => {
+                return Err(kind("a VHD with a damaged footer"));
+            }
+            Source::Patched { .. } => return Err(Unwritable::Unreplayed.into()),
+            Source::Mapped { .. } if leaf.block_size != BlockSize::default() => {
+                return Err(kind(format!("a {} with sectors of 4096 bytes", leaf.format)));
+            }
             Source::Mapped { .. } => {
                 return Err(kind(format!("a snapshot in the format {}", leaf.format)));
             }

@@ -107,7 +107,7 @@ pub struct DiskSpec {
     /// The `--format` before it.
     pub format: Option<Format>,
     /// The `--blocksize` before it.
-    pub block_size: BlockSize,
+    pub block_size: Option<BlockSize>,
     /// The `--overlay` behind it, which takes all changes.
     pub overlay: Option<PathBuf>,
 }

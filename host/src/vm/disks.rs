@@ -269,7 +269,7 @@ impl<'d> DiskFiles<'d> {
             Source::Described { descriptor, extents } => {
                 self.described(descriptor, extents, access)?
             }
-            Source::Mapped { descriptor, extents } => {
+            Source::Patched { descriptor, extents } | Source::Mapped { descriptor, extents } => {
                 let text = self.described(descriptor, extents, Access::ReadOnly)?;
                 self.joined(&text)
             }

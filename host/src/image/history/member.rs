@@ -184,7 +184,9 @@ impl StoredFile {
 /// The files that an image names, without those that stand for zeros.
 fn extents(link: &Link) -> Vec<&File> {
     match &link.source {
-        Source::File(_) | Source::Part { .. } | Source::Mapped { .. } => Vec::new(),
+        Source::File(_) | Source::Part { .. } | Source::Patched { .. } | Source::Mapped { .. } => {
+            Vec::new()
+        }
         Source::Described { descriptor, extents } => {
             let named = descriptor.extents.iter().zip(extents);
             named.filter(|(extent, _)| extent.storage != Storage::Zero).map(|(_, f)| f).collect()
