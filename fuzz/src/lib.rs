@@ -15,6 +15,7 @@ pub mod record;
 pub mod requests;
 mod sealed;
 pub mod tar;
+pub mod vhdx_log;
 mod writing;
 
 /// Something that is fuzzed.
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "frames", run: frames::run },
     Target { name: "answers", run: answers::run },
     Target { name: "requests", run: requests::run },
@@ -37,4 +38,5 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "machine", run: machine::run },
     Target { name: "tar", run: tar::run },
     Target { name: "record", run: record::run },
+    Target { name: "vhdx_log", run: vhdx_log::run },
 ];
