@@ -6,6 +6,7 @@
 //! that move names wait for all others and run alone.
 
 mod contents;
+mod failed_writes;
 mod new_files;
 mod xattrs;
 
@@ -18,9 +19,10 @@ use guestmnt_protocol::change::{
 };
 use guestmnt_protocol::message::{NameMatching, StatFs};
 use guestmnt_protocol::path::{EntryName, GuestPath};
-use log::{debug, warn};
+use log::debug;
 use nix::errno::Errno;
 
+use super::invalidation::Invalidations;
 use super::new_folders::NewFolders;
 use super::nodes::{NodeId, Nodes, ROOT};
 use super::open_nodes::{Lease, LetGo, OpenFile, OpenNodes};
@@ -42,6 +44,7 @@ pub struct Changes {
     /// and nothing is kept here either.
     matching: NameMatching,
     lost: Mutex<Option<Lost>>,
+    invalidations: Arc<Invalidations>,
 }
 
 /// Something that was written and that the guest did not take, when nobody was there any more to be
@@ -74,7 +77,19 @@ impl Changes {
             }
         });
         let new_folders = NewFolders::default();
-        Self { operations, guest, open, new_folders, let_go, names, owner, matching, lost }
+        let invalidations = Arc::default();
+        Self {
+            operations,
+            guest,
+            open,
+            new_folders,
+            let_go,
+            names,
+            owner,
+            matching,
+            lost,
+            invalidations,
+        }
     }
 
     /// As long as this is there, names stay where they are.
@@ -170,13 +185,8 @@ impl Changes {
     /// Closes a file once.
     pub fn close(&self, node: NodeId) {
         self.complete(node);
-        let failed = self.open.get(node).and_then(|file| file.failed());
         let Some(closed) = self.open.close(node) else { return };
-        if let Some(errno) = failed {
-            let path = self.nodes().path(node).unwrap_or_default();
-            warn!("{path}: what was written last is lost: {}", errno.desc());
-            self.lost.lock().expect(NO_PANIC).get_or_insert(Lost { path, errno });
-        }
+        self.closed(node, &closed);
         // Before the guest lets it go, and may give its number to another file.
         if self.open.held(node).is_none() {
             self.nodes().pin(node, false);

@@ -13,6 +13,7 @@ mod crew;
 mod cursors;
 mod directory;
 mod folders;
+pub mod invalidation;
 pub(crate) mod layouts;
 mod listing;
 mod names;
@@ -34,6 +35,7 @@ mod symlinks;
 pub mod view;
 mod walk;
 pub mod writable;
+mod write_errors;
 mod xattrs;
 
 use std::ffi::OsStr;

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::new_files::NewFile;
 use super::nodes::NodeId;
+use super::write_errors::WriteErrors;
 
 /// All of them, by node.
 #[derive(Default)]
@@ -61,6 +62,7 @@ impl Drop for Lease {
 #[derive(Default)]
 pub struct OpenFile {
     state: Mutex<State>,
+    errors: Mutex<WriteErrors>,
     /// What is kept of it since it was made, until somebody asks the guest about it.
     new: Mutex<Option<NewFile>>,
 }
@@ -73,10 +75,6 @@ struct State {
     /// That it has no capabilities (`security.capability`), for which the kernel asks at each
     /// write.
     without_capabilities: bool,
-    /// What a write failed with, since nobody was told so.
-    failed: Option<Errno>,
-    /// The same of what was kept here when it was written, so that the kernel does not know.
-    owed: Option<Errno>,
 }
 
 /// Nothing that holds one of these locks panics.
@@ -145,7 +143,7 @@ impl OpenNodes {
     /// and why.
     #[must_use]
     pub fn failed(&self) -> Option<(NodeId, Errno)> {
-        self.lock().iter().find_map(|(&node, open)| Some((node, open.file.failed()?)))
+        self.lock().iter().find_map(|(&node, open)| Some((node, open.file.errors().unreported()?)))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Open>> {
@@ -216,17 +214,9 @@ impl OpenFile {
         self.new.lock().expect(NO_PANIC)
     }
 
-    /// Notes that the guest did not take what was kept, which is told to who closes or syncs the file.
-    pub fn owe(&self, errno: Errno) {
-        self.lock().owed.get_or_insert(errno);
-    }
-
-    /// What has to be told to who closes or syncs the file.
-    ///
-    /// # Errors
-    /// That.
-    pub fn pay(&self) -> Result<(), Errno> {
-        self.lock().owed.take().map_or(Ok(()), Err)
+    /// The errors of its writes.
+    pub fn errors(&self) -> MutexGuard<'_, WriteErrors> {
+        self.errors.lock().expect(NO_PANIC)
     }
 
     /// Notes whether it is known to have no capabilities.
@@ -238,23 +228,6 @@ impl OpenFile {
     #[must_use]
     pub fn is_without_capabilities(&self) -> bool {
         self.lock().without_capabilities
-    }
-
-    /// Notes what a write failed with.
-    pub fn note_failure(&self, errno: Errno) {
-        self.lock().failed = Some(errno);
-    }
-
-    /// What a write failed with, since nobody was told so.
-    #[must_use]
-    pub fn failed(&self) -> Option<Errno> {
-        let state = self.lock();
-        state.failed.or(state.owed)
-    }
-
-    /// Notes that somebody is told of failed writes.
-    pub fn failure_is_told(&self) {
-        self.lock().failed = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -16,6 +16,7 @@ use super::fuse_options::FuseOptions;
 use super::mountpoint::{FuseMount, MountAccess, Mountpoint};
 use crate::disk::DiskReader;
 use crate::fs::changes::Changes;
+use crate::fs::invalidation::Invalidations;
 use crate::fs::splice::Splice;
 use crate::fs::stats::Stats;
 use crate::fs::writable::WritableFs;
@@ -68,12 +69,13 @@ impl Serving {
             Files::ReadOnly { disks, shows } => {
                 let fs = GuestFs::new(guest, disks, shows, options.view);
                 let page_cache = Arc::clone(fs.page_cache());
-                (Arc::clone(fs.stats()), None, run(fs, device, config, Some(page_cache))?)
+                (Arc::clone(fs.stats()), None, run(fs, device, config, Caches::Filled(page_cache))?)
             }
             Files::Writable(names) => {
                 let fs = WritableFs::new(guest, options.view, names);
-                let changes = Some(Arc::clone(fs.changes()));
-                (Arc::clone(fs.stats()), changes, run(fs, device, config, None)?)
+                let changes = Arc::clone(fs.changes());
+                let caches = Caches::Invalidated(Arc::clone(changes.invalidations()));
+                (Arc::clone(fs.stats()), Some(changes), run(fs, device, config, caches)?)
             }
         };
         Ok(Self { mount, ended, stats, changes })
@@ -107,36 +109,54 @@ impl Serving {
     }
 }
 
-/// Runs the FUSE threads, which fill the kernel's page cache if they are to. The descriptor's other end
-/// closes when the last of them has ended.
+/// What is done with the kernel's caches.
+enum Caches {
+    /// The page cache is filled ahead of readers.
+    Filled(Arc<PageCache>),
+    /// What the guest does not have is taken out of them.
+    Invalidated(Arc<Invalidations>),
+}
+
+/// Runs the FUSE threads. The descriptor's other end closes when the last of them has ended.
 fn run<F: Filesystem + 'static>(
     fs: F,
     device: OwnedFd,
     config: fuser::Config,
-    page_cache: Option<Arc<PageCache>>,
+    caches: Caches,
 ) -> Result<OwnedFd, SessionError> {
     let failed = |error| SessionError::Io("open a FUSE session", error);
     let splice = Splice::to(device.try_clone().map_err(failed)?);
     let fuse = FuseSession::from_fd(fs, device, config.acl, config).map_err(failed)?;
-    if let Some(page_cache) = page_cache {
-        page_cache.connect(fuse.notifier(), splice);
+    let not_started = |error| SessionError::Io("start the FUSE threads", error);
+    match caches {
+        Caches::Filled(page_cache) => page_cache.connect(fuse.notifier(), splice),
+        Caches::Invalidated(invalidations) => {
+            invalidations.connect(fuse.notifier());
+            start_confined("fuse-invalidate", move || invalidations.run()).map_err(not_started)?;
+        }
     }
-    start_threads(fuse).map_err(|error| SessionError::Io("start the FUSE threads", error))
+    let (ended, running) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        .map_err(|error| not_started(error.into()))?;
+    start_confined("fuse", move || {
+        if let Err(error) = fuse.run() {
+            error!("FUSE ended: {error}");
+        }
+        drop(running);
+    })
+    .map_err(not_started)?;
+    Ok(ended)
 }
 
-fn start_threads<F: Filesystem + 'static>(fuse: FuseSession<F>) -> io::Result<OwnedFd> {
-    let (ended, running) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+/// Starts a thread that gives up what it does not need, as do those that it starts.
+fn start_confined(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let confined = move || {
         // Signals are the main thread's. Blocking them cannot fail with a valid set.
         let _ = SigSet::all().thread_block();
         // The threads that fuser starts take the guest's answers.
         if let Err(error) = confine_thread() {
             info!("the FUSE threads are not confined: {error}");
         }
-        if let Err(error) = fuse.run() {
-            error!("FUSE ended: {error}");
-        }
-        drop(running);
-    })?;
-    Ok(ended)
+        work();
+    };
+    thread::Builder::new().name(name.to_owned()).spawn(confined).map(drop)
 }

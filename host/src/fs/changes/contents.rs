@@ -42,13 +42,13 @@ impl Changes {
     /// `EBADF` where it is not, the guest's error, or `EIO`.
     pub fn write(&self, node: NodeId, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         let file = self.open.get(node).ok_or(Errno::EBADF)?;
-        if let Written::Kept = self.write_new(&file, offset, bytes) {
+        if let Written::Kept = self.write_new(node, &file, offset, bytes) {
             return Ok(());
         }
         let held = self.held_for_writing(node, &file)?;
         let written = self.guest.write(held.file(), offset, bytes);
         self.operations.changed();
-        written.inspect_err(|errno| file.note_failure(*errno))
+        written.inspect_err(|errno| file.errors().failed(*errno))
     }
 
     /// Allocates or frees space of a file that is open for writing.
@@ -119,8 +119,9 @@ impl Changes {
             }
         }?;
         file.map_or(Ok(()), |file| {
-            file.failure_is_told();
-            file.pay()
+            let mut errors = file.errors();
+            errors.reported_by_kernel();
+            errors.take_deferred()
         })
     }
 

@@ -32,7 +32,7 @@ impl Changes {
         let Some(file) = self.open.get(node) else { return };
         let mut new = file.new_file();
         if let Some(kept) = new.take().map(NewFile::into_kept) {
-            self.hand_over(&file, &kept);
+            self.hand_over(node, &file, &kept);
         }
     }
 
@@ -64,13 +64,17 @@ impl Changes {
         let done = kept.map_or(Ok(()), |kept| self.finish(node, &file, &kept));
         drop(new);
         // The kernel has written all that it had before, and tells what failed of that.
-        file.failure_is_told();
-        file.pay().and(done)
+        let mut errors = file.errors();
+        errors.reported_by_kernel();
+        if done.is_err() {
+            errors.reported_by_close();
+        }
+        errors.take_deferred().and(done)
     }
 
     fn finish(&self, node: NodeId, file: &OpenFile, kept: &Kept) -> Result<(), Errno> {
         let Some(held) = file.take_unused() else {
-            self.hand_over(file, kept);
+            self.hand_over(node, file, kept);
             return Ok(());
         };
         // It has a name: a file that loses its last one is completed before.
@@ -82,13 +86,19 @@ impl Changes {
 
     /// Keeps bytes that are written to a new file, or has the guest take those that were kept
     /// before them.
-    pub(super) fn write_new(&self, file: &OpenFile, offset: u64, bytes: &[u8]) -> Written {
+    pub(super) fn write_new(
+        &self,
+        node: NodeId,
+        file: &OpenFile,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Written {
         let mut guard = file.new_file();
         let Some(new) = guard.as_mut() else { return Written::Not };
         if new.keep_bytes(offset, bytes, Instant::now()) {
             return Written::Kept;
         }
-        self.hand_over(file, &new.take());
+        self.hand_over(node, file, &new.take());
         Written::Not
     }
 
@@ -110,7 +120,7 @@ impl Changes {
         let together = held.zip(new.together_with(attributes));
         let Some((held, attributes)) = together else {
             let kept = guard.take().map(NewFile::into_kept)?;
-            self.hand_over(&file, &kept);
+            self.hand_over(node, &file, &kept);
             return None;
         };
         let kept = new.take();
@@ -124,7 +134,7 @@ impl Changes {
             Err(errno) => {
                 // Such as an owner on a filesystem that knows none. The rest was answered for.
                 *guard = None;
-                self.hand_over(&file, &kept);
+                self.hand_over(node, &file, &kept);
                 Some(Err(errno))
             }
         }
@@ -135,7 +145,7 @@ impl Changes {
         self.open.get(node)?.new_file().as_ref()?.attr()
     }
 
-    fn hand_over(&self, file: &OpenFile, kept: &Kept) {
+    fn hand_over(&self, node: NodeId, file: &OpenFile, kept: &Kept) {
         if kept.is_empty() {
             return;
         }
@@ -145,7 +155,7 @@ impl Changes {
         };
         self.operations.changed();
         if let Err(errno) = taken {
-            file.owe(errno);
+            self.defer(node, file, errno);
         }
     }
 }

@@ -1,21 +1,15 @@
-//! The FUSE face of a mount that can be written.
-//!
-//! Nobody but this mount changes the filesystem, so that the kernel can keep here too what it
-//! learnt: it knows of each change, since it asked for it. It also keeps what is written, and writes
-//! it in large pieces (`FUSE_WRITEBACK_CACHE`). Where a file can be found by names that it does
-//! not have, such as in other case, the kernel could take one file for two: then it keeps nothing.
+//! The kernel's requests to a mount that can be written, each with the call that carries it out.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, FopenFlags,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use guestmnt_protocol::change::{
     NewAttributes, NewNode, NewTime, Owner, Removed, Renaming, Synced, XattrMode,
@@ -25,82 +19,11 @@ use guestmnt_protocol::message::NameMatching;
 use guestmnt_protocol::path::LinkTarget;
 use nix::errno::Errno;
 
-use super::changes::Changes;
-use super::crew::Crew;
-use super::nodes::NodeId;
-use super::operations::Operations;
-use super::stats::{Asked, Stats};
-use super::view::{Targets, View, since_1970};
-use super::{FOR_EVER, GENERATION, GuestFs, Of, fuse, sized, stat_fs};
-use crate::guest::Guest;
-
-/// The mounted filesystem.
-pub struct WritableFs {
-    reading: GuestFs,
-    changes: Arc<Changes>,
-    names: NameMatching,
-    targets: Targets,
-}
-
-impl WritableFs {
-    /// The files of `guest`, which compares names like that, shown as `view` says. New files
-    /// belong to whom `view` shows as the owner of all, else to root.
-    #[must_use]
-    pub fn new(guest: Arc<Guest>, view: View, names: NameMatching) -> Self {
-        // Nothing is stored ahead of what may change.
-        let crew = Crew::of(guest.lanes(), 0);
-        let operations = Arc::new(Operations::changing(Arc::clone(&guest), view));
-        let owner = Owner { uid: view.uid, gid: view.gid };
-        let changes = Arc::new(Changes::new(guest, Arc::clone(&operations), owner, names));
-        let lifetime = match names {
-            NameMatching::Exact => FOR_EVER,
-            NameMatching::Loose => Duration::ZERO,
-        };
-        let reading = GuestFs { operations, crew, opens_directories: true, lifetime };
-        Self { reading, changes, names, targets: view.targets }
-    }
-
-    /// What is counted.
-    #[must_use]
-    pub fn stats(&self) -> &Arc<Stats> {
-        self.reading.stats()
-    }
-
-    /// What changes the files.
-    #[must_use]
-    pub fn changes(&self) -> &Arc<Changes> {
-        &self.changes
-    }
-
-    /// What the kernel is told of an open file.
-    fn opened(&self) -> FopenFlags {
-        match self.names {
-            NameMatching::Exact => FopenFlags::FOPEN_KEEP_CACHE,
-            NameMatching::Loose => FopenFlags::empty(),
-        }
-    }
-
-    /// Carries out a request, and tells `-x` of it.
-    fn run<T>(
-        &self,
-        what: Asked,
-        node: INodeNo,
-        of: Of<'_>,
-        call: impl FnOnce() -> Result<T, Errno>,
-    ) -> Result<T, fuser::Errno> {
-        let started = Instant::now();
-        let result = call();
-        self.reading.note(started, what, node, of, &result);
-        result.map_err(fuse)
-    }
-
-    fn made(&self, made: Result<FileAttr, fuser::Errno>, reply: ReplyEntry) {
-        match made {
-            Ok(attr) => reply.entry(&self.reading.lifetime, &attr, GENERATION),
-            Err(errno) => reply.error(errno),
-        }
-    }
-}
+use super::WritableFs;
+use crate::fs::nodes::NodeId;
+use crate::fs::stats::Asked;
+use crate::fs::view::since_1970;
+use crate::fs::{GENERATION, Of, sized, stat_fs};
 
 fn done(result: Result<(), fuser::Errno>, reply: ReplyEmpty) {
     match result {
@@ -131,8 +54,12 @@ impl Filesystem for WritableFs {
         self.reading.forget(req, ino, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let call = || self.changes.get_attr(NodeId(ino.0));
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let call = || {
+            // With a handle it is write(2) that asks.
+            fh.map_or(Ok(()), |_| self.changes.check_written(NodeId(ino.0)))?;
+            self.changes.get_attr(NodeId(ino.0))
+        };
         match self.run(Asked::GetAttr, ino, Of::All, call) {
             Ok(attr) => reply.attr(&self.reading.lifetime, &attr),
             Err(errno) => reply.error(errno),
@@ -326,7 +253,10 @@ impl Filesystem for WritableFs {
         let call = || self.changes.write(NodeId(ino.0), offset, data);
         match self.run(Asked::Write, ino, Of::Bytes(data.len(), offset), call) {
             Ok(()) => reply.written(u32::try_from(data.len()).expect("no more than a payload")),
-            Err(errno) => reply.error(errno),
+            Err(errno) => {
+                reply.error(errno);
+                self.changes.not_written(NodeId(ino.0), offset, data.len());
+            }
         }
     }
 
