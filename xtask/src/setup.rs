@@ -55,6 +55,7 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("mkntfs"), "ntfs-3g"),
     (Program("sfdisk"), "fdisk"),
     (Program("setfattr"), "attr"),
+    (Program("setfacl"), "acl"),
     (Program("cryptsetup"), "cryptsetup-bin"),
     // to check what was made
     (Program("hivexregedit"), "libwin-hivex-perl"),

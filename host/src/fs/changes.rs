@@ -5,6 +5,7 @@
 //! **Invariant:** while a request names a file by its path, no name on that path moves: requests
 //! that move names wait for all others and run alone.
 
+mod access_lists;
 mod contents;
 mod failed_writes;
 mod new_files;
@@ -22,6 +23,7 @@ use guestmnt_protocol::path::{EntryName, GuestPath};
 use log::debug;
 use nix::errno::Errno;
 
+use super::access_lists::Plain;
 use super::invalidation::Invalidations;
 use super::new_folders::NewFolders;
 use super::nodes::{NodeId, Nodes, ROOT};
@@ -35,6 +37,8 @@ pub struct Changes {
     guest: Arc<Guest>,
     open: OpenNodes,
     new_folders: NewFolders,
+    /// Directories in which the umask applies.
+    plain: Plain,
     let_go: LetGo,
     /// Taken by who names a file by its path, and exclusively by who moves names.
     names: RwLock<()>,
@@ -83,6 +87,7 @@ impl Changes {
             guest,
             open,
             new_folders,
+            plain: Plain::default(),
             let_go,
             names,
             owner,
@@ -247,6 +252,7 @@ impl Changes {
         let shown = self.operations.found(parent, name, &made?)?;
         if is_folder {
             self.new_folders.made(NodeId(shown.ino.0));
+            self.inherits_access_list(parent, NodeId(shown.ino.0));
         }
         Ok(shown)
     }
@@ -254,6 +260,7 @@ impl Changes {
     /// Forgets a node that the kernel does not know any more.
     pub fn forget(&self, node: NodeId) {
         self.new_folders.forget(node);
+        self.plain.forget(node);
     }
 
     /// Gives a file one more name.

@@ -6,6 +6,7 @@
 //! **Invariant:** this folder and `session` are the only places that name fuser, and nothing
 //! here knows that the guest is a VM.
 
+mod access_lists;
 mod batches;
 mod buffers;
 pub mod changes;
@@ -138,6 +139,10 @@ impl GuestFs {
         for flag in wanted.into_iter().chain(symlinks) {
             // What an older kernel lacks only costs speed.
             let _ = config.add_capabilities(flag);
+        }
+        if self.operations.enforces_access_lists() {
+            // An older kernel checks the mode alone.
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
         }
         let _ = config.set_max_background(BACKGROUND_REQUESTS);
         let without = InitFlags::FUSE_NO_OPENDIR_SUPPORT;

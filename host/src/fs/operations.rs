@@ -12,6 +12,7 @@ use guestmnt_protocol::xattr::XattrName;
 use nix::errno::Errno;
 
 use super::Shows;
+use super::access_lists;
 use super::buffers::Buffers;
 use super::cursors::Cursors;
 use super::directory::Line;
@@ -223,12 +224,19 @@ impl Operations {
     pub fn get_xattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let path = self.nodes.path(id)?;
         let alone = || self.guest.get_xattr(path, name);
-        match (&self.kept, self.entry_and_folder(id), XattrName::new(name)) {
+        let value = match (&self.kept, self.entry_and_folder(id), XattrName::new(name)) {
             (Some(kept), Some((entry, folder)), Ok(name)) => {
                 kept.folders.get_xattr(&folder, &entry, name, alone)
             }
             _ => alone(),
-        }
+        };
+        if self.enforces_access_lists() { access_lists::for_a_check(name, value) } else { value }
+    }
+
+    /// Whether the kernel checks access by the image's access control lists.
+    #[must_use]
+    pub fn enforces_access_lists(&self) -> bool {
+        self.view.enforces_access_lists()
     }
 
     /// The names of the extended attributes, each with a NUL behind it.

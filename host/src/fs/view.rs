@@ -21,6 +21,18 @@ pub struct View {
     pub directory_mask: Option<u16>,
     /// Where symbolic links lead.
     pub targets: Targets,
+    /// Who checks permissions.
+    pub permissions: Permissions,
+}
+
+/// Whether the kernel checks permissions (`-o default_permissions`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Permissions {
+    /// They are shown: whoever may use the mount may use all of its files.
+    #[default]
+    Shown,
+    /// It does.
+    Enforced,
 }
 
 /// What is shown as the target of a symbolic link (`-o symlinks=`).
@@ -34,6 +46,16 @@ pub enum Targets {
 }
 
 impl View {
+    /// Whether access control lists are enforced along with permissions: where these are the image's
+    /// own. Other owners and masks would not go with the users and the mask of a list.
+    #[must_use]
+    pub fn enforces_access_lists(&self) -> bool {
+        let Self { uid, gid, file_mask, directory_mask, targets: _, permissions } = *self;
+        let others = uid.is_some() || gid.is_some();
+        let masks = file_mask.is_some() || directory_mask.is_some();
+        permissions == Permissions::Enforced && !others && !masks
+    }
+
     /// What the kernel is told of a file.
     #[must_use]
     pub fn of(&self, id: NodeId, attr: &Attr) -> FileAttr {

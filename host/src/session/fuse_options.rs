@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use fuser::SessionACL;
 
-use crate::fs::view::{Targets, View};
+use crate::fs::view::{Permissions, Targets, View};
 
 /// What the options of all `-o` say together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +71,9 @@ impl FuseOptions {
             if view.targets != Targets::default() {
                 merged.view.targets = view.targets;
             }
+            if view.permissions != Permissions::default() {
+                merged.view.permissions = view.permissions;
+            }
             if options.others != Others::Nobody {
                 merged.others = options.others;
             }
@@ -105,7 +108,11 @@ impl FuseOptions {
             ("symlinks", Some("inside")) => self.view.targets = Targets::Inside,
             ("allow_other", None) => self.others = Others::All,
             ("allow_root", None) => self.others = Others::Root,
-            ("default_permissions" | "noexec" | "exec", None) => self.kernel.push(name.to_owned()),
+            ("default_permissions", None) => {
+                self.view.permissions = Permissions::Enforced;
+                self.kernel.push(name.to_owned());
+            }
+            ("noexec" | "exec", None) => self.kernel.push(name.to_owned()),
             // Always so.
             ("ro" | "nosuid" | "nodev", None) => {}
             ("rw" | "suid" | "dev", None) => {

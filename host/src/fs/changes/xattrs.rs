@@ -59,8 +59,8 @@ impl Changes {
         let _settled = self.settled();
         self.complete(node);
         let (place, _lease) = self.place(node)?;
-        let set = self.guest.set_xattr(place, name, value, how);
-        self.attributes_changed(node);
+        let set = self.guest.set_xattr(place, name.clone(), value, how);
+        self.attributes_changed(node, &name);
         set
     }
 
@@ -73,12 +73,13 @@ impl Changes {
         let _settled = self.settled();
         self.complete(node);
         let (place, _lease) = self.place(node)?;
-        let removed = self.guest.remove_xattr(place, name);
-        self.attributes_changed(node);
+        let removed = self.guest.remove_xattr(place, name.clone());
+        self.attributes_changed(node, &name);
         removed
     }
 
-    fn attributes_changed(&self, node: NodeId) {
+    fn attributes_changed(&self, node: NodeId, name: &XattrName) {
+        self.access_list_changed(node, name);
         if let Some(file) = self.open.get(node) {
             file.set_without_capabilities(false);
         }

@@ -37,6 +37,8 @@ impl Filesystem for WritableFs {
         self.reading.negotiate(config, self.targets);
         // A larger piece would not fit into a slot.
         let _ = config.set_max_write(u32::try_from(MAX_PAYLOAD).expect("a payload fits 32 bits"));
+        // Where a directory has a default access control list, the umask does not apply.
+        let _ = config.add_capabilities(InitFlags::FUSE_DONT_MASK);
         if self.names == NameMatching::Exact {
             let _ = config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE);
         }
@@ -109,12 +111,15 @@ impl Filesystem for WritableFs {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let node = NewNode::Special { mode, device: rdev.into() };
-        let call = || self.changes.make(NodeId(parent.0), name.as_bytes(), node);
+        let call = || {
+            let mode = self.changes.masked(NodeId(parent.0), mode, umask)?;
+            let node = NewNode::Special { mode, device: rdev.into() };
+            self.changes.make(NodeId(parent.0), name.as_bytes(), node)
+        };
         self.made(self.run(Asked::Make, parent, Of::Name(name), call), reply);
     }
 
@@ -124,11 +129,14 @@ impl Filesystem for WritableFs {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        let node = NewNode::Directory(mode & 0o7777);
-        let call = || self.changes.make(NodeId(parent.0), name.as_bytes(), node);
+        let call = || {
+            let mode = self.changes.masked(NodeId(parent.0), mode, umask)?;
+            let node = NewNode::Directory(mode & 0o7777);
+            self.changes.make(NodeId(parent.0), name.as_bytes(), node)
+        };
         self.made(self.run(Asked::Make, parent, Of::Name(name), call), reply);
     }
 
@@ -192,11 +200,14 @@ impl Filesystem for WritableFs {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let call = || self.changes.create(NodeId(parent.0), name.as_bytes(), mode, flags);
+        let call = || {
+            let mode = self.changes.masked(NodeId(parent.0), mode, umask)?;
+            self.changes.create(NodeId(parent.0), name.as_bytes(), mode, flags)
+        };
         match self.run(Asked::Create, parent, Of::Name(name), call) {
             Ok(attr) => {
                 let (lifetime, opened) = (&self.reading.lifetime, self.opened());
@@ -374,7 +385,7 @@ impl Filesystem for WritableFs {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -389,7 +400,8 @@ impl Filesystem for WritableFs {
                 libc::XATTR_REPLACE => XattrMode::Replace,
                 _ => return Err(Errno::EINVAL),
             };
-            self.changes.set_xattr(NodeId(ino.0), name.as_bytes(), value, how)
+            self.changes.set_xattr(NodeId(ino.0), name.as_bytes(), value, how)?;
+            self.changes.check_set_group_id(NodeId(ino.0), name.as_bytes(), req.uid(), req.gid())
         };
         done(self.run(Asked::SetXattr, ino, Of::Name(name), call), reply);
     }
