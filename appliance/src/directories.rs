@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, fstatat};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{Whence, lseek};
 
 use guestmnt_protocol::attr::{DirEntry, Following, push_entry};
@@ -23,6 +24,7 @@ use crate::inodes::Inodes;
 use crate::kmsg;
 use crate::ordinary::Facts;
 use crate::payload::Payload;
+use crate::readdir_errors;
 use crate::resolve;
 use crate::sys;
 use crate::tree::Tree;
@@ -31,9 +33,14 @@ use crate::windows_links;
 /// Bytes of records that are taken from the kernel at once: some 800 entries.
 const RECORDS_MAX: usize = 32 * 1024;
 
+/// Names that make no sense, one behind the other, that are gone past.
+const MAX_SKIPPED: usize = 256;
+
 /// An open directory.
 pub struct Directory {
     folder: OwnedFd,
+    /// Its device's and its inode's.
+    number: (u64, u64),
     /// The inodes of its files, where these can be read ahead.
     inodes: Option<Inodes>,
     /// It has one position, so lanes that read it take turns.
@@ -93,7 +100,8 @@ impl Tree {
             let (start, path) = self.start(path);
             let folder = resolve::open_directory(start, &path)?;
             let inodes = self.ahead.directory(folder.as_fd());
-            Ok(Directory::new(folder, inodes))
+            let stat = resolve::attributes(folder.as_fd())?;
+            Ok(Directory::new(folder, (stat.st_dev, stat.st_ino), inodes))
         })
     }
 }
@@ -105,7 +113,7 @@ impl AsFd for Directory {
 }
 
 impl Directory {
-    fn new(folder: OwnedFd, inodes: Option<Inodes>) -> Self {
+    fn new(folder: OwnedFd, number: (u64, u64), inodes: Option<Inodes>) -> Self {
         let records = vec![0; RECORDS_MAX];
         let reader = Reader {
             records,
@@ -116,7 +124,7 @@ impl Directory {
             passed: 0,
             with_targets: OnceCell::new(),
         };
-        Self { folder, inodes, reader: Mutex::new(reader) }
+        Self { folder, number, inodes, reader: Mutex::new(reader) }
     }
 
     /// The inodes of its files, where these can be read ahead.
@@ -139,7 +147,7 @@ impl Reader {
         self.go_to(directory.as_fd(), from)?;
         let empty = page.len();
         loop {
-            match self.fetch(directory) {
+            match self.fetch(tree, directory) {
                 Ok(true) => {}
                 Ok(false) => return Ok(Following::Nothing),
                 // Like getdents64(2): first what could be read, the error with the next page.
@@ -154,6 +162,8 @@ impl Reader {
                     let nothing = page.len() == empty;
                     return if nothing { Err(Errno::EINVAL) } else { Ok(Following::More) };
                 }
+            } else if !is_dots(record.name) {
+                tree.damaged.note(directory.number);
             }
             self.consumed += record.length;
             self.passed += 1;
@@ -175,12 +185,12 @@ impl Reader {
     }
 
     /// Makes sure that there is a record at `consumed`; false at the directory's end.
-    fn fetch(&mut self, directory: &Directory) -> nix::Result<bool> {
+    fn fetch(&mut self, tree: &Tree, directory: &Directory) -> nix::Result<bool> {
         if self.consumed == self.filled {
             self.consumed = 0;
             self.filled = 0;
             self.passed = 0;
-            self.filled = sys::getdents(directory.as_fd(), &mut self.records)?;
+            self.filled = self.read_records(tree, directory)?;
             if let Some(inodes) = &directory.inodes {
                 let files = Record::all(&self.records[..self.filled]);
                 let files: Vec<_> =
@@ -190,6 +200,44 @@ impl Reader {
         }
         Ok(self.filled > 0)
     }
+
+    /// Takes the next records from the kernel; 0 bytes at the directory's end, or the error that kept
+    /// it from giving some of them.
+    fn read_records(&mut self, tree: &Tree, directory: &Directory) -> nix::Result<usize> {
+        for _ in 0..=MAX_SKIPPED {
+            let records = &mut self.records;
+            let read = || sys::getdents(directory.as_fd(), records);
+            let (read, noted) = readdir_errors::watch(read);
+            // ntfs3 also logs what it notices of files while it lists them.
+            let failed = noted.error || noted.message && directory.inodes.is_none();
+            if failed {
+                tree.damaged.note(directory.number);
+            }
+            match read {
+                Ok(0) if tree.damaged.holds(directory.number) => return Err(Errno::EIO),
+                // The name makes no sense, which the kernel says without asking the driver.
+                Err(Errno::EIO) if !failed => {
+                    tree.damaged.note(directory.number);
+                    skip_name(directory.as_fd())?;
+                }
+                // What drivers say of damage.
+                Err(Errno::EPERM | Errno::EINVAL) if failed => return Err(Errno::EIO),
+                other => return other,
+            }
+        }
+        Err(Errno::EIO)
+    }
+}
+
+/// Goes past the entry that comes next. Positions are opaque, but a larger one is further on.
+fn skip_name(directory: BorrowedFd) -> nix::Result<()> {
+    /// `MSDOS_SUPER_MAGIC` and `EXFAT_SUPER_MAGIC`, where positions are multiples of an entry.
+    const FAT: [i64; 2] = [0x4d44, 0x2011_bab0];
+    const FAT_ENTRY: i64 = 32;
+    let position = lseek(directory, 0, Whence::SeekCur)?;
+    let is_fat = fstatfs(directory).is_ok_and(|fs| FAT.contains(&fs.filesystem_type().0));
+    let next = if is_fat { (position / FAT_ENTRY + 1) * FAT_ENTRY } else { position + 1 };
+    lseek(directory, next, Whence::SeekSet).map(drop)
 }
 
 /// The entry of `record` with what is known of its file.
@@ -235,7 +283,7 @@ fn presentable(name: &CStr) -> Option<EntryName> {
     static LOGGED: AtomicBool = AtomicBool::new(false);
 
     let bytes = name.to_bytes();
-    if matches!(bytes, b"." | b"..") {
+    if is_dots(name) {
         return None;
     }
     EntryName::new(bytes)
@@ -245,6 +293,11 @@ fn presentable(name: &CStr) -> Option<EntryName> {
             }
         })
         .ok()
+}
+
+/// Whether it is the directory itself or the one that it is in.
+fn is_dots(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
 }
 
 /// One `linux_dirent64`.

@@ -16,6 +16,7 @@ use crate::guest::Guest;
 use crate::held::MAX_HELD;
 use crate::kmsg;
 use crate::ports::Lanes;
+use crate::readdir_errors;
 use crate::sys;
 use crate::uevent::{Announced, Uevents};
 
@@ -61,6 +62,9 @@ pub fn run() -> ! {
         if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
             kmsg::warn(format_args!("cannot set {name}: {error}"));
         }
+    }
+    if let Err(error) = readdir_errors::trace() {
+        kmsg::warn(format_args!("errors that a listing hides go unnoticed: {error}"));
     }
     // From here on no device can appear unnoticed.
     let uevents = Uevents::open();

@@ -19,6 +19,7 @@ use guestmnt_protocol::path::GuestPath;
 use crate::ahead::Ahead;
 use crate::blocks::BlockFile;
 use crate::contents::Contents;
+use crate::damaged::Damaged;
 use crate::directories::Directory;
 use crate::grafts::Grafts;
 use crate::held::HeldFiles;
@@ -38,6 +39,8 @@ pub struct Tree {
     pub(crate) files: OpenFiles<Contents>,
     /// Directories, each with its position.
     pub(crate) directories: OpenFiles<Directory>,
+    /// Directories of which names are missing.
+    pub(crate) damaged: Damaged,
     /// Files that the host writes to, or that have no name any more.
     pub(crate) held: HeldFiles,
     pub(crate) ahead: Ahead,
@@ -63,6 +66,7 @@ impl Tree {
             root,
             files: OpenFiles::new(FILES_OPEN),
             directories: OpenFiles::new(DIRECTORIES_OPEN),
+            damaged: Damaged::default(),
             held: HeldFiles::default(),
             ahead: Ahead::default(),
             spaces: Spaces::default(),

@@ -13,7 +13,7 @@ use log::debug;
 use nix::errno::Errno;
 
 use super::pool::{Awaited, Pool};
-use super::{Files, Shared};
+use super::{Entries, Files, Shared};
 use crate::fs::layouts::varies;
 use crate::guest::Contents;
 
@@ -36,6 +36,8 @@ pub struct Wants {
 pub struct Folder {
     /// By name.
     pub entries: Vec<DirEntry>,
+    /// The error that ended the listing; names may be missing then.
+    pub error: Option<Errno>,
     /// Of each entry; `None` where they were not wanted or could not be had together.
     pub xattrs: Vec<Option<Vec<Xattr>>>,
     /// What is in the small ones.
@@ -100,14 +102,14 @@ impl SmallFiles {
 
 impl Shared {
     fn folder(&self, path: GuestPath, wants: Wants) -> Result<Folder, Errno> {
-        let mut entries = self.entries(&path)?;
+        let Entries { all: mut entries, error } = self.entries(&path)?;
         self.add_targets(&path, &mut entries);
         let files = || entries.iter().map(numbered).collect();
         let xattrs = if wants.xattrs { self.xattrs(&path, files()) } else { Vec::new() };
         let mut later = if wants.contents { batches(&entries) } else { VecDeque::new() };
         let here = later.pop_front().map(|asked| self.batch(&path, &asked)).unwrap_or_default();
         let small = SmallFiles { path, here: here.into(), coming: None, later };
-        Ok(Folder { entries, xattrs, small })
+        Ok(Folder { entries, error, xattrs, small })
     }
 
     /// Asks for the targets that the folder did not bring along: of links of Windows.

@@ -97,6 +97,15 @@ pub struct Found {
     pub target: Option<LinkTarget>,
 }
 
+/// What could be read of a directory.
+#[derive(Debug)]
+pub struct Entries {
+    /// By name.
+    pub all: Vec<DirEntry>,
+    /// The error that ended it; names may be missing then.
+    pub error: Option<Errno>,
+}
+
 /// The files of one guest.
 pub struct Files {
     shared: Arc<Shared>,
@@ -126,31 +135,37 @@ impl Files {
         Ok(Self { shared: Arc::new(Shared { guest, disks, layouts, believed }), pool })
     }
 
-    /// The entries of a directory, by name.
+    /// The entries of a directory, by name: all of them, or those that could be read before an
+    /// error, with that.
     ///
     /// # Errors
-    /// The guest's error, `EIO`, or `EOVERFLOW` for too many.
-    pub fn entries(&self, folder: &GuestPath) -> Result<Vec<DirEntry>, Errno> {
+    /// The guest's error, `EIO`, or `EOVERFLOW` for too many, where there is not even one.
+    pub fn entries(&self, folder: &GuestPath) -> Result<Entries, Errno> {
         self.shared.entries(folder)
     }
 }
 
 impl Shared {
-    fn entries(&self, folder: &GuestPath) -> Result<Vec<DirEntry>, Errno> {
-        let mut entries: Vec<DirEntry> = Vec::new();
-        loop {
-            let from = entries.last().map_or(0, |entry| entry.next);
-            let (page, following) = self.guest.read_dir(folder.clone(), from, PAGE)?;
-            let is_last = following == Following::Nothing || page.is_empty();
-            entries.extend(page);
-            if entries.len() > MAX_ENTRIES {
-                return Err(Errno::EOVERFLOW);
+    fn entries(&self, folder: &GuestPath) -> Result<Entries, Errno> {
+        let mut all: Vec<DirEntry> = Vec::new();
+        let error = loop {
+            let from = all.last().map_or(0, |entry| entry.next);
+            match self.guest.read_dir(folder.clone(), from, PAGE) {
+                Ok((page, following)) => {
+                    let is_last = following == Following::Nothing || page.is_empty();
+                    all.extend(page);
+                    if all.len() > MAX_ENTRIES {
+                        return Err(Errno::EOVERFLOW);
+                    }
+                    if is_last {
+                        break None;
+                    }
+                }
+                Err(errno) if all.is_empty() => return Err(errno),
+                Err(errno) => break Some(errno),
             }
-            if is_last {
-                break;
-            }
-        }
-        entries.sort_by(|one, other| one.name.as_bytes().cmp(other.name.as_bytes()));
-        Ok(entries)
+        };
+        all.sort_by(|one, other| one.name.as_bytes().cmp(other.name.as_bytes()));
+        Ok(Entries { all, error })
     }
 }

@@ -203,7 +203,10 @@ impl<S: Sink> Walk<'_, S> {
         steps: &mut Vec<Step>,
         walked: &mut Walked,
     ) -> Result<(), Trouble> {
-        let Folder { entries, xattrs, mut small } = folder;
+        let Folder { entries, error, xattrs, mut small } = folder;
+        if let Some(errno) = error {
+            self.tell(walked, at, errno.into())?;
+        }
         let mut folders = Vec::new();
         let mut xattrs = xattrs.into_iter();
         for (index, entry) in entries.iter().enumerate() {

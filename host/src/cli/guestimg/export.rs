@@ -131,8 +131,11 @@ impl Arguments {
         file: &NewFile,
     ) -> Result<Exported, Box<dyn Display>> {
         let found = files.find(name.as_bytes(), Follow::NotLast).map_err(|_| {
-            let there = files.entries(&GuestPath::root()).unwrap_or_default().into_iter();
-            let names = there.map(|entry| format!(" {}", Printable(entry.name.as_bytes())));
+            let there = files.entries(&GuestPath::root()).map(|entries| entries.all);
+            let names = there
+                .unwrap_or_default()
+                .into_iter()
+                .map(|entry| format!(" {}", Printable(entry.name.as_bytes())));
             let names: String = names.collect();
             super::boxed(format!("there is no {name} on the disk; there are:{names}"))
         })?;

@@ -106,7 +106,10 @@ impl Listing<'_> {
                     continue;
                 }
             };
-            let lines = entries.into_iter().filter_map(|entry| {
+            if let Some(errno) = entries.error {
+                self.tell(folder.to_string().as_bytes(), errno);
+            }
+            let lines = entries.all.into_iter().filter_map(|entry| {
                 let path = folder.join(&entry.name).ok()?;
                 let name = entry.name.as_bytes().to_vec();
                 Some(Line { path, name, attr: entry.attr, target: entry.target })
