@@ -54,31 +54,36 @@ impl Apt {
     /// # Errors
     /// [`Error::Unfit`] where apt has no Debian mirror configured.
     pub fn open(folder: PathBuf) -> Result<Self, Error> {
-        for name in ["sources", "lists/partial", "cache/archives/partial"] {
-            let path = folder.join(name);
-            fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
-        }
         let codename = codename()?;
-        let targets = Tool::new("apt-get")
-            .args(["indextargets", "--format", "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)"])
-            .arg("Created-By: Packages")
-            .output()
-            .map_err(|error| match error {
-                Error::Start { .. } => Error::unfit("there is no apt-get here", NO_APT),
-                other => other,
-            })?;
-        let mut targets = String::from_utf8_lossy(&targets).into_owned();
-        if targets.is_empty() {
-            // A machine whose package lists were never fetched, or were removed to save room.
-            let lists = format!("-oDir::State::Lists={}", folder.join("lists").display());
-            let uris = Tool::new("apt-get").args(["update", "--print-uris", &lists]).output()?;
-            targets = targets_of_uris(&String::from_utf8_lossy(&uris));
-        }
-        let suites = Suites::parse(&targets, &codename)?;
+        let suites = Suites::of_this_machine(&folder, &codename)?;
         let newer = (codename == NEEDS_BACKPORTS).then(|| format!("{codename}-backports"));
         let path = folder.join("sources/debian.list");
         fs::write(&path, suites.sources(newer.as_deref())).map_err(Error::file("write", &path))?;
         Ok(Self { folder, newer })
+    }
+
+    /// Prepares a state in `folder` for the source packages of `suite`, on the mirror that this
+    /// machine is configured for; no network is used yet.
+    ///
+    /// # Errors
+    /// As [`Apt::open`].
+    pub fn open_source_packages(folder: PathBuf, suite: &str) -> Result<Self, Error> {
+        let suites = Suites::of_this_machine(&folder, &codename()?)?;
+        let path = folder.join("sources/debian.list");
+        let line = format!("deb-src {}{} {suite} main\n", signed_by(), suites.base);
+        fs::write(&path, line).map_err(Error::file("write", &path))?;
+        Ok(Self { folder, newer: None })
+    }
+
+    /// Downloads the upstream archive of the source package `name` into `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with apt's own words.
+    pub fn download_source(&self, name: &str, folder: &Path) -> Result<(), Error> {
+        self.tool("apt-get")
+            .args(["source", "--download-only", "--tar-only", name])
+            .within(folder)
+            .logged(&self.log())
     }
 
     /// Fetches the package lists.
@@ -263,6 +268,12 @@ fn targets_of_uris(uris: &str) -> String {
     suites.map(|(uri, suite)| format!("$(ORIGIN) {suite} main {uri}/\n")).collect()
 }
 
+/// The option of a sources file that names Debian's keys, where they lie in a file of their own.
+fn signed_by() -> String {
+    let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
+    if keyring.exists() { format!("[signed-by={}] ", keyring.display()) } else { String::new() }
+}
+
 /// The machine's own Debian suites: URI and suite of each, component main.
 struct Suites {
     base: String,
@@ -270,6 +281,30 @@ struct Suites {
 }
 
 impl Suites {
+    /// Those that this machine is configured for. `folder` gets the folders of an apt state.
+    fn of_this_machine(folder: &Path, codename: &str) -> Result<Self, Error> {
+        for name in ["sources", "lists/partial", "cache/archives/partial"] {
+            let path = folder.join(name);
+            fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
+        }
+        let targets = Tool::new("apt-get")
+            .args(["indextargets", "--format", "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)"])
+            .arg("Created-By: Packages")
+            .output()
+            .map_err(|error| match error {
+                Error::Start { .. } => Error::unfit("there is no apt-get here", NO_APT),
+                other => other,
+            })?;
+        let mut targets = String::from_utf8_lossy(&targets).into_owned();
+        if targets.is_empty() {
+            // A machine whose package lists were never fetched, or were removed to save room.
+            let lists = format!("-oDir::State::Lists={}", folder.join("lists").display());
+            let uris = Tool::new("apt-get").args(["update", "--print-uris", &lists]).output()?;
+            targets = targets_of_uris(&String::from_utf8_lossy(&uris));
+        }
+        Self::parse(&targets, codename)
+    }
+
     /// Reads lines of origin, suite, component and URI, as `apt-get indextargets` prints them.
     /// Before the first `apt-get update` the origin is unknown; a Debian archive is then told by
     /// its path.
@@ -297,12 +332,7 @@ impl Suites {
 
     /// The sources file, sources.list(5), with the suite `newer` of the same mirror added.
     fn sources(&self, newer: Option<&str>) -> String {
-        let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
-        let options = if keyring.exists() {
-            format!("[signed-by={}] ", keyring.display())
-        } else {
-            String::new()
-        };
+        let options = signed_by();
         self.all
             .iter()
             .map(|(uri, suite)| (uri.as_str(), suite.as_str()))
