@@ -8,6 +8,7 @@
 pub mod appliance;
 mod apt;
 pub mod bench;
+pub mod corpora;
 pub mod corpus;
 mod daemon;
 pub mod demo;

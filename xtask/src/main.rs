@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use xtask::Error;
 use xtask::appliance;
 use xtask::bench;
+use xtask::corpora;
 use xtask::corpus;
 use xtask::demo;
 use xtask::disks::Disks;
@@ -70,6 +71,9 @@ enum Chore {
     Fuzz(fuzz::Options),
     /// Mount, read whole and unmount damaged images, and see that nothing else comes of them.
     Corpus(corpus::Options),
+    /// Fetch disk images out of the tests of other projects, and hold what guestimg reads in them
+    /// against the tables in xtask/src/corpora/tables.
+    Corpora(corpora::Options),
     /// Go through a mount. `corpus` calls this.
     #[command(hide = true)]
     CorpusWalk {
@@ -116,6 +120,7 @@ fn run(chore: Chore) -> Result<ExitCode, Error> {
         Chore::Bench(options) => return bench::run(&options, &places),
         Chore::Fuzz(options) => return fuzz::run(&options, &places),
         Chore::Corpus(options) => return corpus::run(&options, &places),
+        Chore::Corpora(options) => return corpora::run(&options, &places),
         Chore::CorpusWalk { folder } => {
             let walk = corpus::walk::walk(&folder);
             println!("{}", serde_json::to_string(&walk).expect("strings and numbers"));

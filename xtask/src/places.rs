@@ -78,6 +78,18 @@ impl Places {
         self.target.join("apt/download")
     }
 
+    /// apt's private state for the source packages of `suite`.
+    #[must_use]
+    pub fn apt_of_sources(&self, suite: &str) -> PathBuf {
+        self.target.join("apt/sources").join(suite)
+    }
+
+    /// Archives of public disk images.
+    #[must_use]
+    pub fn corpora(&self) -> PathBuf {
+        self.target.join("corpora")
+    }
+
     /// apt's private state for installing, which is root's.
     #[must_use]
     pub fn apt_of_root(&self) -> PathBuf {

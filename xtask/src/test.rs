@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use crate::corpora;
 use crate::disks::sparse;
 use crate::error::Error;
 use crate::pjdfstest;
@@ -81,6 +82,11 @@ fn run_with(
         Err(error) => println!("tests of POSIX behaviour are skipped: {error}"),
     }
 
+    let corpora = stage.path().join("corpora");
+    for why in corpora::prepare_quick(places, &corpora) {
+        println!("images of other projects are skipped: {why}");
+    }
+
     // All tests but those of templates restore the same one.
     let mut prepare = stage.command("guestmnt");
     prepare.arg("--prepare");
@@ -111,6 +117,7 @@ fn run_with(
         .env("GUESTMNT_SEEDS", &seeds)
         .env(pjdfstest::PROGRAM, &suite)
         .env(IMAGES, &images)
+        .env(corpora::CORPORA, &corpora)
         .env(skips::LOG, &log)
         .within(places.root())
         .shown()?;

@@ -114,7 +114,10 @@ pub fn run(exhibit: &Exhibit<'_>, ground: &Ground, family: &Family) -> Result<Ve
 }
 
 /// A hash of where a file has data, and of the data.
-fn fingerprint(image: &Path) -> Result<Vec<u8>, Error> {
+///
+/// # Errors
+/// [`Error::File`].
+pub fn fingerprint(image: &Path) -> Result<Vec<u8>, Error> {
     let read = || -> io::Result<Vec<u8>> {
         let file = File::open(image)?;
         let mut hash = Sha256::new();
