@@ -36,6 +36,7 @@ fn linux(place: &Workplace, name: &str, host_name: &str) -> PathBuf {
          PARTUUID={PARTITION} /home/ann/srv ext4 defaults 0 2\n\
          UUID={HOME} /home ext4 defaults 0 2\n\
          UUID=aaaaaaaa-0000-4000-8000-000000000004 /data ext4 defaults 0 2\n\
+         #UUID=aaaaaaaa-0000-4000-8000-000000000005 /old ext4 defaults 0 2\n\
          LABEL=swap none swap sw 0 0\n"
     );
     let release = "PRETTY_NAME=\"Some Linux 1\"\nVERSION_ID=1\n";

@@ -37,6 +37,9 @@ pub fn mount_points(
 impl Line {
     /// The line `text`; `None` where it says nothing of a disk's filesystem, or of that of `/`.
     fn parse(text: &str) -> Option<Self> {
+        if text.trim_start().starts_with('#') {
+            return None;
+        }
         let mut fields = text.split_whitespace().map(unescaped);
         let (spec, at) = (fields.next()?, fields.next()?);
         let kind = fields.next()?;
@@ -128,6 +131,8 @@ mod tests {
     fn filesystems_are_put_where_fstab_says() {
         let fstab = "\
 # a comment
+#UUID=ffff /was ext4 defaults 0 2
+  #UUID=ffff /was/too ext4 defaults 0 2
 UUID=aaaa-1 / ext4 errors=remount-ro 0 1
 UUID=aaaa-2\t/boot/efi vfat umask=0077 0 1
 /dev/mapper/vg-home /ho\\040me\\x ext4 defaults
