@@ -16,6 +16,7 @@ use nix::sys::stat::{fstat, stat};
 use nix::sys::statfs::fstatfs;
 
 use crate::inodes::{Inodes, Volume};
+use crate::kmsg;
 use crate::ntfs;
 use crate::records::Records;
 
@@ -74,7 +75,16 @@ fn records_of(folder: BorrowedFd, device: u64, nodes: &[PathBuf]) -> Option<Reco
         return None;
     }
     let is_its = |node: &&PathBuf| stat(node.as_path()).is_ok_and(|stat| stat.st_rdev == device);
-    Records::open(nodes.iter().find(is_its)?)
+    let node = nodes.iter().find(is_its)?;
+    let records = Records::open(node);
+    if records.is_none() {
+        // The driver reads what it wants by itself then, which takes longer.
+        kmsg::warn(format_args!(
+            "the records of {} are laid out in an unknown way",
+            node.display()
+        ));
+    }
+    records
 }
 
 impl Records {

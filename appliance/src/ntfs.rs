@@ -39,10 +39,11 @@ impl Geometry {
             return None;
         }
         let bytes = u64::from(u16_at(sector, 0x0b)?);
-        let cluster = match i8_at(sector, 0x0d)? {
-            // Beyond 64 KiB it is the power of two, negative.
-            shift @ ..0 => bytes.checked_shl(u32::from(shift.unsigned_abs()))?,
-            sectors => bytes * u64::from(sectors.unsigned_abs()),
+        let cluster = match *sector.get(0x0d)? {
+            sectors @ ..=0x80 => bytes * u64::from(sectors),
+            // More than 128 sectors are the power of two, negative.
+            shift @ 0xf4.. => bytes << shift.wrapping_neg(),
+            _ => return None,
         };
         let record = match i8_at(sector, 0x40)? {
             shift @ ..0 => 1u64.checked_shl(u32::from(shift.unsigned_abs()))?,
@@ -367,8 +368,28 @@ mod tests {
         assert_eq!(Geometry::parse(&boot(8, 0xf6)), Some(GEOMETRY));
         let large = Geometry::parse(&boot(0xf4, 0xf4)).unwrap();
         assert_eq!((large.cluster, large.record), (2 << 20, 4096));
-        for (cluster, record) in [(3, 0xf6), (0, 0xf6), (8, 0), (8, 2), (8, 0x80), (0x80, 0xf6)] {
+        for (cluster, record) in [(3, 0xf6), (0, 0xf6), (8, 0), (8, 2), (8, 0x80), (0x81, 0xf6)] {
             assert_eq!(Geometry::parse(&boot(cluster, record)), None, "{cluster} {record}");
+        }
+    }
+
+    #[test]
+    fn clusters_have_every_size_that_windows_makes() {
+        let size = |sector: u16, cluster: u8| {
+            let mut boot = boot(cluster, 0xf6);
+            boot[0x0b..0x0d].copy_from_slice(&sector.to_le_bytes());
+            Geometry::parse(&boot).map(|geometry| geometry.cluster)
+        };
+        // Up to 128 sectors their number, beyond it the power of two.
+        let table = [(1, 512), (0x40, 32 << 10), (0x80, 64 << 10), (0xf8, 128 << 10)];
+        for (count, expected) in table.into_iter().chain([(0xf7, 256 << 10), (0xf4, 2 << 20)]) {
+            assert_eq!(size(512, count), Some(expected), "{count:#x}");
+        }
+        for (count, expected) in [(1, 4 << 10), (0x80, 512 << 10), (0xf7, 2 << 20)] {
+            assert_eq!(size(4096, count), Some(expected), "{count:#x}");
+        }
+        for (sector, count) in [(512, 0x81), (512, 0xf3), (512, 0x90), (4096, 0xf4)] {
+            assert_eq!(size(sector, count), None, "{count:#x} sectors of {sector}");
         }
         assert_eq!(Geometry::parse(&[0; BOOT_LEN]), None);
         assert_eq!(Geometry::parse(&boot(8, 0xf6)[..60]), None);

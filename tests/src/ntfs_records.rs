@@ -62,6 +62,23 @@ impl NtfsRecords {
         self.put(data.start + 0x0c, &flags.to_le_bytes());
     }
 
+    /// In how many pieces the contents of a file are, as far as its first record says it.
+    ///
+    /// # Panics
+    /// Where there is no such file.
+    #[must_use]
+    pub fn pieces(&self, name: &str) -> usize {
+        let data = self.attribute(name, DATA);
+        let list = data.start + usize::from(self.u16_at(data.start + 0x20));
+        let mut list = &self.bytes[list..data.end];
+        let mut pieces = 0;
+        while let Some((&sizes, behind)) = list.split_first().filter(|(sizes, _)| **sizes != 0) {
+            list = &behind[usize::from(sizes & 0xf) + usize::from(sizes >> 4)..];
+            pieces += 1;
+        }
+        pieces
+    }
+
     /// Where the first attribute of this kind without a name is of the file `name`.
     ///
     /// # Panics

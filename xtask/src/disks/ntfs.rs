@@ -24,6 +24,15 @@ pub struct Format<'a> {
     pub label: &'a str,
 }
 
+/// What else a volume is made of. Records have 1 KiB, or the size of a sector where that is more.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Bytes of a sector.
+    pub sector: u32,
+    /// Bytes of a cluster.
+    pub cluster: u32,
+}
+
 /// An NTFS volume in a raw file.
 pub struct Volume {
     image: PathBuf,
@@ -106,14 +115,24 @@ impl Volume {
     /// # Errors
     /// Those of mkntfs.
     pub fn format(image: PathBuf, format: &Format<'_>) -> Result<Self, Error> {
+        Self::format_with(image, format, Sizes { sector: 512, cluster: 4096 })
+    }
+
+    /// Likewise, with other sizes. Sectors of [`Format`] are of 512 bytes all the same.
+    ///
+    /// # Errors
+    /// Those of mkntfs.
+    pub fn format_with(image: PathBuf, format: &Format<'_>, sizes: Sizes) -> Result<Self, Error> {
+        let Sizes { sector, cluster } = sizes;
+        let sectors = format.sectors * SECTOR / u64::from(sector);
         sparse::create(&image, format.sectors * SECTOR)?;
         Tool::new("mkntfs")
             .args(["--force", "--quick", "--quiet", "--no-indexing"])
-            .args(["--sector-size", "512", "--cluster-size", "4096"])
+            .args(["--sector-size", &sector.to_string(), "--cluster-size", &cluster.to_string()])
             .args(["--heads", "255", "--sectors-per-track", "63"])
             .args(["--partition-start", &format.start.to_string(), "--label", format.label])
             .arg(&image)
-            .arg(format.sectors.to_string())
+            .arg(sectors.to_string())
             .run()?;
         Ok(Self { image })
     }
