@@ -1,16 +1,15 @@
 //! The inodes of the files of an NTFS directory: read together, and told without asking the driver
 //! where their records say it all.
 //!
-//! What the driver says is what counts. So it is asked for the first file of each volume that could be
-//! told without it, and all of them are where it says anything else. Nothing is told of a volume that
-//! can be written: its driver has in memory what its records do not say yet.
+//! What the driver says is what counts: see [`crate::agreement`]. Nothing is told of a volume that can
+//! be written: its driver has in memory what its records do not say yet.
 
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, OnceLock, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use guestmnt_protocol::attr::Attr;
 
-use crate::kmsg;
+use crate::agreement::Agreement;
 use crate::ntfs::mend;
 use crate::ordinary::{Facts, Ordinary};
 use crate::records::Records;
@@ -27,9 +26,8 @@ pub struct Volume {
     pub records: Records,
     /// Whether nobody writes to it.
     is_frozen: bool,
-    /// An ordinary file as the driver tells of it, by which others are told; `None` where the driver
-    /// says anything else than the file's record.
-    example: OnceLock<Option<Attr>>,
+    /// What its driver and its records agree on.
+    agreement: Agreement,
     /// Where pieces are read to.
     space: Mutex<Vec<u8>>,
 }
@@ -38,7 +36,7 @@ impl Volume {
     /// The volume with these records, to which nobody writes where it `is_frozen`.
     #[must_use]
     pub fn new(records: Records, is_frozen: bool) -> Self {
-        Self { records, is_frozen, example: OnceLock::new(), space: Mutex::default() }
+        Self { records, is_frozen, agreement: Agreement::default(), space: Mutex::default() }
     }
 }
 
@@ -61,7 +59,7 @@ impl Inodes {
     #[must_use]
     pub fn facts(&self, files: &[(u64, &[u8])]) -> Vec<Option<Facts>> {
         let mut facts = vec![None; files.len()];
-        if self.volume.is_frozen && self.volume.example.get() != Some(&None) {
+        if self.volume.is_frozen && !self.volume.agreement.is_broken() {
             self.read(files, |index, file| facts[index] = Some(file.facts));
         } else {
             let numbers = ordered(files);
@@ -72,23 +70,19 @@ impl Inodes {
 
     /// Attributes of the file with these facts; the driver says what they are where `ask` does.
     pub fn attr(&self, facts: &Facts, ask: impl FnOnce() -> Option<Attr>) -> Option<Attr> {
-        match self.volume.example.get() {
-            Some(Some(example)) => Some(facts.like(example)),
-            Some(None) => ask(),
-            None => {
-                let attr = ask()?;
-                if facts.is_writable() {
-                    self.volume.example.get_or_init(|| agreed(facts, attr));
-                }
-                Some(attr)
-            }
-        }
+        self.volume.agreement.attr(facts, ask)
+    }
+
+    /// Whether the record of the file with these facts may be believed as to what the file holds;
+    /// `is_same` says whether the driver gives that, and `None` where it gives nothing.
+    pub fn has_contents(&self, facts: &Facts, is_same: impl FnOnce() -> Option<bool>) -> bool {
+        self.volume.agreement.has_contents(facts, is_same)
     }
 
     /// Hands on those of these files that can be told, each a number and a name, with their indices:
     /// none before the driver has agreed on one.
     pub fn each(&self, files: &[(u64, &[u8])], take: impl FnMut(usize, Ordinary<'_>)) {
-        if matches!(self.volume.example.get(), Some(Some(_))) {
+        if self.volume.is_frozen && self.volume.agreement.has_begun() {
             self.read(files, take);
         }
     }
@@ -205,13 +199,4 @@ fn ordered(files: &[(u64, &[u8])]) -> Vec<Numbered> {
         numbers.sort_unstable();
     }
     numbers
-}
-
-/// What the driver says of a file, if that is what its record says.
-fn agreed(facts: &Facts, attr: Attr) -> Option<Attr> {
-    let agreed = facts.agree_with(&attr);
-    if !agreed {
-        kmsg::warn(format_args!("the driver of NTFS and inode {} do not agree", attr.ino));
-    }
-    agreed.then_some(attr)
 }

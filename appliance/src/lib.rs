@@ -7,6 +7,7 @@
 //! by `held.rs` and `creating.rs`, on the host's request.
 #![deny(unsafe_code)]
 
+mod agreement;
 mod ahead;
 #[allow(unsafe_code)]
 mod aio;

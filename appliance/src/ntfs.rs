@@ -98,7 +98,8 @@ pub fn mend(record: &mut [u8], signature: &[u8; 4]) -> Option<()> {
     }
     let start = usize::from(u16_at(record, 4)?);
     let count = usize::from(u16_at(record, 6)?);
-    if count != record.len() / SECTOR + 1 {
+    let are_in_first_sector = start.is_multiple_of(2) && start + 2 * count <= SECTOR;
+    if count != record.len() / SECTOR + 1 || !are_in_first_sector {
         return None;
     }
     let sign = u16_at(record, start)?;
@@ -122,6 +123,14 @@ pub fn record_number(reference: u64) -> u64 {
 /// An attribute of a file, a part of the file's record.
 #[derive(Clone, Copy)]
 pub struct Attribute<'a>(&'a [u8]);
+
+/// Whether the first attribute of a record is where the driver takes one: behind the record's header,
+/// at a multiple of 8.
+#[must_use]
+pub fn begins_soundly(record: &[u8]) -> bool {
+    const HEADER: u16 = 0x2a;
+    u16_at(record, 0x14).is_some_and(|first| first >= HEADER && first.is_multiple_of(8))
+}
 
 /// The attributes in a record that was mended.
 pub fn attributes(record: &[u8]) -> Attributes<'_> {
@@ -176,6 +185,47 @@ impl<'a> Attribute<'a> {
         let length = usize::try_from(u32_at(self.0, 0x10)?).ok()?;
         let at = usize::from(u16_at(self.0, 0x14)?);
         if self.0[8] == 0 { self.0.get(at..at.checked_add(length)?) } else { None }
+    }
+
+    /// Whether the driver takes it: it is as `mi_enum_attr()` wants every attribute of a record, of
+    /// whichever kind, to be. That ends a record at the first one that is not.
+    #[must_use]
+    pub fn is_sound(&self, geometry: &Geometry) -> bool {
+        self.is_sound_or_none(geometry).is_some()
+    }
+
+    fn is_sound_or_none(&self, geometry: &Geometry) -> Option<()> {
+        const OUTSIDE: usize = 0x40;
+        const SPARSE_OUTSIDE: usize = 0x48;
+        const COMPRESSED_OR_SPARSE: u16 = 0x80ff;
+        let length = self.0.len();
+        let is_outside = match self.0[8] {
+            0 => false,
+            1 if length >= OUTSIDE => true,
+            _ => return None,
+        };
+        // Where what is behind its header and its name begins.
+        let body = usize::from(u16_at(self.0, if is_outside { 0x20 } else { 0x14 })?);
+        let name = usize::from(u16_at(self.0, 0x0a)?) + 2 * usize::from(self.0[9]);
+        let mut good = length.is_multiple_of(8) && body <= length;
+        good &= !self.has_name() || name <= body;
+        if !is_outside {
+            let value = usize::try_from(u32_at(self.0, 0x10)?).ok()?;
+            return (good && value <= length - body).then_some(());
+        }
+        let number = |at| u64_at(self.0, at);
+        let (first, last, allocated) = (number(0x10)?, number(0x18)?, number(0x28)?);
+        let (size, valid) = (number(0x30)?, number(0x38)?);
+        good &= first <= last.wrapping_add(1);
+        good &= valid <= size && size <= allocated && allocated.is_multiple_of(geometry.cluster);
+        let flags = u16_at(self.0, 0x0c)?;
+        if first == 0 && flags & COMPRESSED_OR_SPARSE != 0 {
+            let taken = number(0x40).filter(|_| length >= SPARSE_OUTSIDE)?;
+            good &= taken <= allocated && taken.is_multiple_of(geometry.cluster);
+        } else {
+            good &= self.0[0x22] == 0;
+        }
+        good.then_some(())
     }
 
     /// Its kind.
@@ -436,9 +486,17 @@ mod tests {
             let _ = GEOMETRY.table_runs(&mut bytes);
             let _ = GEOMETRY.index_runs(&mut bytes);
         }
-        let mut torn = good;
+        let mut torn = good.clone();
         torn[1022] = 0;
         assert_eq!(GEOMETRY.table_runs(&mut torn), None);
+        // The signs at an odd place, and behind the first sector, where the driver takes none.
+        for at in [0x31usize, 0x1fc, 0x200] {
+            let mut moved = good.clone();
+            moved[4..6].copy_from_slice(&u16::try_from(at).unwrap().to_le_bytes());
+            moved[at..at + 6].copy_from_slice(&[0xaa, 0xbb, 0xaa, 0xbb, 0xaa, 0xbb]);
+            let ends = [moved[510], moved[511]] == [0xaa, 0xbb];
+            assert!(!ends || GEOMETRY.table_runs(&mut moved).is_none(), "{at:#x}");
+        }
     }
 
     #[test]

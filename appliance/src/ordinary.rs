@@ -7,12 +7,14 @@
 //! are, as is everything that looks odd.
 //!
 //! Follows `ntfs_read_mft()` in fs/ntfs3/inode.c and `mi_enum_attr()` in fs/ntfs3/record.c of Linux.
-//! **Invariant:** stricter than these: what they refuse is no ordinary file.
+//! **Invariant:** stricter than these: what they refuse is no ordinary file, down to the attributes of
+//! which nothing is told here, at which the driver would end the record.
 
 use guestmnt_protocol::attr::{Attr, Time};
 
+use crate::agreement::Class;
 use crate::little_endian::{u16_at, u32_at, u64_at};
-use crate::ntfs::{Attribute, DATA, Geometry, Whole, attributes, record_number};
+use crate::ntfs::{Attribute, DATA, Geometry, Whole, attributes, begins_soundly, record_number};
 
 /// `$STANDARD_INFORMATION`
 const STANDARD: u32 = 0x10;
@@ -38,6 +40,7 @@ pub struct Facts {
     taken: u64,
     links: u32,
     is_read_only: bool,
+    class: Class,
     accessed: Time,
     modified: Time,
     changed: Time,
@@ -97,6 +100,18 @@ impl Facts {
         self.size
     }
 
+    /// The number of its record.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The class of files that it belongs to.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
     /// Whether the file may be written as far as its own attributes go.
     #[must_use]
     pub fn is_writable(&self) -> bool {
@@ -115,15 +130,16 @@ impl<'a> Ordinary<'a> {
         folder: u64,
         name: &[u8],
     ) -> Option<Self> {
-        if number < FIRST_USER_RECORD || !is_plain_record(record) {
+        if number < FIRST_USER_RECORD || !is_plain_record(record) || !begins_soundly(record) {
             return None;
         }
         let (mut standard, mut data) = (None, None);
         let (mut links, mut is_named, mut last_kind) = (0, false, 0);
+        let mut class = Class::default();
         let mut attributes = attributes(record);
         for attribute in &mut attributes {
             let kind = attribute.kind();
-            if kind < last_kind {
+            if kind < last_kind || !attribute.is_sound(geometry) {
                 return None;
             }
             last_kind = kind;
@@ -132,21 +148,29 @@ impl<'a> Ordinary<'a> {
                 FILE_NAME => {
                     let found = FileName::read(attribute)?;
                     // The short name for DOS is another name of the same link.
-                    if !found.is_for_dos {
+                    if found.is_for_dos {
+                        class = class.with(Class::SHORT_NAME);
+                    } else {
                         links += 1;
                         is_named |= found.folder == folder && is_text(found.name, name);
                     }
                 }
-                OBJECT_ID | SECURITY => {}
+                OBJECT_ID | SECURITY => class = class.with(Class::MORE_ATTRIBUTES),
                 // Another stream, of which stat(2) says nothing.
-                DATA if attribute.has_name() => {}
+                DATA if attribute.has_name() => class = class.with(Class::STREAMS),
                 DATA if data.is_none() => data = Some(contents(attribute, geometry)?),
                 _ => return None,
             }
         }
         let (standard, (size, taken, held)) = (standard?, data?);
         let Standard { is_read_only, accessed, modified, changed } = standard;
-        let facts = Facts { number, size, taken, links, is_read_only, accessed, modified, changed };
+        class = class
+            .with_if(links > 1, Class::LINKS)
+            .with_if(is_read_only, Class::READ_ONLY)
+            .with_if(matches!(held, Held::Here(_)), Class::RESIDENT)
+            .with_if(matches!(held, Held::Stored { length, .. } if length < size), Class::IN_PART);
+        let facts =
+            Facts { number, size, taken, links, is_read_only, class, accessed, modified, changed };
         (is_named && attributes.have_ended()).then_some(Self { facts, held })
     }
 }
@@ -203,7 +227,9 @@ struct FileName<'a> {
 impl<'a> FileName<'a> {
     fn read(attribute: Attribute<'a>) -> Option<Self> {
         const DOS: u8 = 2;
-        let value = attribute.value()?;
+        /// Of one with a name of one letter.
+        const LENGTH: usize = 0x44;
+        let value = attribute.value().filter(|value| value.len() >= LENGTH)?;
         let [length, kind] = *value.get(0x40..0x42)? else { return None };
         let name = value.get(0x42..0x42 + 2 * usize::from(length))?;
         Some(Self { folder: record_number(u64_at(value, 0)?), is_for_dos: kind == DOS, name })
@@ -235,9 +261,24 @@ fn contents<'a>(attribute: Attribute<'a>, geometry: &Geometry) -> Option<(u64, u
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::ntfs::BOOT_LEN;
+
+    /// Those of a file of this class, of which the driver says `attr`.
+    pub(crate) fn facts(class: Class, attr: &Attr) -> Facts {
+        Facts {
+            number: attr.ino,
+            size: attr.size,
+            taken: attr.blocks * 512,
+            links: attr.nlink,
+            is_read_only: attr.mode & WRITING == 0,
+            class,
+            accessed: attr.accessed,
+            modified: attr.modified,
+            changed: attr.changed,
+        }
+    }
 
     const FOLDER: u64 = 5;
     const NUMBER: u64 = 40;
@@ -432,6 +473,98 @@ mod tests {
         }
         let system = Ordinary::read(&good, 23, &geometry(), FOLDER, b"a");
         assert_eq!(system, None);
+    }
+
+    #[test]
+    fn attributes_at_which_the_driver_ends_a_record_make_no_ordinary_file() {
+        let with = |more: &[Vec<u8>]| {
+            let mut all = vec![standard(0), file_name(FOLDER, 1, "a"), resident(DATA, b"own")];
+            all.extend_from_slice(more);
+            all.sort_by_key(|attribute| u32_at(attribute, 0));
+            read(&record(&all), "a")
+        };
+        let changed = |attribute: &[u8], at: usize, bytes: &[u8]| {
+            let mut attribute = attribute.to_vec();
+            put(&mut attribute, at, bytes);
+            attribute
+        };
+        // What is not told of the file has to be sound all the same.
+        for kind in [OBJECT_ID, SECURITY] {
+            let good = resident(kind, &[7; 16]);
+            assert!(with(std::slice::from_ref(&good)).is_some(), "{kind:#x}");
+            for (at, bytes) in [
+                // Its value is longer than the attribute, begins behind it, is partly behind it.
+                (0x10, &[0x11, 0, 0, 0][..]),
+                (0x14, &[0xff, 0]),
+                (0x14, &[0x20, 0]),
+                // A name in its value; neither in the record nor outside of it.
+                (0x09, &[1, 0x18]),
+                (0x08, &[2]),
+            ] {
+                assert_eq!(
+                    with(&[changed(&good, at, bytes)]),
+                    None,
+                    "{kind:#x} {at:#x} {bytes:x?}"
+                );
+            }
+        }
+        // Another stream: one that is compressed by no flag, and one whose sizes make no sense.
+        let mut stream = stored(3, 9000, 9000, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        (stream[9], stream[0x0a], stream[0x20]) = (1, 0x40, 0x42);
+        put(&mut stream, 0x40, b"n\0");
+        assert!(with(std::slice::from_ref(&stream)).is_some());
+        for (at, byte) in
+            [(0x22, 4), (0x28, 1), (0x30, 0xff), (0x38, 0xff), (0x10, 9), (0x20, 0x41)]
+        {
+            assert_eq!(with(&[changed(&stream, at, &[byte, 0xff])]), None, "{at:#x}");
+        }
+        let packed = stored(3, 9000, 9000, &TWO_PIECES);
+        assert_eq!(with(&[]).map(|file| file.facts.size()), Some(3));
+        let own = |data: Vec<u8>| {
+            read(&record(&[standard(0), file_name(FOLDER, 1, "a"), data]), "a").is_some()
+        };
+        assert!(own(packed.clone()) && !own(changed(&packed, 0x22, &[4])));
+    }
+
+    #[test]
+    fn a_name_without_a_letter_is_refused_as_the_driver_does() {
+        let mut short = resident(FILE_NAME, &[0; 0x42]);
+        put(&mut short, 0x18, &FOLDER.to_le_bytes());
+        let names = |more: Vec<u8>| {
+            read(&record(&[standard(0), file_name(FOLDER, 1, "a"), more, resident(DATA, b"")]), "a")
+        };
+        assert!(names(file_name(9, 1, "b")).is_some());
+        assert_eq!(names(short), None);
+    }
+
+    #[test]
+    fn records_that_begin_elsewhere_are_refused_as_the_driver_does() {
+        let good = record(&[standard(0), file_name(FOLDER, 1, "a"), resident(DATA, b"")]);
+        for first in [0x28u8, 0x3c, 0x39] {
+            // What is there is sound.
+            let mut bytes = good.clone();
+            bytes.copy_within(0x38..0x300, usize::from(first));
+            bytes[0x14] = first;
+            assert_eq!(read(&bytes, "a"), None, "{first:#x}");
+        }
+    }
+
+    #[test]
+    fn files_are_of_the_class_of_what_makes_them_special() {
+        let class = |attributes: u32, links: &[u8], data: Vec<Vec<u8>>| {
+            let names = links.iter().map(|&kind| file_name(FOLDER, kind, "a"));
+            let all: Vec<_> = [standard(attributes)].into_iter().chain(names).chain(data).collect();
+            read(&record(&all), "a").unwrap().facts.class()
+        };
+        let here = || vec![resident(DATA, b"own")];
+        let pieces = |written| vec![stored(3, 9000, written, &TWO_PIECES)];
+        let whole = || vec![stored(2, 5000, 5000, &[0x21, 2, 0, 1])];
+        let with = |bits: &[Class]| bits.iter().fold(Class::default(), |all, &bit| all.with(bit));
+        assert_eq!(class(0, &[1], whole()), Class::default());
+        assert_eq!(class(0, &[1], here()), with(&[Class::RESIDENT]));
+        assert_eq!(class(1, &[1, 0], whole()), with(&[Class::READ_ONLY, Class::LINKS]));
+        assert_eq!(class(0, &[2, 1], whole()), with(&[Class::SHORT_NAME]));
+        assert_eq!(class(0, &[1], pieces(9000)), with(&[Class::IN_PART]));
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Tree {
         let mut contents = Vec::new();
         payload.append_with(|page| {
             for wanted in wanted.chunks(AT_ONCE) {
-                let told = told(&directory, wanted, ways.place);
+                let told = told(&directory, wanted, ways);
                 for file in space.read(directory.as_fd(), wanted, told, ways) {
                     let outcome = match file {
                         Ok(File::Stored(stored)) => Outcome::Stored(stored),
@@ -93,16 +93,17 @@ struct Ways {
 }
 
 /// The files that can be had without opening them, by what their records say: some of `wanted`.
-fn told(
-    directory: &Directory,
-    wanted: &[Wanted],
-    place: Option<Place>,
-) -> Vec<Option<File<'static>>> {
+fn told(directory: &Directory, wanted: &[Wanted], ways: Ways) -> Vec<Option<File<'static>>> {
     let mut told: Vec<_> = wanted.iter().map(|_| None).collect();
     if let Some(inodes) = directory.inodes() {
         let named = wanted.iter().map(|wanted| (wanted.file.number, wanted.file.name.as_bytes()));
         inodes.each(&named.collect::<Vec<_>>(), |index, ordinary| {
-            told[index] = told_by(&ordinary, wanted[index].size, place);
+            let wanted = &wanted[index];
+            let file = told_by(&ordinary, wanted.size, ways.place);
+            told[index] = file.filter(|file| {
+                let is_same = || file.is_as_driver_says(directory.as_fd(), wanted, ways);
+                inodes.has_contents(&ordinary.facts, is_same)
+            });
         });
     }
     told
@@ -156,6 +157,23 @@ enum File<'a> {
     Read(&'a [u8]),
     /// By its record.
     Told(Vec<u8>),
+}
+
+impl File<'_> {
+    /// Whether the driver gives this for the file `wanted`; `None` where it gives nothing.
+    fn is_as_driver_says(&self, folder: BorrowedFd, wanted: &Wanted, ways: Ways) -> Option<bool> {
+        let opened = Opened::open(folder, wanted, ways.valid).ok()?;
+        Some(match (self, opened) {
+            (Self::Told(bytes), None) => bytes.is_empty(),
+            (Self::Told(bytes), Some(opened)) => {
+                let mut room = vec![0; opened.length];
+                let count = opened.read_plainly(&mut room).ok()?;
+                room[..count] == bytes[..]
+            }
+            (Self::Stored(stored), Some(opened)) => opened.stored(ways.place?) == Some(*stored),
+            (Self::Stored(_), None) | (Self::Read(_), _) => false,
+        })
+    }
 }
 
 impl Space {

@@ -55,6 +55,10 @@ done
 echo streams > streams
 echo note > streams:note
 bytes 100000 > streams:large
+for id in 1 2; do
+    echo "$id" > "identified $id"
+    attribute object_id 0x0${id}0102030405060708090a0b0c0d0e0f "identified $id"
+done
 # One with the name user.one and the value 1234, and two.
 one=18000000000804
 one=${one}00757365722e6f6e650031323334000000

@@ -234,6 +234,62 @@ fn record(volume: &[u8], number: u64) -> usize {
     at.expect("each file has a record") * RECORD
 }
 
+/// Where the attribute `nth` of this kind begins in a record.
+fn attribute(record: &[u8], kind: u32, nth: usize) -> usize {
+    let number = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().unwrap());
+    let mut at = usize::from(record[0x14]);
+    let mut all = std::iter::from_fn(|| {
+        let found = at;
+        at += usize::try_from(number(at + 4)).unwrap();
+        (number(found) != u32::MAX).then_some(found)
+    });
+    all.by_ref().filter(|&at| number(at) == kind).nth(nth).expect("it has the attribute")
+}
+
+#[test]
+fn files_with_an_attribute_that_the_driver_refuses_are_as_it_says() {
+    let place = Workplace::new();
+    let Some(image) = volume(&place) else { return };
+    let mounted = Mounted::new(&place, &image, "");
+    let number = |path: &str| fs::metadata(mounted.mountpoint.join(path)).unwrap().ino();
+    let damaged: [(_, _, _, _, &[u8]); 6] = [
+        // The attribute's kind, and which one of these; what is in it where.
+        ("attributes/identified 2", 0x40, 0, 0x10, &[0xff]),
+        ("shapes/of 70000 bytes", 0x80, 0, 0x22, &[4]),
+        ("attributes/streams", 0x80, 0, 0x0a, &[0xff]),
+        ("shapes/of 4095 bytes", 0x80, 0, 0x09, &[0xff]),
+        // A second name of 0x42 bytes, without a letter.
+        ("names/here", 0x30, 1, 0x10, &[0x42]),
+        ("names/Another long name.text", 0x30, 1, 0x10, &[0x42]),
+    ];
+    let damaged = damaged.map(|(path, kind, nth, at, bytes)| (number(path), kind, nth, at, bytes));
+    let odd = number("many/file 719");
+    drop(mounted);
+    let mut bytes = fs::read(&image).unwrap();
+    for (number, kind, nth, at, new) in damaged {
+        let record = record(&bytes, number);
+        let found = record + attribute(&bytes[record..record + RECORD], kind, nth);
+        bytes[found + at..found + at + new.len()].copy_from_slice(new);
+        if kind == 0x30 {
+            // Of the name's value only the length of the name is left.
+            bytes[found + 0x18 + 0x40] = 0;
+        }
+    }
+    // What belongs at the sectors' ends, at an odd place.
+    let odd = record(&bytes, odd);
+    bytes.copy_within(odd + 0x30..odd + 0x36, odd + 0x31);
+    bytes[odd + 4] = 0x31;
+    bytes.copy_within(odd + 0x31..odd + 0x33, odd + 510);
+    bytes.copy_within(odd + 0x31..odd + 0x33, odd + 1022);
+    fs::write(&image, bytes).unwrap();
+
+    let seen = assert_same_both_ways(&place, &image, "");
+
+    let failed = seen.values().filter(|seen| seen.attributes.is_err()).count();
+    assert!(failed >= 5, "{failed} files cannot be looked at");
+    place.assert_clean(&["image", "log", "mnt"]);
+}
+
 #[test]
 fn files_with_a_damaged_record_are_as_the_driver_says() {
     let place = Workplace::new();
