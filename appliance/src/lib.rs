@@ -60,6 +60,7 @@ mod readdir_errors;
 mod records;
 mod remarks;
 mod reparse;
+mod reparse_index;
 mod resolve;
 pub mod serve;
 mod signatures;

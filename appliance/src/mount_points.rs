@@ -2,7 +2,7 @@
 //! reparse points. The kernel's driver shows them as links that cannot be read.
 //!
 //! Follows fs/ntfs3/ntfs.h of Linux. Everything is untrusted: what makes no
-//! sense gives nothing. An index that is spread over several records of its file is not followed.
+//! sense gives nothing, and that something may be missing is part of the answer.
 
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use crate::little_endian::{u16_at, u32_at, u64_at};
 use crate::ntfs::{attributes, mend, record_number};
 use crate::records::Records;
 use crate::reparse::{self, Absolute, Link, Root, text};
+use crate::reparse_index::{self, Found};
 
 /// A folder and what is mounted there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,29 +32,44 @@ const INDEX_ALLOCATION: u32 = 0xa0;
 const ROOT: u64 = 5;
 const EXTEND: u64 = 11;
 
-/// Bytes of an index that are read: compressed Windows files have reparse points by the ten thousand.
-const MAX_INDEX: u64 = 8 << 20;
+/// Bytes of the index of [`EXTEND`] that are read: it has a handful of files.
+const MAX_INDEX: u64 = 1 << 20;
 
-/// Mount points that are looked at, and folders above one.
-const MAX_POINTS: usize = 1024;
+/// Mount points and junctions that are looked at, and folders above one. Some programs make
+/// junctions by the ten thousand.
+const MAX_POINTS: usize = 1 << 17;
 const MAX_DEPTH: usize = 128;
 
-/// The mount points of the volume with this node.
+/// The mount points of a volume.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct VolumeMounts {
+    /// Those that were found.
+    pub points: Vec<VolumeMount>,
+    /// Whether there may be others: a part of the volume's index cannot be read, or is too much.
+    pub is_incomplete: bool,
+}
+
+/// The mount points of the volume with this node; none where that is no NTFS.
 #[must_use]
-pub fn volume_mounts(node: &Path) -> Vec<VolumeMount> {
+pub fn volume_mounts(node: &Path) -> VolumeMounts {
     let found = || {
         let records = Records::open(node)?;
         let extend = records.record(EXTEND)?;
         let own = index(&records, &extend, "$I30");
         let file = own.iter().find(|entry| {
             name_in(entry.get(KEY..).unwrap_or_default()).as_deref() == Some("$Reparse")
-        })?;
-        let links = index(&records, &records.record(record_number(u64_at(file, 0)?))?, "$R");
-        let points = links.iter().filter(|entry| u32_at(entry, KEY) == Some(reparse::MOUNT_POINT));
-        let numbers = points.filter_map(|entry| Some(record_number(u64_at(entry, KEY + 4)?)));
-        Some(numbers.take(MAX_POINTS).filter_map(|point| mount_at(&records, point)).collect())
+        });
+        // Without a reparse point there need not be such a file.
+        let Some(file) = file else { return Some(VolumeMounts::default()) };
+        let record = records.record(record_number(u64_at(file, 0)?))?;
+        let tag = reparse::MOUNT_POINT;
+        let Found { files, is_whole } =
+            reparse_index::files_with_tag(&records, &record, tag, MAX_POINTS);
+        let points = files.into_iter().filter_map(|point| mount_at(&records, point)).collect();
+        Some(VolumeMounts { points, is_incomplete: !is_whole })
     };
-    found().unwrap_or_default()
+    let nothing = || VolumeMounts { is_incomplete: Records::may_be_on(node), points: Vec::new() };
+    found().unwrap_or_else(nothing)
 }
 
 /// Where an index entry's key begins.

@@ -21,6 +21,14 @@ pub struct Records {
 }
 
 impl Records {
+    /// Whether there is an NTFS on the volume with this node, whatever else is there.
+    #[must_use]
+    pub fn may_be_on(node: &Path) -> bool {
+        let mut name = [0; 4];
+        File::open(node).is_ok_and(|device| device.read_exact_at(&mut name, 3).is_ok())
+            && name == *b"NTFS"
+    }
+
     /// Those of the volume with this node; `None` where that is no NTFS.
     #[must_use]
     pub fn open(node: &Path) -> Option<Self> {
@@ -35,7 +43,7 @@ impl Records {
     }
 
     /// `length` bytes at the beginning of what `runs` hold, from `offset` on.
-    fn read(&self, runs: &Runs, offset: u64, length: u64) -> Option<Vec<u8>> {
+    pub(crate) fn read(&self, runs: &Runs, offset: u64, length: u64) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for (start, length) in runs.places(offset, length) {
             let before = bytes.len();

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{assembled, windows_disks};
+use xtask::Error;
 use xtask::disks::filesystems::Kind;
+use xtask::disks::ntfs::{Edit, Volume};
 use xtask::disks::{mkfs, partitions};
 use xtask::process::Tool;
+use xtask::skips::skip;
 
 /// An ext4 image `name` in `place` with these files, and this UUID.
 fn ext4(place: &Workplace, name: &str, uuid: &str, files: &[(&str, &str)]) -> PathBuf {
@@ -200,6 +203,53 @@ fn a_windows_is_described_with_its_drives_and_mount_points() {
 ";
     assert_eq!(finished.stdout, expected, "{finished:?}");
     place.assert_clean(&[]);
+}
+
+/// Makes more junctions than anybody makes by hand, and has the volume that is mounted on
+/// `mounts/mnt4` mounted on a directory that comes after these.
+const MANY_JUNCTIONS: &str = r#"
+    reparse=system.ntfs_reparse_data
+    point=$(getfattr -h -n $reparse -e hex mounts/mnt4 2> /dev/null | sed -n "s/^$reparse=//p")
+    junction=$(getfattr -h -n $reparse -e hex links/junction 2> /dev/null | sed -n "s/^$reparse=//p")
+    mkdir many
+    cd many
+    mkdir $(seq 1100)
+    mkdir ../mounts/later
+    setfattr -n $reparse -v "$junction" $(seq 1100)
+    setfattr -h -x $reparse ../mounts/mnt4
+    setfattr -n $reparse -v "$point" ../mounts/later
+"#;
+
+#[test]
+fn volumes_are_found_behind_a_thousand_junctions() {
+    let Some([system, data]) = windows_disks() else { return };
+    let place = Workplace::new();
+    let (disk, volume) = (place.path().join("disk"), place.path().join("volume"));
+    let mut bytes = fs::read(&system).unwrap();
+    // The first partition of its MBR.
+    let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let range = number(454) * 512..(number(454) + number(458)) * 512;
+    fs::write(&volume, &bytes[range.clone()]).unwrap();
+    let made = Volume::in_file(&volume).edit(&[Edit::Script(MANY_JUNCTIONS.to_owned())]);
+    match made {
+        Ok(()) => {}
+        Err(error @ (Error::Unfit { .. } | Error::Start { .. })) => {
+            return skip(&error.to_string());
+        }
+        Err(error) => panic!("{error}"),
+    }
+    bytes[range].copy_from_slice(&fs::read(&volume).unwrap());
+    fs::write(&disk, bytes).unwrap();
+    let disks = ["--format", "raw", "-a", text(&disk), "-a", text(&data)];
+    let finished = place.run("guestimg", &[&["inspect"], &disks[..]].concat());
+    let expected = "\
+  mounts       /                     /dev/sda1
+               /mounts/later         /dev/sdb2
+               /mounts/later/deeper  /dev/sdb1
+  missing      /mounts/gone: Volume{4c1b02ff-d990-11dc-99ae-806e6f6e6963} is not there
+";
+    assert!(finished.stdout.ends_with(expected), "{finished:?}");
+    place.assert_clean(&["disk", "volume"]);
 }
 
 #[test]
