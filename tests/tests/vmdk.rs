@@ -228,3 +228,75 @@ fn snapshots_of_virtualbox_are_shown() {
     note("Snapshots/{2}.vmdk", ["e", "f", "a", "d"]);
     showing.assert_refused(&["-a", "Snapshots/{2}.vmdk"], &["says ddb.uuid again"]);
 }
+
+#[test]
+fn dialects_of_descriptors_are_shown() {
+    let Some(showing) = Showing::new() else { return };
+    let place = showing.place.path();
+    let disk = showing.bytes();
+    let sectors = disk.len() / 512;
+    let write = |name: &str, bytes: &[u8]| fs::write(place.join(name), bytes).unwrap();
+    for name in ["x-flat.vmdk", "Prüfung-flat.vmdk", "测试-flat.vmdk", "ソ-flat.vmdk"] {
+        write(name, &disk);
+    }
+    let line = format!("RW {sectors} FLAT \"x-flat.vmdk\" 0");
+    let plain = descriptor("vmfs", &line);
+    // Before the settings, so that only that line is bytes of another encoding.
+    let encoded = |encoding: &str, name: &[u8]| {
+        let text = format!("encoding=\"{encoding}\"\nRW {sectors} VMFS \"NAME\"\n");
+        let text = descriptor("vmfs", &text).into_bytes();
+        let at = text.windows(4).position(|word| word == b"NAME").unwrap();
+        [&text[..at], name, &text[at + 4..]].concat()
+    };
+    let half = sectors / 2;
+    let parts = format!(
+        "RW {half} FLAT \"x-flat.vmdk\" 0\nRW {} FLAT \"x-flat.vmdk\" {half}",
+        sectors - half
+    );
+    let rows: Vec<(&str, Vec<u8>)> = vec![
+        ("windows-1252", encoded("windows-1252", b"Pr\xfcfung-flat.vmdk")),
+        ("UTF-8 in windows-1252", encoded("windows-1252", "Prüfung-flat.vmdk".as_bytes())),
+        ("GBK", encoded("GBK", b"\xb2\xe2\xca\xd4-flat.vmdk")),
+        ("Shift_JIS", encoded("Shift_JIS", b"\x83\x5c-flat.vmdk")),
+        ("six values", plain.replace(&line, &format!("{line} 5fbaabe3-6958-40ff")).into()),
+        ("seven values", plain.replace(&line, &format!("{line} partition device")).into()),
+        ("small letters", plain.replace(&line, &line.to_lowercase()).into()),
+        ("byte order mark", format!("\u{feff}{plain}").into()),
+        ("carriage returns", plain.replace('\n', "\r").into()),
+        ("fullDevice", descriptor("fullDevice", &line).into()),
+        ("partitionedDevice", descriptor("partitionedDevice", &parts).into()),
+        ("custom", descriptor("custom", &line).into()),
+        ("no createType", plain.replace("createType=\"vmfs\"\n", "").into()),
+        ("of ESX", plain.replace("x-flat", "/vmfs/volumes/5bd0b7d5-02d4a3bb/x/x-flat").into()),
+        ("empty hint", format!("{plain}parentFileNameHint=\"\"\n").into()),
+    ];
+    for (dialect, bytes) in rows {
+        println!("{dialect}");
+        write("disk.vmdk", &bytes);
+        showing.assert_shown(&["-a", "disk.vmdk"]);
+    }
+}
+
+#[test]
+fn a_description_in_another_encoding_finds_its_disk() {
+    let Some(showing) = Showing::new() else { return };
+    let vm = showing.place.folder("vm");
+    let disk = showing.bytes();
+    let line = format!("RW {} FLAT \"x-flat.vmdk\"", disk.len() / 512);
+    fs::write(vm.join("x-flat.vmdk"), &disk).unwrap();
+    fs::write(vm.join("Prüf.vmdk"), descriptor("vmfs", &line)).unwrap();
+    let vmx = b".encoding = \"windows-1252\"\r\nscsi0:0.fileName = \"Pr\xfcf.vmdk\"\r\n";
+    fs::write(vm.join("vm.vmx"), vmx).unwrap();
+    showing.assert_shown(&["-a", "vm"]);
+}
+
+#[test]
+fn a_lone_extent_is_shown_where_the_user_says_so() {
+    let Some(showing) = Showing::new() else { return };
+    showing.convert("vmdk", "subformat=twoGbMaxExtentSparse", "disk.vmdk");
+    fs::remove_file(showing.place.path().join("disk.vmdk")).unwrap();
+    let words = ["it holds only an extent", "--format vmdk before -a opens the extent alone"];
+    showing.assert_refused(&["-a", "disk-s001.vmdk"], &words);
+    let shown = showing.assert_shown(&["--format", "vmdk", "-a", "disk-s001.vmdk"]);
+    assert!(shown.stderr.contains("it is one extent of a disk, opened alone"), "{shown:?}");
+}

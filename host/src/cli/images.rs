@@ -14,7 +14,7 @@ use crate::session::plan::{DiskSpec, PlanError, check_count, check_overlays};
 /// Which images.
 #[derive(Args)]
 pub struct ImageArguments {
-    /// Disk image, x.ova:DISK, .vmx or folder with a VM; the first disk is /dev/sda, the next /dev/sdb, …
+    /// Disk image, x.ova:DISK, .vmx, .vbox or folder with a VM; the first disk is /dev/sda, the next /dev/sdb, …
     #[arg(short = 'a', long = "add", value_name = "FILE")]
     pub add: Vec<PathBuf>,
 

@@ -31,6 +31,12 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
         Some(pieces) if pieces.other_first().is_none() => {
             vec![pieces.open(leaf, &allowed).map_err(failed)?]
         }
+        // Only where the user says that this is what there is.
+        _ if options.format == Some(Format::Vmdk)
+            && vmdk::is_lone_extent(&leaf).map_err(failed)? =>
+        {
+            vec![vmdk::open_lone_extent(leaf).map_err(failed)?]
+        }
         _ => open_chain(leaf, format, &allowed, &mut warnings)?,
     };
     for link in &chain {

@@ -89,7 +89,8 @@ fn digits(text: &[u8]) -> Option<Range<usize>> {
 
 /// Where the line `CID = DIGITS` has its digits, which may stand in quotes.
 fn value(line: &[u8]) -> Option<Range<usize>> {
-    let rest = line.trim_ascii_start().strip_prefix(b"CID")?.trim_ascii_start();
+    let (key, rest) = line.trim_ascii_start().split_at_checked(3)?;
+    let rest = key.eq_ignore_ascii_case(b"CID").then_some(rest)?.trim_ascii_start();
     let rest = rest.strip_prefix(b"=")?.trim_ascii_start();
     let rest = rest.strip_prefix(b"\"").unwrap_or(rest);
     let count = rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();

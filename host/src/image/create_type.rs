@@ -21,34 +21,40 @@ pub enum CreateType {
     VmfsSparse,
     /// Its successor.
     SeSparse,
+    /// A whole physical disk, or an image of one.
+    FullDevice,
+    /// Some partitions of a physical disk, or images of them.
+    PartitionedDevice,
+    /// A disk of a storage network that an ESX server hands through, or an image of one.
+    RawDeviceMap,
+    /// Of any extents; not said, too.
+    Custom,
 }
 
 impl CreateType {
     /// Reads the value of a `createType` line.
     ///
     /// # Errors
-    /// [`LineProblem::Device`] for those that stand for a physical device,
     /// [`LineProblem::CreateType`] for the unknown.
     pub fn parse(value: &[u8]) -> Result<Self, LineProblem> {
         // The names with 2Gb and the variants of vmfs are those of older products.
-        Ok(match value {
-            b"monolithicSparse" => Self::MonolithicSparse,
-            b"monolithicFlat" => Self::MonolithicFlat,
-            b"twoGbMaxExtentSparse" | b"2GbMaxExtentSparse" => Self::TwoGbMaxExtentSparse,
-            b"twoGbMaxExtentFlat" | b"2GbMaxExtentFlat" => Self::TwoGbMaxExtentFlat,
-            b"streamOptimized" => Self::StreamOptimized,
-            b"vmfs" | b"vmfsPreallocated" | b"vmfsEagerZeroedThick" | b"vmfsThin" => Self::Vmfs,
-            b"vmfsSparse" => Self::VmfsSparse,
-            b"seSparse" => Self::SeSparse,
-            b"fullDevice"
-            | b"partitionedDevice"
-            | b"vmfsRaw"
-            | b"vmfsRDM"
-            | b"vmfsRDMP"
-            | b"vmfsRawDeviceMap"
-            | b"vmfsPassthroughRawDeviceMap" => {
-                return Err(LineProblem::Device(String::from_utf8_lossy(value).into_owned()));
-            }
+        Ok(match value.to_ascii_lowercase().as_slice() {
+            b"monolithicsparse" => Self::MonolithicSparse,
+            b"monolithicflat" => Self::MonolithicFlat,
+            b"twogbmaxextentsparse" | b"2gbmaxextentsparse" => Self::TwoGbMaxExtentSparse,
+            b"twogbmaxextentflat" | b"2gbmaxextentflat" => Self::TwoGbMaxExtentFlat,
+            b"streamoptimized" => Self::StreamOptimized,
+            b"vmfs" | b"vmfspreallocated" | b"vmfseagerzeroedthick" | b"vmfsthin" => Self::Vmfs,
+            b"vmfssparse" => Self::VmfsSparse,
+            b"sesparse" => Self::SeSparse,
+            b"fulldevice" => Self::FullDevice,
+            b"partitioneddevice" => Self::PartitionedDevice,
+            b"vmfsraw"
+            | b"vmfsrdm"
+            | b"vmfsrdmp"
+            | b"vmfsrawdevicemap"
+            | b"vmfspassthroughrawdevicemap" => Self::RawDeviceMap,
+            b"custom" => Self::Custom,
             _ => {
                 return Err(LineProblem::CreateType(String::from_utf8_lossy(value).into_owned()));
             }
@@ -67,6 +73,22 @@ impl CreateType {
             Self::Vmfs => "vmfs",
             Self::VmfsSparse => "vmfsSparse",
             Self::SeSparse => "seSparse",
+            Self::FullDevice => "fullDevice",
+            Self::PartitionedDevice => "partitionedDevice",
+            Self::RawDeviceMap => "vmfsRawDeviceMap",
+            Self::Custom => "custom",
+        }
+    }
+
+    /// The value in a descriptor for QEMU, which goes by the extents in any case, but knows fewer
+    /// of them.
+    #[must_use]
+    pub fn qemu_name(self) -> &'static str {
+        match self {
+            Self::FullDevice | Self::PartitionedDevice | Self::RawDeviceMap | Self::Custom => {
+                Self::TwoGbMaxExtentFlat.name()
+            }
+            known => known.name(),
         }
     }
 

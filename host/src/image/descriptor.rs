@@ -9,6 +9,7 @@
 use std::fmt;
 
 use super::create_type::CreateType;
+use super::encoding::{self, TextEncoding};
 use super::error::Problem;
 use super::guid::{Guid, ImageIds};
 use super::line_problem::LineProblem;
@@ -23,6 +24,9 @@ pub struct Cid(pub u32);
 impl Cid {
     /// In the place of a parent's id: there is none.
     pub(super) const NO_PARENT: Self = Self(u32::MAX);
+
+    /// Of a descriptor that does not say one.
+    pub(super) const UNKNOWN: Self = Self(0);
 }
 
 impl fmt::Display for Cid {
@@ -105,10 +109,11 @@ pub enum Storage {
 /// Whether a file that starts with `start` is a descriptor: VMware's first comment, or any
 /// comments and then a version.
 pub fn is_descriptor(start: &[u8]) -> bool {
-    start.starts_with(b"# Disk DescriptorFile")
+    let is_version = |key: &[u8]| key.eq_ignore_ascii_case(b"version");
+    without_mark(start).starts_with(b"# Disk DescriptorFile")
         || lines(start)
             .find(|line| !line.is_empty() && !line.starts_with(b"#"))
-            .is_some_and(|line| setting(line).is_some_and(|(key, _)| key == b"version"))
+            .is_some_and(|line| setting(line).is_some_and(|(key, _)| is_version(key)))
 }
 
 impl Descriptor {
@@ -121,8 +126,10 @@ impl Descriptor {
         if text.len() > MAX_DESCRIPTOR {
             return Err(Problem::DescriptorTooLong);
         }
-        let mut draft = Draft::default();
-        for (i, line) in lines(without_padding(text)?).enumerate() {
+        let text = without_padding(text)?;
+        let encoding = encoding::of_text(lines(text), b"encoding");
+        let mut draft = Draft { encoding, ..Draft::default() };
+        for (i, line) in lines(text).enumerate() {
             draft.read(line).map_err(|problem| Problem::Line { number: i + 1, problem })?;
             if draft.extents.len() > MAX_EXTENTS {
                 return Err(Problem::TooManyExtents);
@@ -155,6 +162,19 @@ impl Descriptor {
         }
     }
 
+    /// That of one growing file of `sectors`, which goes by its number.
+    pub(super) fn of_lone_extent(sectors: u64, is_sesparse: bool) -> Self {
+        let name = FileName::new(b"0").expect("a digit is a name");
+        let storage = if is_sesparse { Storage::SeSparse(name) } else { Storage::Sparse(name) };
+        Self {
+            create_type: CreateType::TwoGbMaxExtentSparse,
+            cid: Cid::UNKNOWN,
+            parent: None,
+            ids: None,
+            extents: vec![Extent { access: Access::ReadOnly, sectors, storage }],
+        }
+    }
+
     /// Sectors of the whole disk.
     #[must_use]
     pub fn sectors(&self) -> u64 {
@@ -176,7 +196,7 @@ impl Descriptor {
         let mut text = format!(
             "# Disk DescriptorFile\nversion=1\nCID={}\nparentCID={parent}\ncreateType=\"{}\"\n",
             self.cid,
-            self.create_type.name()
+            self.create_type.qemu_name()
         );
         for (i, extent) in self.extents.iter().enumerate() {
             let name = name(i);
@@ -206,6 +226,7 @@ const IDS: [&[u8]; 4] = [
 /// A descriptor while its lines are read.
 #[derive(Default)]
 struct Draft {
+    encoding: TextEncoding,
     version: Option<()>,
     create_type: Option<CreateType>,
     cid: Option<Cid>,
@@ -222,7 +243,7 @@ impl Draft {
             return Ok(());
         }
         let (first, rest) = word(line);
-        let access = match first {
+        let access = match first.to_ascii_uppercase().as_slice() {
             b"RW" => Access::ReadWrite,
             b"RDONLY" => Access::ReadOnly,
             b"NOACCESS" => return Err(LineProblem::NoAccess),
@@ -231,25 +252,27 @@ impl Draft {
                 return self.set(key, value);
             }
         };
-        self.extents.push(parse_extent(access, rest)?);
+        self.extents.push(parse_extent(access, rest, self.encoding)?);
         Ok(())
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), LineProblem> {
-        match key {
+        match key.to_ascii_lowercase().as_slice() {
             // Later versions added settings; those that are read here stayed as they were.
             b"version" => match value {
                 b"1" | b"2" | b"3" | b"4" => once(&mut self.version, "version", ()),
                 _ => Err(LineProblem::Version),
             },
-            b"createType" => once(&mut self.create_type, "createType", CreateType::parse(value)?),
-            b"CID" => once(&mut self.cid, "CID", parse_cid("CID", value)?),
-            b"parentCID" => once(&mut self.parent_cid, "parentCID", parse_cid("parentCID", value)?),
-            b"parentFileNameHint" => {
-                let name = FileName::new(value).map_err(LineProblem::Name)?;
+            b"createtype" => once(&mut self.create_type, "createType", CreateType::parse(value)?),
+            b"cid" => once(&mut self.cid, "CID", parse_cid("CID", value)?),
+            b"parentcid" => once(&mut self.parent_cid, "parentCID", parse_cid("parentCID", value)?),
+            // VMware leaves it empty where there is no parent.
+            b"parentfilenamehint" if value.is_empty() => Ok(()),
+            b"parentfilenamehint" => {
+                let name = FileName::encoded(value, self.encoding).map_err(LineProblem::Name)?;
                 once(&mut self.parent_hint, "parentFileNameHint", name)
             }
-            _ => match IDS.iter().position(|name| *name == key) {
+            key => match IDS.iter().position(|name| *name == key) {
                 Some(which) => once(&mut self.ids[which], "ddb.uuid", parse_id(value)?),
                 None => Ok(()),
             },
@@ -258,7 +281,11 @@ impl Draft {
 
     fn finish(self) -> Result<Descriptor, Problem> {
         self.version.ok_or(Problem::Lacks("version"))?;
-        let parent_cid = self.parent_cid.ok_or(Problem::Lacks("parentCID"))?;
+        let parent_cid = match (self.parent_cid, &self.parent_hint) {
+            (Some(cid), _) => cid,
+            (None, Some(_)) => return Err(Problem::Lacks("parentCID")),
+            (None, None) => Cid::NO_PARENT,
+        };
         let [image, modification, parent, parent_modification] = self.ids;
         let ids = |image: Option<Guid>, modification: Option<Guid>| {
             let image = image.filter(|id| !id.is_nil())?;
@@ -278,8 +305,8 @@ impl Draft {
             (Some(_), None, None) => return Err(Problem::Lacks("parentFileNameHint")),
         };
         let descriptor = Descriptor {
-            create_type: self.create_type.ok_or(Problem::Lacks("createType"))?,
-            cid: self.cid.ok_or(Problem::Lacks("CID"))?,
+            create_type: self.create_type.unwrap_or(CreateType::Custom),
+            cid: self.cid.unwrap_or(Cid::UNKNOWN),
             parent,
             ids: ids(image, modification),
             extents: self.extents,
@@ -302,60 +329,89 @@ fn without_padding(text: &[u8]) -> Result<&[u8], Problem> {
     let Some(end) = text.iter().position(|&b| b == 0) else { return Ok(text) };
     let (text, rest) = text.split_at(end);
     let left_over = rest.iter().filter(|&&b| b != 0).count();
-    if text.ends_with(b"\n") && left_over <= MOST_LEFT_OVER {
+    if text.ends_with(&[line_end(text)]) && left_over <= MOST_LEFT_OVER {
         return Ok(text);
     }
-    let number = text.iter().filter(|&&b| b == b'\n').count() + 1;
+    let number = text.iter().filter(|&&b| b == line_end(text)).count() + 1;
     Err(Problem::Line { number, problem: LineProblem::Nul })
 }
 
-/// The rest of an extent's line, behind the access: `SECTORS TYPE ["NAME" [FIRST_SECTOR]]`.
-fn parse_extent(access: Access, line: &[u8]) -> Result<Extent, LineProblem> {
+/// The rest of an extent's line, behind the access: `SECTORS TYPE ["NAME" [FIRST_SECTOR [IDS]]]`.
+/// The ids are those of a device and of a partition, which a file has not.
+fn parse_extent(
+    access: Access,
+    line: &[u8],
+    encoding: TextEncoding,
+) -> Result<Extent, LineProblem> {
     let (sectors, rest) = word(line);
     let (kind, rest) = word(rest);
     let sectors = number(sectors)
         .filter(|n| (1..=MAX_DISK_SIZE / SECTOR_SIZE).contains(n))
         .ok_or(LineProblem::Sectors)?;
-    let storage = match kind {
-        b"ZERO" if rest.is_empty() => Storage::Zero,
-        b"FLAT" | b"VMFS" => {
-            let (name, rest) = quoted_name(rest)?;
-            let first_sector = match rest {
+    let storage = match kind.to_ascii_uppercase().as_slice() {
+        b"ZERO" if rest.is_empty() || rest.starts_with(b"\"\"") => Storage::Zero,
+        b"FLAT" | b"VMFS" | b"VMFSRDM" | b"VMFSRDMP" | b"VMFSRAW" => {
+            let (name, rest) = quoted_name(rest, encoding)?;
+            let (first_sector, ids) = word(rest);
+            let first_sector = match first_sector {
                 b"" => 0,
-                _ => number(rest).ok_or(LineProblem::Form)?,
+                _ => number(first_sector).ok_or(LineProblem::Form)?,
             };
+            if words(ids) > MAX_IDS {
+                return Err(LineProblem::Form);
+            }
             Storage::Flat { name, first_sector }
         }
-        b"SPARSE" | b"VMFSSPARSE" => Storage::Sparse(last_name(rest)?),
-        b"SESPARSE" => Storage::SeSparse(last_name(rest)?),
-        b"VMFSRDM" | b"VMFSRDMP" | b"VMFSRAW" => {
-            return Err(LineProblem::Device(String::from_utf8_lossy(kind).into_owned()));
-        }
+        b"SPARSE" | b"VMFSSPARSE" => Storage::Sparse(last_name(rest, encoding)?),
+        b"SESPARSE" => Storage::SeSparse(last_name(rest, encoding)?),
         b"" | b"ZERO" => return Err(LineProblem::Form),
         _ => return Err(LineProblem::ExtentType(String::from_utf8_lossy(kind).into_owned())),
     };
     Ok(Extent { access, sectors, storage })
 }
 
+/// Most ids at the end of an extent's line: seven values in all.
+const MAX_IDS: usize = 2;
+
+fn words(line: &[u8]) -> usize {
+    line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).count()
+}
+
 /// Takes `"NAME"` off the line. There is no escape for a quote.
-fn quoted_name(line: &[u8]) -> Result<(FileName, &[u8]), LineProblem> {
+fn quoted_name(line: &[u8], encoding: TextEncoding) -> Result<(FileName, &[u8]), LineProblem> {
     let inner = line.strip_prefix(b"\"").ok_or(LineProblem::Form)?;
     let end = inner.iter().position(|&b| b == b'"').ok_or(LineProblem::Form)?;
-    let name = FileName::new(&inner[..end]).map_err(LineProblem::Name)?;
+    let name = FileName::encoded(&inner[..end], encoding).map_err(LineProblem::Name)?;
+    if name.is_device() {
+        return Err(LineProblem::Device(String::from_utf8_lossy(&inner[..end]).into_owned()));
+    }
     Ok((name, inner[end + 1..].trim_ascii_start()))
 }
 
-/// A name that ends the line.
-fn last_name(line: &[u8]) -> Result<FileName, LineProblem> {
-    match quoted_name(line)? {
-        (name, b"") => Ok(name),
-        _ => Err(LineProblem::Form),
+/// A name behind which nothing counts: a sparse file begins with its first sector.
+fn last_name(line: &[u8], encoding: TextEncoding) -> Result<FileName, LineProblem> {
+    let (name, rest) = quoted_name(line, encoding)?;
+    let (first_sector, ids) = word(rest);
+    if matches!(first_sector, b"" | b"0") && words(ids) <= MAX_IDS {
+        return Ok(name);
     }
+    Err(LineProblem::Form)
 }
 
 /// The lines without what surrounds their text.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|&b| b == b'\n').map(<[u8]>::trim_ascii)
+    let end = line_end(text);
+    without_mark(text).split(move |&b| b == end).map(<[u8]>::trim_ascii)
+}
+
+/// What ends lines: a text of an old Mac has no other than carriage returns.
+fn line_end(text: &[u8]) -> u8 {
+    if text.contains(&b'\n') { b'\n' } else { b'\r' }
+}
+
+/// The text behind the byte order mark of UTF-8, which some editors put at the start.
+fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
 /// Splits `key = value`, the value freed of its quotes.
@@ -379,7 +435,8 @@ fn number(word: &[u8]) -> Option<u64> {
 }
 
 fn parse_cid(key: &'static str, value: &[u8]) -> Result<Cid, LineProblem> {
-    let text = std::str::from_utf8(value).ok().filter(|t| !t.starts_with('+'));
+    let digits = value.strip_prefix(b"0x").unwrap_or(value);
+    let text = std::str::from_utf8(digits).ok().filter(|t| !t.starts_with('+'));
     text.and_then(|t| u32::from_str_radix(t, 16).ok()).map(Cid).ok_or(LineProblem::BadValue(key))
 }
 

@@ -112,10 +112,12 @@ fn bad_lines_are_refused_with_their_number() {
         ("RW 1 FLAT \"a\nb\" 0", LineProblem::Form),
         ("RW 1 FLAT \"a\" -1", LineProblem::Form),
         ("RW 1 FLAT \"a\" 99999999999999999999", LineProblem::Form),
-        ("RW 1 FLAT \"a\" 0 0", LineProblem::Form),
-        ("RW 1 SPARSE \"a\" 0", LineProblem::Form),
+        ("RW 1 FLAT \"a\" 0 1 2 3", LineProblem::Form),
+        ("RW 1 FLAT \"a\" uuid", LineProblem::Form),
+        ("RW 1 SPARSE \"a\" 1", LineProblem::Form),
+        ("RW 1 SPARSE \"a\" 0 1 2 3", LineProblem::Form),
         ("RW 1 NBD \"a\"", LineProblem::ExtentType("NBD".into())),
-        ("RW 1 VMFSRDM \"a\"", LineProblem::Device("VMFSRDM".into())),
+        (r#"RW 1 FLAT "\\.\PhysicalDrive1" 0"#, LineProblem::Device(r"\\.\PhysicalDrive1".into())),
         ("RW 1 FLAT \"\" 0", LineProblem::Name(NameError::Empty)),
         ("RW 1 FLAT \"a\rb\" 0", LineProblem::Name(NameError::Control)),
         ("RW 1 SPARSE \"nbd:h:1\"", LineProblem::Name(NameError::Protocol)),
@@ -127,9 +129,7 @@ fn bad_lines_are_refused_with_their_number() {
         ("CID=+1", LineProblem::BadValue("CID")),
         ("parentCID=123456789", LineProblem::BadValue("parentCID")),
         ("ddb.uuid.parent=\"1\"", LineProblem::BadValue("ddb.uuid")),
-        ("createType=\"fullDevice\"", LineProblem::Device("fullDevice".into())),
-        ("createType=\"vmfsRDM\"", LineProblem::Device("vmfsRDM".into())),
-        ("createType=\"custom\"", LineProblem::CreateType("custom".into())),
+        ("createType=\"none\"", LineProblem::CreateType("none".into())),
         ("version=5", LineProblem::Version),
     ];
     for (line, expected) in table {
@@ -148,13 +148,7 @@ fn bad_lines_are_refused_with_their_number() {
 fn whole_descriptors_that_lack_or_contradict_are_refused() {
     let full = "version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"vmfs\"\nRW 1 ZERO\n";
     assert!(Descriptor::parse(full.as_bytes()).is_ok());
-    for (line, missing) in [
-        ("version=1", "version"),
-        ("CID=1", "CID"),
-        ("parentCID=ffffffff", "parentCID"),
-        ("createType=\"vmfs\"", "createType"),
-        ("RW 1 ZERO", "extents"),
-    ] {
+    for (line, missing) in [("version=1", "version"), ("RW 1 ZERO", "extents")] {
         let text = full.replacen(&format!("{line}\n"), "", 1);
         match Descriptor::parse(text.as_bytes()) {
             Err(Problem::Lacks(what)) if what == missing => {}
@@ -166,6 +160,8 @@ fn whole_descriptors_that_lack_or_contradict_are_refused() {
         Descriptor::parse(orphan.as_bytes()),
         Err(Problem::Lacks("parentFileNameHint"))
     ));
+    let half = full.replace("parentCID=ffffffff", "parentFileNameHint=\"a\"");
+    assert!(matches!(Descriptor::parse(half.as_bytes()), Err(Problem::Lacks("parentCID"))));
     let torn = format!("{full}parentFileNameHint=\"a\"");
     assert!(matches!(Descriptor::parse(torn.as_bytes()), Err(Problem::Damaged(_))));
 }
@@ -223,4 +219,65 @@ fn descriptors_are_told_from_other_files() {
     for (start, expected) in table {
         assert_eq!(is_descriptor(start), *expected, "{start:?}");
     }
+}
+
+#[test]
+fn dialects_say_the_same() {
+    let text = "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=0000000a\n\
+                parentCID=ffffffff\ncreateType=\"vmfs\"\nRW 20480 FLAT \"x-flat.vmdk\" 0\n";
+    let expected = Descriptor::parse(text.as_bytes()).unwrap();
+    let line = "RW 20480 FLAT \"x-flat.vmdk\" 0";
+    let rows: Vec<Vec<u8>> = vec![
+        text.replace('\n', "\r").into(),
+        text.replace('\n', "\r\n").into(),
+        format!("{}\0\0", text.replace('\n', "\r")).into(),
+        format!("\u{feff}{text}").into(),
+        format!("\u{feff}{}", text.replace("# Disk DescriptorFile\n", "")).into(),
+        text.replace("0000000a", "0x0000000A").into(),
+        text.replace(line, "rw 20480 flat \"x-flat.vmdk\" 0").into(),
+        text.replace(line, &format!("{line} partition-uuid device-id")).into(),
+        text.replace(line, &format!("{line} 5fbaabe3-6958-40ff-92a7-860e329aab41")).into(),
+        text.replace("createType=\"vmfs\"", "CREATETYPE=\"VMFS\"").into(),
+        text.replace("version", "Version").replace("CID", "cid").into(),
+        text.replace("CID=ffffffff", "CID=ffffffff\nparentFileNameHint=\"\"").into(),
+        text.replace("parentCID=ffffffff\n", "").into(),
+        text.replace("FLAT", "VMFSRDM").into(),
+    ];
+    for bytes in rows {
+        let shown = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(is_descriptor(&bytes), "{shown}");
+        assert_eq!(Descriptor::parse(&bytes).expect(&shown), expected, "{shown}");
+    }
+    for (create_type, expected) in [
+        ("custom", CreateType::Custom),
+        ("fullDevice", CreateType::FullDevice),
+        ("partitionedDevice", CreateType::PartitionedDevice),
+        ("vmfsRDM", CreateType::RawDeviceMap),
+        ("", CreateType::Custom),
+    ] {
+        let line = format!("createType=\"{create_type}\"\n");
+        let line = if create_type.is_empty() { "" } else { &line };
+        let text = text.replace("createType=\"vmfs\"\n", line);
+        let descriptor = Descriptor::parse(text.as_bytes()).unwrap();
+        assert_eq!(descriptor.create_type, expected);
+        // QEMU knows none of these.
+        let rewritten = String::from_utf8(descriptor.rewritten(|i| i.to_string())).unwrap();
+        assert!(rewritten.contains("createType=\"twoGbMaxExtentFlat\""), "{rewritten}");
+    }
+    let without_cid = text.replace("CID=0000000a\n", "");
+    assert_eq!(Descriptor::parse(without_cid.as_bytes()).unwrap().cid, Cid(0));
+    let zero = text.replace(line, &format!("{line}\nRW 480 ZERO \"\" 0"));
+    assert_eq!(Descriptor::parse(zero.as_bytes()).unwrap().extents[1].storage, Storage::Zero);
+}
+
+#[test]
+fn names_are_in_the_encoding_of_the_descriptor() {
+    let text = b"version=1\nCID=1\nparentCID=2\ncreateType=\"vmfs\"\n\
+                 parentFileNameHint=\"\xb2\xe2.vmdk\"\nRW 1 FLAT \"\xb2\xe2-flat.vmdk\"\n\
+                 encoding=\"GBK\"\n";
+    let descriptor = Descriptor::parse(text).unwrap();
+    let Storage::Flat { name: extent, .. } = &descriptor.extents[0].storage else { panic!("flat") };
+    assert_eq!(extent.as_path(), name("测-flat.vmdk").as_path());
+    let ParentBy::Hint(hint) = descriptor.parent.unwrap().by else { panic!("a hint") };
+    assert_eq!(hint.as_path(), name("测.vmdk").as_path());
 }

@@ -266,7 +266,7 @@ fn messages_name_both_files_and_what_to_do() {
     folder.write("c.vmdk", base(1, "RW 1 FLAT \"c-\u{1b}flat.vmdk\" 0"));
     folder.write("d.vmdk", base(1, "RW 1 FLAT \"d-flat.vmdk\" 0"));
     folder.write("e.vmdk", base(1, "RW 1 FLAT \"/etc/passwd\" 0"));
-    folder.write("f.vmdk", base(1, "RW 1 ZERO").replace("twoGbMaxExtentFlat", "vmfsRDM"));
+    folder.write("f.vmdk", base(1, r#"RW 1 FLAT "\\.\PhysicalDrive1" 0"#));
     folder.write("g.vmdk", [1; 512]);
     let table = [
         (
@@ -290,11 +290,15 @@ fn messages_name_both_files_and_what_to_do() {
             "its extent /etc/passwd: it is outside of the image's folder, or hidden in it, at /etc/passwd\n  \
              hint: if it belongs to the disk, --allow-path /etc lets it be read",
         ),
-        ("f.vmdk", "line 5 has \"vmfsRDM\": a physical device of another machine, not a file"),
+        (
+            "f.vmdk",
+            "line 6 has \"\\\\.\\PhysicalDrive1\": a physical device of another machine, not a file\n  \
+             hint: if there is a copy of it in a file, open that with --format raw",
+        ),
         (
             "g.vmdk",
             "not a VMDK, nor another disk image: neither a descriptor nor a known header\n  \
-             hint: --format raw reads it as plain sectors",
+             hint: --format raw before -a reads it as plain sectors",
         ),
         ("none.vmdk", "No such file or directory"),
     ];
@@ -323,4 +327,29 @@ fn a_lock_of_vmware_is_a_warning() {
     assert_eq!(warnings.len(), 2);
     assert!(warnings[0].contains("a.vmdk.lck says"), "{warnings:?}");
     assert!(warnings[1].contains("base.vmdk.lck says"), "{warnings:?}");
+}
+
+#[test]
+fn a_lone_extent_is_opened_where_the_user_says_so() {
+    let folder = Folder::new();
+    let as_vmdk = |name: &str| {
+        let options = OpenOptions { format: Some(Format::Vmdk), ..OpenOptions::default() };
+        Disk::open(&folder.path.join(name), &options)
+    };
+    let rows =
+        [("s001.vmdk", sparse(128, None)), ("delta.vmdk", cowd(128)), ("se.vmdk", sesparse(128))];
+    for (name, bytes) in rows {
+        let path = folder.write(name, bytes);
+        let refusal = folder.open(name).unwrap_err().to_string();
+        assert!(refusal.contains("--format vmdk before -a opens the extent alone"), "{refusal}");
+        let disk = as_vmdk(name).unwrap();
+        assert_eq!(disk.size, 128 * 512, "{name}");
+        assert!(disk.warnings[0].contains("one extent of a disk, opened alone"), "{name}");
+        let options = OpenOptions { format: Some(Format::Vmdk), ..OpenOptions::default() };
+        assert!(Disk::open_for_writing(&path, &options).is_err(), "{name}");
+    }
+    // One that has its descriptor is no disk by itself.
+    folder.write("whole.vmdk", base(1, "RW 128 SPARSE \"s001.vmdk\""));
+    let refusal = as_vmdk("s001.vmdk").unwrap_err().to_string();
+    assert!(refusal.contains("whole.vmdk instead"), "{refusal}");
 }

@@ -138,6 +138,28 @@ pub enum Problem {
         /// What is wrong with it.
         problem: Box<Problem>,
     },
+    /// A disk of a machine's description that is another one by its id.
+    DiskId {
+        /// By the description.
+        expected: Guid,
+        /// The disk's own.
+        found: Guid,
+    },
+    /// A disk of which a machine's description only says the id, and that is in none of these
+    /// folders.
+    DiskUnknown {
+        /// By the description.
+        id: Guid,
+        /// Where it was looked for.
+        folders: Vec<PathBuf>,
+    },
+    /// A snapshot's file that a machine's description names and that is not there.
+    DeltaMissing {
+        /// As the description names it.
+        name: FileName,
+        /// The disks that it may have been made over, the youngest first.
+        there: Vec<PathBuf>,
+    },
     /// A problem of an extent that the file names.
     Extent {
         /// As the descriptor names it.
@@ -299,6 +321,17 @@ impl fmt::Display for Problem {
                 write!(f, "its extent {name} does not exist")
             }
             Self::Extent { name, problem } => write!(f, "its extent {name}: {problem}"),
+            Self::DiskId { expected, found } => {
+                write!(f, "it has the id {found} and not {expected}, as the description says")
+            }
+            Self::DiskUnknown { id, folders } => {
+                write!(f, "its disk with the id {id} is missing; looked for in")?;
+                list(f, folders)
+            }
+            Self::DeltaMissing { name, there } => {
+                write!(f, "its disk {name} does not exist; of the same disk there is")?;
+                list(f, there)
+            }
             Self::Disk { name, problem } => write!(f, "its disk {name}: {problem}"),
             Self::ExtentSize { header_sectors, line_sectors } => {
                 write!(f, "its header says {header_sectors} sectors, the descriptor {line_sectors}")

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::descriptor::{Descriptor, Extent, Storage};
 use super::error::Problem;
-use super::file::{FileId, ImageFile};
+use super::file::{FileId, ImageFile, LocatedFile};
 use super::name::FileName;
 use super::reach::Reach;
 use super::sparse::{self, SparseHeader};
@@ -70,8 +70,17 @@ impl Opener<'_> {
         opened.map_err(|problem| Problem::Extent { name: name.clone(), problem: Box::new(problem) })
     }
 
+    /// The first file that exists and may be named among those that `name` may mean.
+    fn locate(
+        &self,
+        name: &FileName,
+        locate: impl Fn(&Path) -> Result<LocatedFile, Problem>,
+    ) -> Result<LocatedFile, Problem> {
+        self.reach.first_of(&name.extent_candidates(self.reach.folder), locate)
+    }
+
     fn open_flat(&mut self, name: &FileName, first: u64, sectors: u64) -> Result<File, Problem> {
-        let file = self.reach.locate_plain(name.as_path())?.open()?;
+        let file = self.locate(name, |path| self.reach.locate_plain(path))?.open()?;
         let start = first.saturating_mul(SECTOR_SIZE);
         let len = sectors * SECTOR_SIZE;
         file.check_inside(start, len, "sectors that the descriptor counts")?;
@@ -86,7 +95,7 @@ impl Opener<'_> {
         place: Place,
         size: impl Fn(&ImageFile) -> Result<ExtentSize, Problem>,
     ) -> Result<File, Problem> {
-        let file = self.reach.locate(name.as_path())?.open()?;
+        let file = self.locate(name, |path| self.reach.locate(path))?.open()?;
         let ExtentSize { sectors: header_sectors, grain_sectors } = size(&file)?;
         // QEMU goes by the header, so all later extents would slide.
         if header_sectors != sectors {
@@ -133,7 +142,10 @@ pub struct ExtentSize {
 }
 
 /// The size of an extent with a `KDMV` or `COWD` header; either stands for both types.
-fn sparse_size(file: &ImageFile) -> Result<ExtentSize, Problem> {
+///
+/// # Errors
+/// [`Problem`] of the header.
+pub fn sparse_size(file: &ImageFile) -> Result<ExtentSize, Problem> {
     if !file.start(sparse::MAGIC.len())?.starts_with(&sparse::MAGIC) {
         return cowd::size(file);
     }
@@ -151,8 +163,6 @@ fn sparse_size(file: &ImageFile) -> Result<ExtentSize, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     /// All ranges of the first sectors, each after each two others, against a list of what is taken.

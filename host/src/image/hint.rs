@@ -3,6 +3,7 @@
 use std::io;
 
 use super::error::{Problem, show};
+use super::line_problem::LineProblem;
 
 /// For what cannot be read where it is in an archive.
 pub const UNPACK: &str = "unpack the archive with tar -xf and open the disk that comes out";
@@ -14,7 +15,7 @@ impl Problem {
     /// What the user can do, where that is not plain from the problem.
     pub(super) fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::UnknownFormat => "--format raw reads it as plain sectors",
+            Self::UnknownFormat => "--format raw before -a reads it as plain sectors",
             Self::NotInFormat(_) => "without --format, the format is told from the first bytes",
             Self::SeveralDisks(_) | Self::SeveralMachines(_) => "name one of them after -a",
             Self::IsPiece(first) => return Some(format!("open {} instead", show(first))),
@@ -23,14 +24,25 @@ impl Problem {
             Self::OddPiece(_) => "compare its size with the original's, or join them with cat",
             Self::IsExtent(Some(path)) => return Some(format!("open {} instead", show(path))),
             Self::IsExtent(None) => {
-                "open the descriptor, a small text file NAME.vmdk; none here names this file"
+                "open the descriptor, a small text file NAME.vmdk; none here names this file; \
+                 --format vmdk before -a opens the extent alone"
             }
             Self::Truncated { .. } | Self::Empty => {
                 "compare its size with the original's; it may have been copied in part"
             }
             Self::Damaged(_) | Self::ExtentSize { .. } => "compare it with the original",
+            Self::Line { problem: LineProblem::Device(_), .. } => {
+                "if there is a copy of it in a file, open that with --format raw"
+            }
             Self::TextModeCopy => "copy it again in binary mode",
             Self::Unsupported { hint, .. } => hint,
+            Self::DeltaMissing { there, .. } => {
+                let newest = there.first().map(|path| show(path).to_string()).unwrap_or_default();
+                return Some(format!(
+                    "copy it from where the machine came from; -a {newest} shows the disk without it, \
+                     as it was before"
+                ));
+            }
             Self::Extent { problem, .. } if problem.is_missing() => {
                 "copy it from where the disk came from; all extents are needed"
             }
@@ -53,6 +65,9 @@ impl Problem {
             }
             Self::ParentMissing(_) => "put the parent beside this file, under its own name",
             Self::ParentUnknown { .. } => "put the parent beside this file",
+            Self::DiskId { .. } | Self::DiskUnknown { .. } => {
+                "look for the right one, or name the disk itself after -a"
+            }
             Self::CidMismatch { .. } | Self::ParentId { .. } => {
                 "the base was changed after the snapshot was taken; look for an unchanged copy of it"
             }

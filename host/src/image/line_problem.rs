@@ -20,7 +20,7 @@ pub enum LineProblem {
     BadValue(&'static str),
     /// A descriptor of a later version.
     Version,
-    /// A `createType` that stands for a physical device; its name.
+    /// An extent that is a physical device; its name.
     Device(String),
     /// A `createType` that is not known; its name.
     CreateType(String),

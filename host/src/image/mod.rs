@@ -25,6 +25,7 @@ mod cowd;
 mod crc32c;
 mod create_type;
 mod descriptor;
+mod encoding;
 mod error;
 mod extent;
 mod fields;
@@ -37,9 +38,11 @@ mod hint;
 pub mod history;
 mod line_problem;
 mod lock;
+mod machine;
 mod memory;
 mod name;
 mod owner;
+mod parallels_bundle;
 mod parent;
 mod patches;
 mod qcow2;
@@ -50,6 +53,7 @@ mod sesparse;
 mod sparse;
 mod split;
 mod unwritable;
+mod vbox;
 mod vdi;
 mod vhd;
 mod vhdx;
@@ -279,10 +283,10 @@ impl Disk {
 }
 
 /// The disks that `path` stands for: itself where it is a file, those of a virtual machine
-/// where it is a folder or a `.vmx`.
+/// where it is a folder, a `.vmx` or a `.vbox`.
 ///
-/// A `.vmx` says which disks there are, in the order of their buses. A folder without one is
-/// its only disk, or the newest snapshot of it.
+/// A description says which disks there are, in the order of their buses. A folder without one is
+/// its only disk, in its newest state, wherever around it the snapshots are.
 ///
 /// # Errors
 /// [`ImageError`], which lists what could be meant where that is not clear.

@@ -40,7 +40,7 @@ fn read_descriptor(path: &Path) -> Option<Descriptor> {
 fn names(descriptor: &Descriptor, wanted: &Path) -> bool {
     descriptor.extents.iter().any(|extent| match &extent.storage {
         Storage::Flat { name, .. } | Storage::Sparse(name) | Storage::SeSparse(name) => {
-            name.as_path().file_name() == wanted.file_name()
+            wanted.file_name().is_some_and(|wanted| name.ends_in(wanted))
         }
         Storage::Zero => false,
     })

@@ -8,6 +8,7 @@
 //! elsewhere into the folder. Files that the user allows by name or folder are free of all
 //! this.
 
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -44,6 +45,30 @@ impl Reach<'_> {
             }
             (file, _) => Ok(file),
         }
+    }
+
+    /// What `locate` finds first among `candidates`. One that is elsewhere on this machine does not
+    /// hide a copy that came with the image, and is the error where there is no copy.
+    ///
+    /// # Errors
+    /// Those of `locate`; ENOENT where none of them exists.
+    pub fn first_of<T>(
+        &self,
+        candidates: &[PathBuf],
+        locate: impl Fn(&Path) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let mut refused = None;
+        for path in candidates {
+            match locate(path) {
+                Err(problem @ Problem::OutsideFolder { .. }) => {
+                    refused.get_or_insert(problem);
+                }
+                Err(problem) if problem.is_missing() => {}
+                found => return found,
+            }
+        }
+        let missing = || io::Error::from_raw_os_error(libc::ENOENT).into();
+        Err(refused.unwrap_or_else(missing))
     }
 
     fn find(&self, path: &Path) -> Result<(LocatedFile, Permission), Problem> {

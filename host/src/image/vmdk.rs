@@ -63,6 +63,42 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
     Ok((link, parent))
 }
 
+/// Whether `file` is an extent of growing files that no descriptor beside it names.
+///
+/// # Errors
+/// [`Problem::Io`].
+pub fn is_lone_extent(file: &ImageFile) -> Result<bool, Problem> {
+    let start = file.start(sparse::MAGIC.len().max(sesparse::MAGIC.len()))?;
+    let is_extent = if start.starts_with(&sparse::MAGIC) {
+        matches!(read_embedded(file), Err(Problem::IsExtent(_)))
+    } else {
+        start.starts_with(&cowd::MAGIC) || start.starts_with(&sesparse::MAGIC)
+    };
+    Ok(is_extent && !file.is_part() && owner::descriptor_naming(file).is_none())
+}
+
+/// Opens a lone extent as a disk with its sectors, without others or a parent.
+///
+/// # Errors
+/// [`Problem`] of this file.
+pub fn open_lone_extent(file: ImageFile) -> Result<Link, Problem> {
+    let is_sesparse = file.start(sesparse::MAGIC.len())? == sesparse::MAGIC;
+    let size = if is_sesparse { sesparse::size(&file)? } else { extent::sparse_size(&file)? };
+    let descriptor = Descriptor::of_lone_extent(size.sectors, is_sesparse);
+    Ok(Link {
+        path: file.path.clone(),
+        format: Format::Vmdk,
+        size: size.sectors * SECTOR_SIZE,
+        vmdk: None,
+        block_size: BlockSize::default(),
+        warnings: vec![
+            "it is one extent of a disk, opened alone; sectors that it lacks read as zeros"
+                .to_owned(),
+        ],
+        source: Source::Described { descriptor, extents: vec![file.into_whole()] },
+    })
+}
+
 /// The ids that VirtualBox gave to the VMDK in `file`, if it did.
 ///
 /// # Errors
@@ -142,7 +178,7 @@ fn read_embedded(file: &ImageFile) -> Result<Descriptor, Problem> {
         return Err(Problem::IsExtent(owner::descriptor_naming(file)));
     }
     let descriptor = Descriptor::parse(&text)?;
-    if !descriptor.create_type.is_embedded() {
+    if !descriptor.create_type.is_embedded() && descriptor.create_type != CreateType::Custom {
         return Err(Problem::damaged(format!(
             "a disk with createType \"{}\" has its descriptor in a file of its own",
             descriptor.create_type.name()

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use super::encoding;
 use super::error::Problem;
 use super::name::FileName;
 
@@ -26,7 +27,9 @@ const BUSES: [&[u8]; 4] = [b"ide", b"scsi", b"sata", b"nvme"];
 /// [`Problem::Name`] for a disk by a name that is none.
 pub fn disks(text: &[u8]) -> Result<Vec<FileName>, Problem> {
     let mut devices: BTreeMap<Slot, Device> = BTreeMap::new();
-    for line in text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii) {
+    let lines = || text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+    let encoding = encoding::of_text(lines(), b".encoding");
+    for line in lines() {
         let Some((slot, property, value)) = setting(line) else { continue };
         let device = devices.entry(slot).or_default();
         match property.to_ascii_lowercase().as_slice() {
@@ -37,7 +40,7 @@ pub fn disks(text: &[u8]) -> Result<Vec<FileName>, Problem> {
         }
     }
     let disks = devices.into_values().filter(Device::is_disk);
-    disks.map(|device| FileName::new(&device.file).map_err(Problem::Name)).collect()
+    disks.map(|device| FileName::encoded(&device.file, encoding).map_err(Problem::Name)).collect()
 }
 
 /// What is attached somewhere.
@@ -128,6 +131,13 @@ ide0:0.deviceType = \"disk\"
             "last\".vmdk",
         ];
         assert_eq!(names(text), expected);
+    }
+
+    #[test]
+    fn names_are_in_the_encoding_of_the_description() {
+        let text = b".encoding = \"windows-1252\"\r\nscsi0:0.fileName = \"Pr\xfcf.vmdk\"\r\n";
+        let expected = FileName::new("Prüf.vmdk".as_bytes()).unwrap();
+        assert_eq!(disks(text).unwrap()[0].as_path(), expected.as_path());
     }
 
     #[test]

@@ -10,7 +10,8 @@ use super::member::{Described, Member};
 use super::{MAX_FOLDERS, MAX_IMAGES};
 use crate::image::error::{ImageError, Problem};
 use crate::image::file::{FileId, ImageFile};
-use crate::image::folder::{entries, is_candidate, is_vmx};
+use crate::image::folder::{entries, is_candidate};
+use crate::image::machine::is_description;
 use crate::image::parent::{Parent, Shape};
 use crate::image::{Format, OpenOptions, chain, disks_of};
 
@@ -58,7 +59,7 @@ impl<'a> Search<'a> {
             self.whole_folder(&real);
             return Ok(());
         }
-        if is_vmx(path) {
+        if is_description(path) {
             let allow_paths = self.allowed.to_vec();
             let options = OpenOptions { format, allow_paths, ..OpenOptions::default() };
             for disk in disks_of(path, &options)? {
