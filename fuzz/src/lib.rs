@@ -15,6 +15,7 @@ pub mod record;
 pub mod requests;
 mod sealed;
 pub mod tar;
+pub mod vbox;
 pub mod vhdx_log;
 mod writing;
 
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "frames", run: frames::run },
     Target { name: "answers", run: answers::run },
     Target { name: "requests", run: requests::run },
@@ -39,4 +40,5 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "tar", run: tar::run },
     Target { name: "record", run: record::run },
     Target { name: "vhdx_log", run: vhdx_log::run },
+    Target { name: "vbox", run: vbox::run },
 ];
