@@ -20,7 +20,7 @@ use crate::attempt::Writing;
 use crate::blocks;
 use crate::bulk::Slot;
 use crate::failure;
-use crate::machine::Machine;
+use crate::machine::{Machine, Mounted};
 use crate::mounts::SYSROOT;
 use crate::payload::Payload;
 use crate::sys;
@@ -170,7 +170,8 @@ impl Guest {
     ) -> Result<(MountedAs, Vec<String>), Failure> {
         let machine = self.devices()?;
         let mut mounted = self.change_tree();
-        let (how, graft, remarks) = machine.mount(request, writing, mounted.as_ref())?;
+        let Mounted { how, graft, times, remarks } =
+            machine.mount(request, writing, mounted.as_ref())?;
         let tree = match &mut *mounted {
             Some(tree) => {
                 tree.forget_open();
@@ -179,6 +180,7 @@ impl Guest {
             }
             none => none.insert(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?),
         };
+        tree.made_up.extend(times);
         tree.ahead.begin(machine.nodes(), machine.any_writable());
         Ok((how, remarks))
     }
@@ -206,8 +208,10 @@ impl Guest {
     fn folders(&self, names: &[EntryName]) -> Outcome {
         let machine = self.devices()?;
         let mut mounted = self.change_tree();
-        machine.mount_folders(names)?;
-        *mounted = Some(Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?);
+        let times = machine.mount_folders(names)?;
+        let mut tree = Tree::at(SYSROOT.as_ref()).map_err(failure::plain)?;
+        tree.made_up.push(times);
+        *mounted = Some(tree);
         Ok(Answer::Done)
     }
 

@@ -25,6 +25,7 @@ mod creating;
 mod damaged;
 mod devices;
 mod directories;
+mod driver_times;
 mod dynamic;
 mod encryption;
 mod failure;

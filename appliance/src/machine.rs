@@ -27,6 +27,7 @@ use crate::attempt::Writing;
 use crate::blocks::{self, BlockFile};
 use crate::bulk::Bulk;
 use crate::devices::Disks;
+use crate::driver_times::MadeUp;
 use crate::encryption::Opened;
 use crate::failure::{errno_of, explained};
 use crate::grafts::Graft;
@@ -50,6 +51,18 @@ const DISKS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the kernel is left alone before a template is saved. Under TCG it needs half of that.
 const SETTLING: Duration = Duration::from_millis(200);
+
+/// What came of mounting a filesystem.
+pub struct Mounted {
+    /// How it is mounted.
+    pub how: MountedAs,
+    /// What is to be put into the tree.
+    pub graft: Option<Graft>,
+    /// The times of its root that its driver made up.
+    pub times: Option<MadeUp>,
+    /// What is to be said of it.
+    pub remarks: Vec<String>,
+}
 
 /// The virtual machine around the daemon.
 pub struct Machine {
@@ -181,7 +194,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Mounts::mount_folders`].
-    pub fn mount_folders(&self, names: &[EntryName]) -> Result<(), Failure> {
+    pub fn mount_folders(&self, names: &[EntryName]) -> Result<MadeUp, Failure> {
         self.mounts().mount_folders(names)
     }
 
@@ -203,8 +216,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Mounts a filesystem; `tree` is what is mounted on `/`. Returns what is to be put into it, and
-    /// what is to be said of it.
+    /// Mounts a filesystem; `tree` is what is mounted on `/`.
     ///
     /// # Errors
     /// As [`Mounts::mount`].
@@ -213,11 +225,11 @@ impl Machine {
         request: &MountRequest,
         writing: Writing,
         tree: Option<&Tree>,
-    ) -> Result<(MountedAs, Option<Graft>, Vec<String>), Failure> {
+    ) -> Result<Mounted, Failure> {
         *self.knowledge() = None;
         let assembly = self.assembly();
-        let (how, graft) = self.mounts().mount(request, writing, tree, &assembly)?;
-        Ok((how, graft, assembly.remarks.into_lines()))
+        let (how, graft, times) = self.mounts().mount(request, writing, tree, &assembly)?;
+        Ok(Mounted { how, graft, times, remarks: assembly.remarks.into_lines() })
     }
 
     /// Assembles what can be assembled from the disks, and makes a node for each device in

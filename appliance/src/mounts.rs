@@ -20,6 +20,7 @@ use guestmnt_protocol::volume::VolumeName;
 use crate::assembly::Assembly;
 use crate::attempt::{FLAGS, Writing};
 use crate::devices::Disks;
+use crate::driver_times::{self, MadeUp};
 use crate::failure::{errno_of, explained, plain};
 use crate::grafts::Graft;
 use crate::kmsg;
@@ -70,14 +71,22 @@ impl Mounts {
         writing: Writing,
         tree: Option<&Tree>,
         assembly: &Assembly,
-    ) -> Result<(MountedAs, Option<Graft>), Failure> {
+    ) -> Result<(MountedAs, Option<Graft>, Option<MadeUp>), Failure> {
         let source = Source::find(&request.device, assembly)?;
         let place = Place::find(&request.at, tree)?;
+        let began = driver_times::now();
         // Filesystems without permissions take theirs from the umask. The daemon's is empty.
         let own = umask(NOT_PERMITTED);
         let how = source.mount(request, writing, &place.target(), assembly);
         umask(own);
-        let how = how?;
+        let how = match how {
+            Ok(how) => how,
+            Err(failure) => {
+                self.remove_folder(place.path());
+                return Err(failure);
+            }
+        };
+        let times = (writing == Writing::Never).then(|| MadeUp::at(place.path(), began)).flatten();
         let Source { node, device } = source;
         let path = place.path().to_owned();
         let writable = writing != Writing::Never && how.read_only.is_none();
@@ -90,14 +99,35 @@ impl Mounts {
             writable,
             place: OnceCell::new(),
         });
-        Ok((how, place.into_graft().map_err(plain)?))
+        Ok((how, place.into_graft().map_err(plain)?, times))
     }
 
-    /// Mounts a filesystem of the guest's own on [`SYSROOT`], with nothing in it but empty folders.
+    /// Removes the folder `path` of the guest's own filesystem, if it is one: nothing could be mounted
+    /// on it, and an empty folder would pass for an empty filesystem.
+    fn remove_folder(&self, path: &Path) {
+        let is_own = self.0.first().is_some_and(|first| first.name.is_none());
+        if !is_own || path.parent() != Some(SYSROOT.as_ref()) {
+            return;
+        }
+        let remount = |flags| {
+            let none = None::<&str>;
+            mount(none, SYSROOT, none, flags | MsFlags::MS_REMOUNT, none)
+        };
+        let removed = remount(FLAGS - MsFlags::MS_RDONLY)
+            .and_then(|()| std::fs::remove_dir(path).map_err(|error| errno_of(&error)))
+            .and_then(|()| remount(FLAGS));
+        if let Err(errno) = removed {
+            let path = Printable(path.as_os_str().as_encoded_bytes());
+            kmsg::warn(format_args!("cannot remove {path}: {}", errno.desc()));
+        }
+    }
+
+    /// Mounts a filesystem of the guest's own on [`SYSROOT`], with nothing in it but empty folders. Its
+    /// times are nobody's.
     ///
     /// # Errors
     /// `EBUSY` where something is mounted there; else as mount(2) and mkdir(2).
-    pub fn mount_folders(&mut self, names: &[EntryName]) -> Result<(), Failure> {
+    pub fn mount_folders(&mut self, names: &[EntryName]) -> Result<MadeUp, Failure> {
         if !self.0.is_empty() {
             return Err(explained(Errno::EBUSY, "something is mounted there already"));
         }
@@ -118,7 +148,8 @@ impl Mounts {
             let folder = Path::new(SYSROOT).join(OsStr::from_bytes(name.as_bytes()));
             mkdir(&folder, Mode::from_bits_truncate(0o755)).map_err(plain)?;
         }
-        mount(none, SYSROOT, none, FLAGS | MsFlags::MS_REMOUNT, none).map_err(plain)
+        mount(none, SYSROOT, none, FLAGS | MsFlags::MS_REMOUNT, none).map_err(plain)?;
+        MadeUp::always(Path::new(SYSROOT)).ok_or_else(|| plain(Errno::EIO))
     }
 
     /// Where the filesystem is whose files have the device number `st_dev`. `None` where that is not

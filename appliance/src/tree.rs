@@ -21,6 +21,7 @@ use crate::blocks::BlockFile;
 use crate::contents::Contents;
 use crate::damaged::Damaged;
 use crate::directories::Directory;
+use crate::driver_times::MadeUp;
 use crate::grafts::Grafts;
 use crate::held::HeldFiles;
 use crate::open_files::OpenFiles;
@@ -51,6 +52,8 @@ pub struct Tree {
     blocks: Box<[BlockFile]>,
     /// Filesystems in the places of links.
     pub(crate) grafts: Grafts,
+    /// Roots with times that are none of the image's.
+    pub(crate) made_up: Vec<MadeUp>,
 }
 
 impl Tree {
@@ -73,6 +76,7 @@ impl Tree {
             volumes: VolumeNumbers(Mutex::new(vec![first])),
             blocks: Box::default(),
             grafts: Grafts::default(),
+            made_up: Vec::new(),
         })
     }
 
@@ -141,6 +145,7 @@ impl Tree {
     /// # Errors
     /// `EIO` for a size below zero, `EOVERFLOW` for more than 65,536 volumes.
     pub(crate) fn attr(&self, stat: &FileStat) -> nix::Result<Attr> {
+        let stat = &self.made_up.iter().fold(*stat, |stat, made_up| made_up.removed_from(stat));
         let unsigned = |n: i64| u64::try_from(n).map_err(|_| Errno::EIO);
         let attr = Attr {
             ino: stat.st_ino,

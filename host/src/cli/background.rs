@@ -18,6 +18,19 @@ pub enum Side {
     Background(Release),
 }
 
+/// What the mount that answers shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// All that was asked for.
+    Whole,
+    /// Not all of it.
+    InPart,
+}
+
+/// The byte that says each of these.
+const WHOLE: u8 = 1;
+const IN_PART: u8 = 2;
+
 /// Lets the caller go.
 pub struct Release(OwnedFd);
 
@@ -37,7 +50,11 @@ pub fn split() -> io::Result<Side> {
             drop(writer);
             let mut byte = [0];
             let ready = File::from(reader).read(&mut byte)? == 1;
-            Ok(Side::Foreground(if ready { ExitCode::SUCCESS } else { status_of(child) }))
+            Ok(Side::Foreground(match (ready, byte) {
+                (true, [IN_PART]) => ExitCode::FAILURE,
+                (true, _) => ExitCode::SUCCESS,
+                (false, _) => status_of(child),
+            }))
         }
     }
 }
@@ -55,17 +72,22 @@ fn status_of(child: Pid) -> ExitCode {
 }
 
 impl Release {
-    /// Leaves the caller's terminal, session and folder, and lets the caller go.
+    /// Leaves the caller's terminal, session and folder, and lets the caller go, with status 1 where
+    /// something is missing.
     ///
     /// # Errors
     /// Where one of the steps fails.
-    pub fn release(self) -> io::Result<()> {
+    pub fn release(self, ready: Ready) -> io::Result<()> {
         setsid()?;
         chdir("/")?;
         let null = File::options().read(true).write(true).open("/dev/null")?;
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
         dup2_stderr(&null)?;
-        File::from(self.0).write_all(&[1])
+        let byte = match ready {
+            Ready::Whole => WHOLE,
+            Ready::InPart => IN_PART,
+        };
+        File::from(self.0).write_all(&[byte])
     }
 }

@@ -13,7 +13,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use guestmnt_protocol::message::Dirty;
 use log::debug;
 
-use super::background::{self, Side};
+use super::background::{self, Ready, Side};
 use super::images::{ImageArguments, KeyArguments, OverlayArguments};
 use super::selection::SelectionArguments;
 use super::{descriptor, harmless, is_root, raise_file_limit, start_logging};
@@ -269,7 +269,9 @@ fn run(
         }
         Ok(())
     };
-    let announced = announce().and_then(|()| release.map_or(Ok(()), background::Release::release));
+    let status = if session.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let ending = if session.is_complete() { Ready::Whole } else { Ready::InPart };
+    let announced = announce().and_then(|()| release.map_or(Ok(()), |it| it.release(ending)));
     let waited = match announced {
         Ok(()) => session.wait(),
         Err(error) => {
@@ -282,7 +284,7 @@ fn run(
         // It may be gone already.
         let _ = fs::remove_file(file);
     }
-    waited.map_err(boxed).map(|()| ExitCode::SUCCESS)
+    waited.map_err(boxed).map(|()| status)
 }
 
 /// An error of any of the steps: all that is done with it is to print it.

@@ -140,6 +140,7 @@ pub struct Opened {
     pub files: Files,
     guest: Arc<Guest>,
     vm: Vm,
+    complete: bool,
 }
 
 impl Opened {
@@ -150,14 +151,17 @@ impl Opened {
     pub fn of(launched: Launched) -> Result<Self, Box<dyn Display>> {
         let guest = Arc::new(launched.guest);
         let files = Files::of(Arc::clone(&guest), launched.disks).map_err(boxed)?;
-        Ok(Self { files, guest, vm: launched.vm })
+        Ok(Self { files, guest, vm: launched.vm, complete: launched.complete })
     }
 
-    /// Ends the VM. Nothing in it is worth being unmounted: it was not written to.
-    pub fn close(self) {
+    /// Ends the VM. Nothing in it is worth being unmounted: it was not written to. Tells whether
+    /// nothing was missing of what the user asked for.
+    #[must_use]
+    pub fn close(self) -> bool {
         drop(self.files);
         drop(self.guest);
         self.vm.quit();
+        self.complete
     }
 }
 

@@ -39,6 +39,25 @@ pub(super) enum Root {
     Blocks,
 }
 
+impl Root {
+    /// The same without the folders for these filesystems.
+    fn without(self, specs: &[MountSpec]) -> Self {
+        let Self::Folders(mut names) = self else { return self };
+        names.retain(|name| !specs.iter().any(|spec| spec.at.as_bytes() == name.as_bytes()));
+        Self::Folders(names)
+    }
+}
+
+/// What was mounted.
+pub struct Mounted {
+    /// It, as an arrangement that can do without none of it.
+    pub(super) arrangement: Arrangement,
+    /// How the filesystems that can be written compare names: loosely if one of them does.
+    pub(super) names: NameMatching,
+    /// What could not be mounted.
+    pub(super) left_out: Vec<MountSpec>,
+}
+
 /// Why nothing is mounted.
 #[derive(Debug)]
 pub enum ArrangementError {
@@ -54,8 +73,12 @@ pub enum ArrangementError {
     Locked(VolumeName),
     /// This one cannot be mounted.
     Mount(Box<MountSpec>, GuestError),
+    /// The guest broke down over this one, which could be done without.
+    Broke(Box<MountSpec>, GuestError),
     /// The guest broke down.
     Guest(GuestError),
+    /// The guest broke down, and there can be no other.
+    Restart(String),
 }
 
 impl fmt::Display for ArrangementError {
@@ -81,10 +104,11 @@ impl fmt::Display for ArrangementError {
             Self::Locked(volume) => {
                 write!(f, "{volume} is encrypted\n  hint: --key {volume}:file:PATH opens it")
             }
-            Self::Mount(spec, error) => {
+            Self::Mount(spec, error) | Self::Broke(spec, error) => {
                 write!(f, "cannot mount {} on {}: {error}", spec.device, spec.at)
             }
             Self::Guest(error) => write!(f, "the appliance failed: {error}"),
+            Self::Restart(reason) => f.write_str(reason),
         }
     }
 }
@@ -114,17 +138,13 @@ impl fmt::Display for Choice<'_> {
 impl Arrangement {
     /// Mounts everything in the guest, where nothing is mounted yet; for writing where `writing` says
     /// what to do with a dirty filesystem. What was mounted is an arrangement that can do without
-    /// none of it. Tells too how the filesystems that can be written compare names, loosely if one
-    /// of them does.
+    /// none of it.
     ///
     /// # Errors
     /// [`ArrangementError::Mount`] for the first that cannot be done without,
+    /// [`ArrangementError::Broke`] for another that the guest did not survive,
     /// [`ArrangementError::NoFilesystem`] where nothing at all could be mounted.
-    pub fn mount(
-        self,
-        guest: &Guest,
-        writing: Option<Dirty>,
-    ) -> Result<(Self, NameMatching), ArrangementError> {
+    pub fn mount(self, guest: &Guest, writing: Option<Dirty>) -> Result<Mounted, ArrangementError> {
         let mut names = NameMatching::Exact;
         let mut mount = |spec: &MountSpec| {
             if mount(guest, spec, writing)? == NameMatching::Loose {
@@ -145,19 +165,36 @@ impl Arrangement {
             })?;
         }
         let (mut mounted, offered) = (self.required, !self.others.is_empty());
+        let mut left_out = Vec::new();
         for spec in self.others {
             match mount(&spec) {
                 Ok(()) => mounted.push(spec),
                 Err(error @ GuestError::Failed(_)) => {
                     warn!("cannot mount {} on {}: {error}", spec.device, spec.at);
+                    left_out.push(spec);
                 }
-                Err(broken) => return Err(ArrangementError::Guest(broken)),
+                Err(broken) => return Err(ArrangementError::Broke(Box::new(spec), broken)),
             }
         }
         if mounted.is_empty() && offered {
             return Err(ArrangementError::NoFilesystem);
         }
-        Ok((Self { root: self.root, required: mounted, others: Vec::new() }, names))
+        let root = self.root.without(&left_out);
+        let arrangement = Self { root, required: mounted, others: Vec::new() };
+        Ok(Mounted { arrangement, names, left_out })
+    }
+
+    /// The same without one of those that could be done without.
+    #[must_use]
+    pub(super) fn without(mut self, spec: &MountSpec) -> Self {
+        self.others.retain(|other| other != spec);
+        self.root = self.root.without(std::slice::from_ref(spec));
+        self
+    }
+
+    /// Whether all filesystems are shown side by side: each of them is then what the user asked for.
+    pub(super) fn shows_everything(&self) -> bool {
+        matches!(self.root, Root::Folders(_))
     }
 }
 

@@ -13,7 +13,7 @@ use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 use log::{info, warn};
 
-use super::arrangement::{Arrangement, ArrangementError};
+use super::arrangement::{Arrangement, ArrangementError, Mounted};
 use super::boot::{self, Awake, Origin, PORTS};
 use super::disks::Disks;
 use super::keys::{self, KeyError};
@@ -31,6 +31,9 @@ use crate::vm::kept_overlay::OverlayError;
 use crate::vm::template::{Template, TemplateKey};
 use crate::vm::{Boot, Vm, VmConfig, VmError, bulk, find_qemu};
 
+/// Filesystems over which a VM may die before `--all` is given up.
+const MOST_DEATHS: usize = 8;
+
 /// The number of `ENODEV` on the wire.
 const ENODEV: u16 = 19;
 
@@ -44,6 +47,8 @@ pub struct Launched {
     pub disks: Vec<Option<DiskReader>>,
     /// How the filesystems that can be written compare names.
     pub names: NameMatching,
+    /// Whether nothing is missing of what the user asked for: `--all` shows what it can.
+    pub complete: bool,
     /// What it was launched from.
     pub origin: Origin,
     /// What QEMU is confined by.
@@ -200,8 +205,9 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
                 let mounted = Arrangement::default();
                 let origin =
                     Origin { qemu, appliance, accelerator, template, disks, kept, mounted };
-                let names = NameMatching::Exact;
-                let launched = Launched { guest, vm, disks: readers, names, origin, confinement };
+                let (names, complete) = (NameMatching::Exact, true);
+                let launched =
+                    Launched { guest, vm, disks: readers, names, complete, origin, confinement };
                 return mount_all(launched, plan, timings);
             }
             Err(error) if candidates.peek().is_none() => return Err(error),
@@ -354,15 +360,14 @@ fn mount_all(
         let failed = |error| LaunchError::Begin(disk.path.clone(), error);
         disk.begin_writing().map_err(failed)?;
     }
-    let guest = &launched.guest;
-    let mounted = plan
-        .selection
-        .arrange(guest, Encrypted { open: &open, declined: plan.declined.as_deref() })
-        .and_then(|arranged| arranged.mount(guest, plan.writing()));
+    let encrypted = Encrypted { open: &open, declined: plan.declined.as_deref() };
+    let arranged = plan.selection.arrange(&launched.guest, encrypted);
+    let mounted = arranged.and_then(|arranged| mount_survived(&mut launched, arranged, plan));
     match mounted {
-        Ok((mounted, names)) => {
+        Ok(Mounted { arrangement, names, left_out }) => {
             timings.done("mounted");
-            launched.origin.mounted = mounted;
+            launched.complete &= left_out.is_empty() || !arrangement.shows_everything();
+            launched.origin.mounted = arrangement;
             launched.names = names;
             Ok(launched)
         }
@@ -372,6 +377,49 @@ fn mount_all(
         }
         Err(error) => Err(LaunchError::Arrangement(error)),
     }
+}
+
+/// Mounts what was arranged. Where all filesystems are to be shown, one over which the kernel panics
+/// does not hide the others: another VM goes on without it.
+fn mount_survived(
+    launched: &mut Launched,
+    mut arranged: Arrangement,
+    plan: &Plan,
+) -> Result<Mounted, ArrangementError> {
+    // What a VM that died had written to a filesystem is in no state to be mounted by another.
+    let may_go_on = arranged.shows_everything() && !plan.is_writable();
+    let mut deaths = 0;
+    loop {
+        match arranged.clone().mount(&launched.guest, plan.writing()) {
+            Err(ArrangementError::Broke(spec, error)) if may_go_on && deaths < MOST_DEATHS => {
+                deaths += 1;
+                launched.complete = false;
+                warn!("cannot mount {} on {}: {error}; going on without it", spec.device, spec.at);
+                arranged = arranged.without(&spec);
+                restart(launched, plan).map_err(|error| match error {
+                    LaunchError::Guest(error, _) => ArrangementError::Guest(error),
+                    other => ArrangementError::Restart(other.to_string()),
+                })?;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Puts another VM, in which nothing is mounted, in the place of one that died.
+fn restart(launched: &mut Launched, plan: &Plan) -> Result<(), LaunchError> {
+    launched.vm.kill();
+    let origin = &launched.origin;
+    let config = origin.config(plan);
+    let timings = Timings::start();
+    let awake = boot::boot(&config, &origin.boot(), plan, &origin.disks, &origin.kept, &timings)?;
+    keys::open_volumes(&awake.guest, &plan.keys).map_err(LaunchError::Key)?;
+    let Awake { guest, vm, confinement } = awake;
+    (launched.guest, launched.confinement) = (guest, confinement);
+    for line in std::mem::replace(&mut launched.vm, vm).last_words() {
+        info!("the VM printed last: {line}");
+    }
+    Ok(())
 }
 
 /// Says why `spec` could not be mounted, and what could be. `open` are the encrypted volumes that

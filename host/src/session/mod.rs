@@ -96,6 +96,7 @@ pub struct Session<'p> {
     /// The record as it is shown.
     shown: File,
     tell_stats: bool,
+    complete: bool,
     /// Where templates are kept.
     cache: Option<PathBuf>,
     /// Those that end the mount.
@@ -117,7 +118,7 @@ impl<'p> Session<'p> {
     ) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
         let launched = prompt::launch_asking(plan, timings)?;
-        let Launched { guest, vm, disks, names, origin, confinement } = launched;
+        let Launched { guest, vm, disks, names, complete, origin, confinement } = launched;
         let plan = &*plan;
         let images = plan
             .disks
@@ -166,10 +167,17 @@ impl<'p> Session<'p> {
             record,
             shown,
             tell_stats: plan.stats,
+            complete,
             cache: cache_folder(),
             signals,
             _watcher: watcher,
         })
+    }
+
+    /// Whether nothing is missing of what the user asked for: `--all` shows what it can.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Serves until the folder is unmounted or a signal says to end, then takes everything

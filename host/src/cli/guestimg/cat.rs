@@ -44,7 +44,8 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
         Box::new(Plain(Output::lock()))
     };
     let printed = print_all(arguments, &opened.files, &mut *out);
-    opened.close();
+    // The file was found, whatever else was not.
+    let _ = opened.close();
     printed.map_err(super::boxed)
 }
 

@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
         }
     }
     drop(progress);
-    opened.close();
+    sum.troubles += u64::from(!opened.close());
     if arguments.json {
         say!("{}", json!({ "files": sum.files, "troubles": sum.troubles }));
     }

@@ -107,6 +107,9 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         }
     });
     printed.map_err(boxed)?;
+    if !(before.complete && after.complete) {
+        return Err(boxed("not all filesystems could be compared"));
+    }
     if arguments.json {
         writeln!(out, "{:#}", Value::Array(all)).map_err(boxed)?;
     }

@@ -120,7 +120,8 @@ impl Arguments {
         let opened = Opened::of(launch(plan, &Timings::start()).map_err(super::boxed)?)?;
         let name = device.map_or_else(|| "sda".to_owned(), VolumeName::file_name);
         let exported = self.device(&opened.files, &name, file);
-        opened.close();
+        // Devices are all shown, or none.
+        let _ = opened.close();
         exported
     }
 

@@ -66,9 +66,9 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
     let done = list.all(&opened.files);
     let well = list.well;
     drop(list);
-    opened.close();
+    let whole = opened.close();
     done.map_err(super::boxed)?;
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if well && whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 struct Listing<'a> {

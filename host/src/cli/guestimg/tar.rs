@@ -129,7 +129,8 @@ impl Arguments {
         let written = self.all(&opened.files, &mut tar, &progress);
         let written = written.and_then(|sum| Ok(tar.finish().map(|_| sum)?));
         drop(progress);
-        opened.close();
+        let missing = u64::from(!opened.close());
+        let written = written.map(|sum| Walked { troubles: sum.troubles + missing, ..sum });
         written.map_err(|trouble| match (trouble, &self.output) {
             (Trouble::Host(error), Some(path)) => {
                 super::boxed(NewFileError::Write(path.clone(), error))
