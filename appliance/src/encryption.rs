@@ -8,6 +8,7 @@ use guestmnt_protocol::message::{Content, Failure};
 use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::volume::{PlainName, VolumeName};
 
+use crate::bitlocker::Volume;
 use crate::failure::explained;
 use crate::modules::Modules;
 use crate::programs::Programs;
@@ -46,7 +47,14 @@ impl Opened {
             Content::Other(kind) if kind == "BitLocker" => "bitlk",
             _ => return Err(explained(Errno::EMEDIUMTYPE, "is not encrypted")),
         };
-        let opened = Self { of: of.clone(), name: name_for(of) };
+        let opened = Self { of: of.clone(), name: of.opened() };
+        if kind == "bitlk"
+            && let Some(volume) = Volume::of(node)?
+            && !volume.is_usual()
+        {
+            volume.open(&opened.name, Some(key), programs, modules)?;
+            return Ok(opened);
+        }
         let node = node.to_string_lossy();
         let arguments = [
             "open",
@@ -82,6 +90,23 @@ impl Opened {
     }
 }
 
+/// Opens the volume `of`, which has the node `node`, if its key stands in the clear, as where BitLocker's
+/// protection is suspended.
+///
+/// # Errors
+/// As [`Volume::of`] and [`Volume::open`].
+pub fn open_without_key(
+    of: &VolumeName,
+    node: &Path,
+    programs: &Programs,
+    modules: &Modules,
+) -> Result<Option<Opened>, Failure> {
+    let Some(volume) = Volume::of(node)?.filter(Volume::needs_no_key) else { return Ok(None) };
+    let opened = Opened { of: of.clone(), name: of.opened() };
+    volume.open(&opened.name, None, programs, modules)?;
+    Ok(Some(opened))
+}
+
 fn refused() -> Failure {
     explained(Errno::EACCES, "the key does not open it")
 }
@@ -94,24 +119,3 @@ const NO_MEMORY: i32 = 3;
 
 /// What cryptsetup says of a header without data behind it.
 const DETACHED: &str = "detached LUKS header";
-
-/// `cryptsda2` for `/dev/sda2`, as libguestfs calls it; two copies of one volume get two names.
-fn name_for(of: &VolumeName) -> PlainName {
-    let device = of.to_string();
-    let device = device.strip_prefix("/dev/").unwrap_or(&device).replace('/', ".");
-    format!("crypt{device}").parse().unwrap_or_else(|_| PlainName::from(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_opened_is_called_after_its_device() {
-        for (of, name) in
-            [("/dev/sda2", "cryptsda2"), ("/dev/vg/root", "cryptvg.root"), ("/dev/md0", "cryptmd0")]
-        {
-            assert_eq!(name_for(&of.parse().unwrap()).as_str(), name);
-        }
-    }
-}

@@ -13,6 +13,7 @@ mod ahead;
 mod aio;
 mod assembly;
 mod attempt;
+mod bitlocker;
 #[allow(unsafe_code)]
 mod blkid;
 mod blocks;

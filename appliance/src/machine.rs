@@ -28,7 +28,7 @@ use crate::blocks::{self, BlockFile};
 use crate::bulk::Bulk;
 use crate::devices::Disks;
 use crate::driver_times::MadeUp;
-use crate::encryption::Opened;
+use crate::encryption::{Opened, open_without_key};
 use crate::failure::{errno_of, explained};
 use crate::grafts::Graft;
 use crate::inspection;
@@ -175,6 +175,7 @@ impl Machine {
 
     /// All volumes, and what `more` says of them.
     fn list<T>(&self, more: impl Fn(&[(Block, Probed)], &Assembly) -> T) -> (Vec<Volume>, T) {
+        self.open_without_keys();
         let assembly = self.assembly();
         let blocks = assembly.all();
         let more = more(&blocks, &assembly);
@@ -187,6 +188,7 @@ impl Machine {
     pub fn systems(&self) -> Vec<System> {
         // One at a time: they use the same place.
         let _mounts = self.mounts();
+        self.open_without_keys();
         inspection::systems(&self.assembly())
     }
 
@@ -227,6 +229,44 @@ impl Machine {
         tree: Option<&Tree>,
     ) -> Result<Mounted, Failure> {
         *self.knowledge() = None;
+        match self.mount_assembled(request, writing, tree) {
+            // It may be, or be in, a volume that opens without a key.
+            Err(failure) if is_perhaps_closed(&failure) && self.open_without_keys() => {
+                self.mount_assembled(request, writing, tree)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Opens the encrypted volumes whose keys stand in the clear. Whether there were any.
+    fn open_without_keys(&self) -> bool {
+        let mut any = false;
+        for device in self.disks.list() {
+            let name = VolumeName::from(device.name);
+            if self.assembly().is_open(&name) {
+                continue;
+            }
+            match open_without_key(&name, &device.node, &self.programs, &self.modules) {
+                Ok(None) => {}
+                Ok(Some(opened)) => {
+                    self.opened().push(opened);
+                    any = true;
+                }
+                Err(failure) => {
+                    let first = failure.detail.lines().next().unwrap_or_default();
+                    kmsg::warn(format_args!("{name}: {first}"));
+                }
+            }
+        }
+        any
+    }
+
+    fn mount_assembled(
+        &self,
+        request: &MountRequest,
+        writing: Writing,
+        tree: Option<&Tree>,
+    ) -> Result<Mounted, Failure> {
         let assembly = self.assembly();
         let (how, graft, times) = self.mounts().mount(request, writing, tree, &assembly)?;
         Ok(Mounted { how, graft, times, remarks: assembly.remarks.into_lines() })
@@ -238,6 +278,7 @@ impl Machine {
     /// # Errors
     /// As [`blocks::show`].
     pub fn show_blocks(&self) -> Result<Vec<BlockFile>, Failure> {
+        self.open_without_keys();
         let all = self.assembly().all();
         let blocks: Vec<Block> = all.into_iter().map(|(block, _)| block).collect();
         blocks::show(&blocks, &self.disks)
@@ -339,6 +380,13 @@ impl Machine {
         // After a panic the list has at worst one mount less than there are.
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether something was not there, or no filesystem, which an encrypted volume that opens may change.
+fn is_perhaps_closed(failure: &Failure) -> bool {
+    [Errno::ENODEV, Errno::EMEDIUMTYPE]
+        .iter()
+        .any(|errno| i32::from(failure.errno) == *errno as i32)
 }
 
 fn failed(what: &str, errno: Errno) -> Failure {

@@ -105,6 +105,15 @@ impl From<DeviceName> for VolumeName {
 }
 
 impl VolumeName {
+    /// The name of what is in this encrypted volume once it is open, `cryptsda2` for `/dev/sda2`, as
+    /// libguestfs calls it; two copies of one volume get two names.
+    #[must_use]
+    pub fn opened(&self) -> PlainName {
+        let device = self.to_string();
+        let device = device.strip_prefix("/dev/").unwrap_or(&device).replace('/', ".");
+        format!("crypt{device}").parse().unwrap_or_else(|_| PlainName::from(0))
+    }
+
     /// The disk that the name says it is on; none where that is for the guest to find out.
     #[must_use]
     pub fn device(&self) -> Option<DeviceName> {
@@ -262,6 +271,15 @@ impl fmt::Display for Mountable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_opened_is_called_after_its_device() {
+        for (of, name) in
+            [("/dev/sda2", "cryptsda2"), ("/dev/vg/root", "cryptvg.root"), ("/dev/md0", "cryptmd0")]
+        {
+            assert_eq!(of.parse::<VolumeName>().unwrap().opened().as_str(), name);
+        }
+    }
 
     fn plain(text: &str) -> PlainName {
         text.parse().unwrap()

@@ -2,14 +2,17 @@
 //! drives that they are.
 
 use std::fs;
+use std::path::PathBuf;
 
 use guestmnt_tests::program::{Workplace, text};
 use guestmnt_tests::specimens::{
     bitlocker_disks, bitlocker_disks_of_other_ciphers, bitlocker_disks_with_a_startup_key, sha256,
-    specimen, windows_disks,
+    specimen, specimens, windows_disks,
 };
 use guestmnt_tests::tree::assert_same;
-use xtask::disks::bitlocker::{PASSWORD, RECOVERY, startup_key};
+use xtask::disks::bitlocker::{
+    Condition, PASSWORD, RECOVERY, size_of_filesystem, startup_key, volume_in,
+};
 use xtask::disks::filesystems::Kind;
 
 fn for_all(key: &str) -> String {
@@ -119,4 +122,67 @@ the recovery password opens the volume with any
 ";
     assert!(finished.stderr.ends_with(expected), "{finished:?}");
     place.assert_clean(&["mnt"]);
+}
+
+/// A volume in `condition` in `place`, and the mount point. `None`, and a skip, where there is no NTFS.
+fn volume(place: &Workplace, condition: Condition) -> Option<PathBuf> {
+    specimen(Kind::Ntfs)?;
+    let image = place.path().join("volume");
+    fs::write(&image, volume_in(condition, &specimens()).unwrap()).unwrap();
+    Some(image)
+}
+
+/// The volume in `condition` shows its files, opened with `keys`.
+fn shows_its_files(condition: Condition, keys: &[&str]) {
+    let place = Workplace::new();
+    let Some(image) = volume(&place, condition) else { return };
+    let Some((_, entries)) = specimen(Kind::Ntfs) else { return };
+    let mnt = place.folder("mnt");
+    for device in ["/dev/sda", "/dev/mapper/cryptsda"] {
+        let disk = ["--format", "raw", "-a", text(&image), "-m", device, text(&mnt)];
+        place.mount(&[keys, &disk].concat());
+        assert_same(&mnt, &entries);
+        place.unmount(&mnt);
+    }
+    place.assert_clean(&["mnt", "volume"]);
+}
+
+#[test]
+fn a_volume_whose_protection_is_suspended_opens_without_a_key() {
+    shows_its_files(Condition::Suspended, &[]);
+}
+
+#[test]
+fn a_volume_whose_encryption_was_interrupted_is_clear_behind_that() {
+    let Some((image, _)) = specimen(Kind::Ntfs) else { return };
+    let middle = fs::metadata(image).unwrap().len() / 2 + 512;
+    shows_its_files(Condition::UpTo(middle), &["--key", &for_all(PASSWORD)]);
+    shows_its_files(Condition::UpTo(5 << 20), &["--key", &for_all(RECOVERY)]);
+}
+
+#[test]
+fn a_volume_that_is_encrypted_as_it_is_written_is_read_by_its_bitmap() {
+    shows_its_files(Condition::OnWrite, &["--key", &for_all(PASSWORD)]);
+}
+
+#[test]
+fn a_volume_that_its_image_cuts_short_is_called_so() {
+    let place = Workplace::new();
+    let Some(image) = volume(&place, Condition::Encrypted) else { return };
+    let end = size_of_filesystem(&specimens()).unwrap();
+    let mnt = place.folder("mnt");
+    let key = for_all(PASSWORD);
+    // Within BitLocker's own data, and behind it.
+    for (behind, what) in
+        [(75 << 10, "some of its own data is beyond"), (900 << 10, "it has 34603008 bytes")]
+    {
+        fs::File::options().write(true).open(&image).unwrap().set_len(end + behind).unwrap();
+        let disk = ["--format", "raw", "-a", text(&image), "-m", "/dev/sda", text(&mnt)];
+        let finished = place.run("guestmnt", &[&["--key", &key], &disk[..]].concat());
+        assert_eq!(finished.status, Some(1), "{finished:?}");
+        let said = format!("cannot open /dev/sda: BitLocker's volume is cut short: {what}");
+        assert!(finished.stderr.contains(&said), "{finished:?}");
+        fs::write(&image, volume_in(Condition::Encrypted, &specimens()).unwrap()).unwrap();
+    }
+    place.assert_clean(&["mnt", "volume"]);
 }

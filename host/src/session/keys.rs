@@ -14,7 +14,7 @@ use guestmnt_protocol::limits::MAX_SECRET;
 use guestmnt_protocol::message::{Content, Volume};
 use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::secret::Secret;
-use guestmnt_protocol::volume::VolumeName;
+use guestmnt_protocol::volume::{Mountable, VolumeName};
 use log::{info, warn};
 use nix::errno::Errno;
 
@@ -248,6 +248,14 @@ const BITLOCKER: &str = "BitLocker";
 #[must_use]
 pub fn is_encrypted(volume: &Volume) -> bool {
     matches!(&volume.content, Content::Other(kind) if kind == LUKS || kind == BITLOCKER)
+}
+
+/// Whether a volume among `volumes` is encrypted, and what is in it is not among them: one whose key
+/// stands in the clear is opened by itself.
+#[must_use]
+pub fn is_closed(volume: &Volume, volumes: &[Volume]) -> bool {
+    let opened = Mountable::from(VolumeName::Mapper(volume.device.volume().opened()));
+    is_encrypted(volume) && !volumes.iter().any(|other| other.device == opened)
 }
 
 /// Opens the encrypted volumes for which there are keys, those within others as well, and returns

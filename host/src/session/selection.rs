@@ -44,7 +44,7 @@ impl Encrypted<'_> {
     /// # Errors
     /// [`ArrangementError::Locked`].
     fn settle(&self, volumes: &[Volume]) -> Result<(), ArrangementError> {
-        let encrypted = volumes.iter().filter(|volume| keys::is_encrypted(volume));
+        let encrypted = volumes.iter().filter(|volume| keys::is_closed(volume, volumes));
         let names = encrypted.map(|volume| volume.device.volume());
         let locked: Vec<_> = names.filter(|name| !self.open.contains(name)).collect();
         if let Some(declined) = self.declined

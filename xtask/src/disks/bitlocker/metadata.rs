@@ -8,7 +8,7 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 
 use super::keys::{self, NONCE, wrapped};
-use super::{PASSWORD, RECOVERY};
+use super::{Condition, PASSWORD, RECOVERY, on_write};
 use crate::disks::noise::Noise;
 
 const SIGNATURE: &[u8; 8] = b"-FVE-FS-";
@@ -16,6 +16,11 @@ const SIGNATURE: &[u8; 8] = b"-FVE-FS-";
 /// What says in the boot sector that this is an ordinary volume.
 const ORDINARY: [u8; 16] = [
     0x3b, 0xd6, 0x67, 0x49, 0x29, 0x2e, 0xd8, 0x4a, 0x83, 0x99, 0xf6, 0xa3, 0x39, 0xe3, 0xd0, 0x01,
+];
+
+/// What says there that bitmaps tell what is encrypted.
+const ON_WRITE: [u8; 16] = [
+    0x3b, 0x4d, 0xa8, 0x92, 0x80, 0xdd, 0x0e, 0x4d, 0x9e, 0x4e, 0xb1, 0xe3, 0x28, 0x4e, 0xae, 0xd8,
 ];
 
 /// Bytes of one copy of the entries, and of what is moved from the filesystem's start.
@@ -38,6 +43,7 @@ const EXTERNAL_KEY: u16 = 9;
 const OFFSET_AND_SIZE: u16 = 0xf;
 
 /// Protectors, in an entry of a master key.
+const IN_THE_CLEAR: u16 = 0;
 const BY_STARTUP_KEY: u16 = 0x0200;
 const BY_RECOVERY: u16 = 0x0800;
 const BY_PASSWORD: u16 = 0x2000;
@@ -74,20 +80,23 @@ impl Areas {
 }
 
 /// The volume's first sector.
-pub fn boot_sector(areas: &Areas) -> [u8; 512] {
+pub fn boot_sector(areas: &Areas, condition: Condition) -> [u8; 512] {
     let mut sector = [0; 512];
     let mut put = |at: usize, bytes: &[u8]| sector[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &[0xeb, 0x58, 0x90]);
     put(3, SIGNATURE);
     put(11, &512_u16.to_le_bytes());
-    put(160, &ORDINARY);
+    put(160, if condition == Condition::OnWrite { &ON_WRITE } else { &ORDINARY });
     put(176, &places(areas));
+    if condition == Condition::OnWrite {
+        put(200, &on_write::places(areas).map(u64::to_le_bytes).concat());
+    }
     put(510, &[0x55, 0xaa]);
     sector
 }
 
 /// The block of entries for a volume with this cipher and key, and what it is checked by.
-pub fn block(areas: &Areas, cipher: u16, key: &[u8]) -> Vec<u8> {
+pub fn block(areas: &Areas, cipher: u16, key: &[u8], condition: Condition) -> Vec<u8> {
     let mut noise = Noise::of("BitLocker");
     let mut random = || std::array::from_fn::<u8, 32, _>(|_| noise.next().to_le_bytes()[0]);
     let nonce = |random: [u8; 32]| *random.first_chunk::<NONCE>().expect("shorter");
@@ -118,7 +127,18 @@ pub fn block(areas: &Areas, cipher: u16, key: &[u8]) -> Vec<u8> {
         entry(VOLUME_MASTER_KEY, MASTER_KEY, &[head, properties.concat()].concat());
     let full = wrapped(&master, nonce(random()), &container(cipher.into(), key));
     let place = [areas.header.start as u64, HEADER as u64].map(u64::to_le_bytes).concat();
+    let by_clear_key = match condition {
+        Condition::Suspended => {
+            let own = random();
+            let kept = wrapped(&own, nonce(random()), &container(WRAPPING, &master));
+            let properties = [container(EXTERNAL, &own), entry(PROPERTY, WRAPPED_KEY, &kept)];
+            let head = [&random()[..16], &[0; 10], &IN_THE_CLEAR.to_le_bytes()].concat();
+            entry(VOLUME_MASTER_KEY, MASTER_KEY, &[head, properties.concat()].concat())
+        }
+        _ => Vec::new(),
+    };
     let entries = [
+        by_clear_key,
         entry(DESCRIPTION, STRING, &utf16("WORK-PC C: 22.11.2026")),
         by_startup_key,
         by_passwords.concat(),
@@ -126,7 +146,7 @@ pub fn block(areas: &Areas, cipher: u16, key: &[u8]) -> Vec<u8> {
         entry(VOLUME_HEADER, OFFSET_AND_SIZE, &place),
     ]
     .concat();
-    let block = with_heads(areas, cipher, &random(), &entries);
+    let block = with_heads(areas, cipher, &random(), &entries, condition);
     let check = check(&master, nonce(random()), &block);
     [block, check].concat()
 }
@@ -143,7 +163,19 @@ pub fn startup_key() -> Vec<u8> {
 }
 
 /// The entries behind their two headers, in units of 16 bytes.
-fn with_heads(areas: &Areas, cipher: u16, guid: &[u8; 32], entries: &[u8]) -> Vec<u8> {
+fn with_heads(
+    areas: &Areas,
+    cipher: u16,
+    guid: &[u8; 32],
+    entries: &[u8],
+    condition: Condition,
+) -> Vec<u8> {
+    // The volume's state, the next one, and how far it is encrypted.
+    let (state, next, encrypted) = match condition {
+        Condition::Encrypted | Condition::Suspended => (4, 4, areas.end as u64),
+        Condition::UpTo(end) => (2, 4, end),
+        Condition::OnWrite => (3, 4, areas.end as u64),
+    };
     const HEADS: usize = 64 + 48;
     let length = (HEADS + entries.len()).next_multiple_of(16);
     let short = |value: usize| u16::try_from(value).expect("fits").to_le_bytes();
@@ -153,10 +185,9 @@ fn with_heads(areas: &Areas, cipher: u16, guid: &[u8; 32], entries: &[u8]) -> Ve
         &SIGNATURE[..],
         &short(length / 16),
         &short(2), // version
-        // Encrypted, and about to stay so.
-        &short(4),
-        &short(4),
-        &(areas.end as u64).to_le_bytes(),
+        &short(state),
+        &short(next),
+        &encrypted.to_le_bytes(),
         &[0; 4],
         &long(HEADER / 512),
         &places(areas),
@@ -207,7 +238,7 @@ fn utf16(text: &str) -> Vec<u8> {
 }
 
 /// CRC-32 of IEEE 802.3.
-fn crc32(bytes: &[u8]) -> u32 {
+pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 }

@@ -14,6 +14,7 @@
 
 mod keys;
 mod metadata;
+mod on_write;
 mod sectors;
 
 use std::fs;
@@ -120,6 +121,39 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// A volume with `filesystem` in it. What BitLocker needs for itself lies behind that, where the
 /// filesystem has no clusters; Windows takes it from the middle.
 fn protected(filesystem: &[u8], cipher: Cipher) -> Vec<u8> {
+    protected_in(filesystem, cipher, Condition::Encrypted)
+}
+
+/// The condition that a volume is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It is encrypted and its key protected.
+    Encrypted,
+    /// It is encrypted, and its key stands in the clear: protection is suspended.
+    Suspended,
+    /// It is encrypted up to this byte: Windows was interrupted at it.
+    UpTo(u64),
+    /// Windows encrypts what is written, and has done every other chunk.
+    OnWrite,
+}
+
+/// The NTFS specimen in a volume that is in `condition`, encrypted by AES-XTS.
+///
+/// # Errors
+/// [`Error::Unfit`] where there is no specimen.
+pub fn volume_in(condition: Condition, specimens: &Specimens) -> Result<Vec<u8>, Error> {
+    Ok(protected_in(&ntfs(specimens)?, Cipher::Xts, condition))
+}
+
+/// Bytes of the filesystem in such a volume, behind which are BitLocker's own.
+///
+/// # Errors
+/// As [`volume_in`].
+pub fn size_of_filesystem(specimens: &Specimens) -> Result<u64, Error> {
+    Ok(ntfs(specimens)?.len() as u64)
+}
+
+fn protected_in(filesystem: &[u8], cipher: Cipher, condition: Condition) -> Vec<u8> {
     let areas = Areas::behind(filesystem.len());
     let key = cipher.key();
     let mut volume = filesystem.to_vec();
@@ -130,14 +164,32 @@ fn protected(filesystem: &[u8], cipher: Cipher) -> Vec<u8> {
     for range in [header..filesystem.len(), place] {
         let first = range.start as u64 / SECTOR;
         for (sector, number) in volume[range].chunks_exact_mut(sectors::SIZE).zip(first..) {
-            cipher.encrypt(&key, number, sector);
+            if condition.encrypts(number * SECTOR) {
+                cipher.encrypt(&key, number, sector);
+            }
         }
     }
     volume[..header].fill(0);
-    volume[..sectors::SIZE].copy_from_slice(&metadata::boot_sector(&areas));
-    let block = metadata::block(&areas, cipher.number(), &key);
+    volume[..sectors::SIZE].copy_from_slice(&metadata::boot_sector(&areas, condition));
+    let block = metadata::block(&areas, cipher.number(), &key, condition);
     for start in areas.metadata {
         volume[start..start + block.len()].copy_from_slice(&block);
     }
+    if condition == Condition::OnWrite {
+        for (at, bytes) in on_write::records(&areas) {
+            volume[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
     volume
+}
+
+impl Condition {
+    /// Whether the byte at `at` is encrypted.
+    fn encrypts(self, at: u64) -> bool {
+        match self {
+            Self::Encrypted | Self::Suspended => true,
+            Self::UpTo(end) => at < end,
+            Self::OnWrite => on_write::encrypts(at),
+        }
+    }
 }
