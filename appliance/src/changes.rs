@@ -1,6 +1,6 @@
 //! Requests of writable mounts, each with the one call that carries it out.
 
-use guestmnt_protocol::change::{Afterwards, Change, HeldFile, HeldRequest};
+use guestmnt_protocol::change::{Change, HeldFile, HeldRequest};
 use guestmnt_protocol::limits::MAX_PAYLOAD;
 use guestmnt_protocol::message::{Answer, Outcome};
 use nix::errno::Errno;
@@ -13,8 +13,23 @@ use crate::payload::Payload;
 impl Guest {
     /// Carries out a change, with the bytes `given` that came with it.
     pub(crate) fn change(&self, change: &Change, given: &[u8]) -> Outcome {
+        match change {
+            Change::SetAttrAt { file, attributes, changed } => self
+                .on_files_at(*changed, |tree, at| {
+                    tree.set_attr_at(file, attributes, at).map(Answer::Attr)
+                }),
+            Change::FinishAt { file, offset, attributes, afterwards, changed } => self
+                .on_files_at(*changed, |tree, at| {
+                    tree.finish(*file, *offset, given, attributes, at, *afterwards)
+                }),
+            other => self.change_now(other, given),
+        }
+    }
+
+    fn change_now(&self, change: &Change, given: &[u8]) -> Outcome {
         let done = |()| Answer::Done;
         self.on_files(|tree| match change {
+            Change::SetAttrAt { .. } | Change::FinishAt { .. } => Err(Errno::EINVAL),
             Change::Create { entry, mode, owner, existing } => {
                 let (held, attr) = tree.create(entry, *mode, *owner, *existing)?;
                 Ok(Answer::Created(held, attr))
@@ -41,13 +56,7 @@ impl Guest {
             Change::RemoveXattr { file, name } => tree.remove_xattr(file, name).map(done),
             Change::Sync { file, what } => tree.sync(file, *what).map(done),
             Change::Finish { file, offset, attributes, afterwards } => {
-                let written = tree.write_and_set(*file, *offset, given, attributes);
-                match afterwards {
-                    Afterwards::Held => {
-                        written.and_then(|()| tree.stat_held(*file)).map(Answer::Attr)
-                    }
-                    Afterwards::Released => tree.held.release(*file).and(written).map(done),
-                }
+                tree.finish(*file, *offset, given, attributes, None, *afterwards)
             }
         })
     }

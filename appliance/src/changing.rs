@@ -11,9 +11,13 @@ use nix::sys::uio::pwrite;
 use nix::unistd::{Gid, Uid, fchownat, truncate};
 
 use guestmnt_protocol::attr::Attr;
-use guestmnt_protocol::change::{FileAt, HeldFile, NewAttributes, NewTime, Owner, XattrMode};
+use guestmnt_protocol::change::{
+    Afterwards, FileAt, HeldFile, NewAttributes, NewTime, Owner, XattrMode,
+};
+use guestmnt_protocol::message::Answer;
 use guestmnt_protocol::xattr::XattrName;
 
+use crate::clock::Moment;
 use crate::resolve;
 use crate::sys;
 use crate::tree::Tree;
@@ -60,6 +64,44 @@ impl Tree {
         let found = self.found(file)?;
         set(found.as_fd(), new)?;
         self.attr(&resolve::attributes(found.as_fd())?)
+    }
+
+    /// As [`Tree::set_attr`], of a file that was changed at a moment, if one is given.
+    ///
+    /// # Errors
+    /// As [`Tree::set_attr`].
+    pub fn set_attr_at(
+        &self,
+        file: &FileAt,
+        new: &NewAttributes,
+        at: Option<Moment<'_>>,
+    ) -> nix::Result<Attr> {
+        let found = self.found(file)?;
+        set(found.as_fd(), new)?;
+        stamp(found.as_fd(), at)?;
+        self.attr(&resolve::attributes(found.as_fd())?)
+    }
+
+    /// As [`Tree::write_and_set`], of a file that was changed at a moment, if one is given; then lets
+    /// the file go, or tells what it is.
+    ///
+    /// # Errors
+    /// As [`Tree::write_and_set`].
+    pub fn finish(
+        &self,
+        file: HeldFile,
+        offset: u64,
+        bytes: &[u8],
+        new: &NewAttributes,
+        at: Option<Moment<'_>>,
+        afterwards: Afterwards,
+    ) -> nix::Result<Answer> {
+        let written = self.write_and_set(file, offset, bytes, new);
+        let written = written.and_then(|()| stamp(self.held.get(file)?.file(), at));
+        match afterwards {
+            Afterwards::Held => written.and_then(|()| self.stat_held(file)).map(Answer::Attr),
+            Afterwards::Released => self.held.release(file).and(written).map(|()| Answer::Done),
+        }
     }
 
     /// Writes all of `bytes` from byte `offset` on, then changes attributes.
@@ -156,6 +198,18 @@ fn set(found: BorrowedFd, new: &NewAttributes) -> nix::Result<()> {
         utimensat(AT_FDCWD, path.as_str(), &accessed, &modified, follow)?;
     }
     Ok(())
+}
+
+/// Makes this moment the time of the file's last change. Where the clock cannot show it, the time
+/// stays that of the guest's own changes.
+fn stamp(found: BorrowedFd, at: Option<Moment>) -> nix::Result<()> {
+    let Some(Moment { clock, time }) = at else { return Ok(()) };
+    let stat = resolve::attributes(found)?;
+    let path = resolve::proc_path(found);
+    match clock.stamp(&path, &stat, time, || resolve::attributes(found)) {
+        Err(Errno::EINVAL) => Ok(()),
+        done => done,
+    }
 }
 
 fn xattr_path(found: &impl AsFd) -> CString {

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 
 use guestmnt_protocol::VERSION;
+use guestmnt_protocol::attr::Time;
 use guestmnt_protocol::batch::Plain;
 use guestmnt_protocol::limits::{MAX_PAYLOAD, MAX_SAMPLE};
 use guestmnt_protocol::message::{
@@ -19,6 +20,7 @@ use guestmnt_protocol::path::{EntryName, GuestPath};
 use crate::attempt::Writing;
 use crate::blocks;
 use crate::bulk::Slot;
+use crate::clock::Moment;
 use crate::failure;
 use crate::machine::{Machine, Mounted};
 use crate::mounts::SYSROOT;
@@ -258,6 +260,21 @@ impl Guest {
         let mounted = self.tree.read().unwrap_or_else(PoisonError::into_inner);
         let tree = mounted.as_ref().ok_or_else(|| failure::plain(Errno::ENODEV))?;
         carry_out(tree).map_err(failure::plain)
+    }
+
+    /// The same for what is changed at this moment, by the clock that can show it. Nothing else is in
+    /// flight then, which would be noted to happen at that moment too.
+    pub(crate) fn on_files_at(
+        &self,
+        time: Time,
+        carry_out: impl FnOnce(&Tree, Option<Moment<'_>>) -> nix::Result<Answer>,
+    ) -> Outcome {
+        let Some(machine) = &self.machine else {
+            return self.on_files(|tree| carry_out(tree, None));
+        };
+        let mounted = self.change_tree();
+        let tree = mounted.as_ref().ok_or_else(|| failure::plain(Errno::ENODEV))?;
+        carry_out(tree, Some(Moment { clock: &machine.clock, time })).map_err(failure::plain)
     }
 
     /// Waits until nothing is in flight, and lets nothing begin.

@@ -21,6 +21,7 @@ mod btrfs;
 mod bulk;
 mod changes;
 mod changing;
+mod clock;
 mod contents;
 mod creating;
 mod damaged;

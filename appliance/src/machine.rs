@@ -13,7 +13,6 @@ use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_settime};
 
 use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::message::{Failure, Layout, Listing, MountRequest, MountedAs, Volume};
@@ -26,6 +25,7 @@ use crate::assembly::{Assembly, Block};
 use crate::attempt::Writing;
 use crate::blocks::{self, BlockFile};
 use crate::bulk::Bulk;
+use crate::clock::Clock;
 use crate::devices::Disks;
 use crate::driver_times::MadeUp;
 use crate::encryption::{Opened, open_without_key};
@@ -72,6 +72,8 @@ pub struct Machine {
     pub modules: Modules,
     /// The memory that the host maps as well, if it gave the machine such memory.
     pub bulk: Option<Bulk>,
+    /// Its clock.
+    pub clock: Clock,
     /// The programs that assemble volumes.
     programs: Programs,
     /// The encrypted volumes that were opened.
@@ -98,6 +100,7 @@ impl Machine {
             bulk: bulk.ok(),
             disks: Disks::default(),
             modules: Modules::new(modules),
+            clock: Clock::default(),
             programs: Programs::default(),
             opened: Mutex::default(),
             mounts: Mutex::default(),
@@ -130,8 +133,7 @@ impl Machine {
     /// As clock_settime(2) and random(4), with what failed.
     pub fn wake(&self, unix_time_ns: u64, entropy: &[u8; 32]) -> Result<(), Failure> {
         let time = TimeSpec::from_duration(Duration::from_nanos(unix_time_ns));
-        clock_settime(ClockId::CLOCK_REALTIME, time)
-            .map_err(|errno| failed("set the guest's clock", errno))?;
+        self.clock.set(time).map_err(|errno| failed("set the guest's clock", errno))?;
         self.random()
             .and_then(|random| sys::add_entropy(random.as_fd(), entropy))
             .map_err(|errno| failed("seed the guest's random pool", errno))

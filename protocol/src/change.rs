@@ -184,13 +184,42 @@ pub enum Change {
         /// Whether it is held any longer.
         afterwards: Afterwards,
     },
+    /// As [`Change::SetAttr`], of a file that was changed at this moment. A guest in a VM makes that
+    /// the time of its last change, as well as the filesystem can keep it.
+    SetAttrAt {
+        /// The file.
+        file: FileAt,
+        /// What changes.
+        attributes: NewAttributes,
+        /// When.
+        changed: Time,
+    },
+    /// As [`Change::Finish`], likewise.
+    FinishAt {
+        /// The file, held for writing.
+        file: HeldFile,
+        /// The first byte's place.
+        offset: u64,
+        /// What changes.
+        attributes: NewAttributes,
+        /// Whether it is held any longer.
+        afterwards: Afterwards,
+        /// When.
+        changed: Time,
+    },
 }
 
 impl Change {
     /// Whether the request brings a payload.
     #[must_use]
     pub fn has_payload(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::SetXattr { .. } | Self::Finish { .. })
+        matches!(
+            self,
+            Self::Write { .. }
+                | Self::SetXattr { .. }
+                | Self::Finish { .. }
+                | Self::FinishAt { .. }
+        )
     }
 }
 

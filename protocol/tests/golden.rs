@@ -213,6 +213,24 @@ fn requests_for_writing() -> Vec<(Request, Vec<u8>)> {
             },
             b"\x0d\x01\x80\x01\x00\x00\x00\x01\x80\x03\x00\x00\x01",
         ),
+        (
+            Change::SetAttrAt {
+                file: FileAt::Held(HeldFile(1)),
+                attributes: NewAttributes { mode: Some(0o600), ..NewAttributes::default() },
+                changed: Time { secs: -1, nanos: 128 },
+            },
+            b"\x0e\x01\x01\x00\x00\x00\x01\x80\x03\x00\x00\x01\x80\x01",
+        ),
+        (
+            Change::FinishAt {
+                file: HeldFile(1),
+                offset: 128,
+                attributes: NewAttributes { mode: Some(0o600), ..NewAttributes::default() },
+                afterwards: Afterwards::Released,
+                changed: Time { secs: 1, nanos: 5 },
+            },
+            b"\x0f\x01\x80\x01\x00\x00\x00\x01\x80\x03\x00\x00\x01\x02\x05",
+        ),
     ];
     let change = |(change, bytes): (Change, &[u8])| {
         (Request::Change(change), [&[CHANGE][..], bytes].concat())
@@ -418,9 +436,15 @@ fn only_what_is_written_comes_with_a_request() {
         .collect();
     let expected = |request: &Request| {
         let Request::Change(change) = request else { return false };
-        matches!(change, Change::Write { .. } | Change::SetXattr { .. } | Change::Finish { .. })
+        matches!(
+            change,
+            Change::Write { .. }
+                | Change::SetXattr { .. }
+                | Change::Finish { .. }
+                | Change::FinishAt { .. }
+        )
     };
-    assert!(with.len() == 3 && with.iter().all(expected));
+    assert!(with.len() == 4 && with.iter().all(expected));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use fuser::FileAttr;
 use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{
-    Access, EntryPath, Existing, FileAt, NewAttributes, NewNode, Owner, Removed, Renaming,
+    Access, EntryPath, Existing, FileAt, NewNode, Owner, Removed, Renaming,
 };
 use guestmnt_protocol::message::{NameMatching, StatFs};
 use guestmnt_protocol::path::{EntryName, GuestPath};
@@ -29,7 +29,7 @@ use super::new_folders::NewFolders;
 use super::nodes::{NodeId, Nodes, ROOT};
 use super::open_nodes::{Lease, LetGo, OpenFile, OpenNodes};
 use super::operations::{Found, Operations, entry_name};
-use crate::guest::Guest;
+use crate::guest::{Guest, Update};
 
 /// A mount that can be written, without its FUSE clothes.
 pub struct Changes {
@@ -225,16 +225,17 @@ impl Changes {
     ///
     /// # Errors
     /// The guest's error, or `EIO`.
-    pub fn set_attr(&self, node: NodeId, new: NewAttributes) -> Result<FileAttr, Errno> {
+    pub fn set_attr(&self, node: NodeId, update: impl Into<Update>) -> Result<FileAttr, Errno> {
+        let update = update.into();
         let _settled = self.settled();
         if let Some(gone) = self.gone(node) {
             return Ok(gone);
         }
-        if let Some(kept) = self.set_new(node, new) {
+        if let Some(kept) = self.set_new(node, update) {
             return kept;
         }
         let (place, _lease) = self.place(node)?;
-        let changed = self.guest.set_attr(place, new);
+        let changed = self.guest.set_attr(place, update);
         self.operations.changed();
         Ok(self.operations.shown(node, &changed?))
     }

@@ -11,6 +11,7 @@ use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{NewAttributes, NewTime, Owner};
 
 use super::view::since_1970;
+use crate::guest::Update;
 
 /// Bytes that are kept of a file.
 const MOST: usize = 32 << 10;
@@ -38,14 +39,14 @@ pub struct Kept {
     /// The first bytes.
     pub bytes: Vec<u8>,
     /// What changes then.
-    pub attributes: NewAttributes,
+    pub update: Update,
 }
 
 impl Kept {
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty() && self.attributes == NewAttributes::default()
+        self.bytes.is_empty() && self.update == Update::default()
     }
 }
 
@@ -59,9 +60,9 @@ impl NewFile {
     /// Keeps bytes that are written at byte `offset` at this moment; not if they are too many, come
     /// late, or leave a gap. Then the guest has to take what was kept before it takes them.
     pub fn keep_bytes(&mut self, offset: u64, bytes: &[u8], now: Instant) -> bool {
-        let Kept { bytes: kept, attributes } = &mut self.kept;
+        let Kept { bytes: kept, update } = &mut self.kept;
         let is_next = !self.is_written
-            && *attributes == NewAttributes::default()
+            && *update == Update::default()
             && usize::try_from(offset) == Ok(kept.len());
         let keeps = is_next && kept.len() + bytes.len() <= MOST && is_soon(self.made, now);
         if keeps {
@@ -75,7 +76,8 @@ impl NewFile {
 
     /// Keeps attributes that change at this moment, and tells all as they will be. `None` for those
     /// that the filesystem may refuse, which has to be told at once, and for late ones.
-    pub fn keep_attributes(&mut self, new: NewAttributes, now: Instant) -> Option<Attr> {
+    pub fn keep_attributes(&mut self, new: impl Into<Update>, now: Instant) -> Option<Attr> {
+        let Update { attributes: new, changed } = new.into();
         if new.size.is_some() || new.owner != Owner::default() || !is_soon(self.made, now) {
             return None;
         }
@@ -83,7 +85,11 @@ impl NewFile {
             NewTime::Now => since_1970(SystemTime::now()),
             NewTime::At(time) => time,
         };
-        let Kept { attributes: kept, .. } = &mut self.kept;
+        let Update { attributes: kept, changed: kept_changed } = &mut self.kept.update;
+        if let Some(time) = changed {
+            *kept_changed = changed;
+            self.attr.changed = time;
+        }
         if let Some(mode) = new.mode {
             kept.mode = Some(mode);
             self.attr.mode = self.attr.mode & libc::S_IFMT | mode;
@@ -116,12 +122,14 @@ impl NewFile {
     /// these cannot come together: a change of the size sets times, and one of the owner takes
     /// permissions away.
     #[must_use]
-    pub fn together_with(&self, new: NewAttributes) -> Option<NewAttributes> {
-        let kept = self.kept.attributes;
+    pub fn together_with(&self, new: impl Into<Update>) -> Option<Update> {
+        let Update { attributes: new, changed } = new.into();
+        let Update { attributes: kept, changed: kept_changed } = self.kept.update;
         let apart = new.size.is_some() || kept.mode.is_some();
         let accessed = new.accessed.or(kept.accessed);
         let modified = new.modified.or(kept.modified);
-        (!apart).then_some(NewAttributes { accessed, modified, ..new })
+        let attributes = NewAttributes { accessed, modified, ..new };
+        (!apart).then_some(Update { attributes, changed: changed.or(kept_changed) })
     }
 
     /// Notes what the guest told of it, which took what was kept.
@@ -181,7 +189,10 @@ mod tests {
         let times = NewAttributes { accessed: at(1), modified: at(2), ..Default::default() };
         let mode = NewAttributes { mode: Some(0o4600), modified: at(3), ..Default::default() };
         new.keep_attributes(times, now).unwrap();
-        let told = new.keep_attributes(mode, now).unwrap();
+        let changed = Time { secs: 4, nanos: 5 };
+        let update = Update { attributes: mode, changed: Some(changed) };
+        let told = new.keep_attributes(update, now).unwrap();
+        assert_eq!(told.changed, changed);
         assert_eq!((told.mode, told.size, told.blocks), (libc::S_IFREG | 0o4600, 10, 1));
         assert_eq!(new.attr(), Some(told));
         assert_eq!((told.accessed.secs, told.modified.secs), (1, 3));
@@ -197,7 +208,8 @@ mod tests {
         assert!(new.together_with(given).is_none());
         let kept = new.into_kept();
         let attributes = NewAttributes { accessed: at(1), ..mode };
-        assert_eq!((kept.bytes.as_slice(), kept.attributes), (&b"some bytes"[..], attributes));
+        let update = Update { attributes, changed: Some(changed) };
+        assert_eq!((kept.bytes.as_slice(), kept.update), (&b"some bytes"[..], update));
     }
 
     #[test]
@@ -208,9 +220,9 @@ mod tests {
         assert!(new.keep_bytes(0, b"bytes", now) && new.keep_attributes(times, now).is_some());
         let owner = Owner { uid: Some(7), gid: None };
         let together = new.together_with(NewAttributes { owner, ..Default::default() });
-        assert_eq!(together, Some(NewAttributes { owner, ..times }));
+        assert_eq!(together, Some(NewAttributes { owner, ..times }.into()));
         let kept = new.take();
-        assert_eq!((kept.bytes.as_slice(), kept.attributes), (&b"bytes"[..], times));
+        assert_eq!((kept.bytes.as_slice(), kept.update), (&b"bytes"[..], times.into()));
         new.told(Attr { uid: 7, ..Attr::default() });
         assert!(!new.keep_bytes(0, b"the guest has some", now) && new.attr().is_none());
         assert_eq!(new.keep_attributes(times, now).unwrap().uid, 7);

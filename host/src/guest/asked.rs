@@ -97,8 +97,8 @@ impl Asked {
             Change::Sync { .. } => Self::Sync,
             Change::Create { .. } => Self::Create,
             Change::Hold { .. } => Self::Hold,
-            Change::SetAttr { .. } => Self::SetAttr,
-            Change::Finish { .. } => Self::Finish,
+            Change::SetAttr { .. } | Change::SetAttrAt { .. } => Self::SetAttr,
+            Change::Finish { .. } | Change::FinishAt { .. } => Self::Finish,
             Change::Allocate { .. }
             | Change::CopyRange { .. }
             | Change::Make { .. }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use guestmnt_protocol::attr::Attr;
+use guestmnt_protocol::attr::{Attr, Time};
 use guestmnt_protocol::change::{
     Access, Afterwards, Change, EntryPath, Existing, FileAt, HeldFile, HeldRequest, NewAttributes,
     NewNode, Owner, Removed, Renaming, Synced, XattrMode,
@@ -39,6 +39,22 @@ pub struct CopiedRange {
     pub to: (HeldFile, u64),
     /// Bytes, at most.
     pub length: u64,
+}
+
+/// Attributes that change, and the moment of the file's last change, which is noted by whoever caches
+/// it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Update {
+    /// The attributes.
+    pub attributes: NewAttributes,
+    /// The moment; without one, it is when the guest changes them.
+    pub changed: Option<Time>,
+}
+
+impl From<NewAttributes> for Update {
+    fn from(attributes: NewAttributes) -> Self {
+        Self { attributes, changed: None }
+    }
 }
 
 impl Guest {
@@ -140,12 +156,18 @@ impl Guest {
     ///
     /// # Errors
     /// The guest's error, or `EIO`.
-    pub fn set_attr(&self, file: FileAt, attributes: NewAttributes) -> Result<Attr, Errno> {
+    pub fn set_attr(&self, file: FileAt, update: impl Into<Update>) -> Result<Attr, Errno> {
         let path = match &file {
             FileAt::Path(path) => Some(path.clone()),
             FileAt::Held(_) => None,
         };
-        self.attr(&Request::Change(Change::SetAttr { file, attributes }), path)
+        let change = match update.into() {
+            Update { attributes, changed: None } => Change::SetAttr { file, attributes },
+            Update { attributes, changed: Some(changed) } => {
+                Change::SetAttrAt { file, attributes, changed }
+            }
+        };
+        self.attr(&Request::Change(change), path)
     }
 
     /// Writes `bytes` at the start of a file that is held for writing, then changes attributes, and
@@ -157,11 +179,10 @@ impl Guest {
         &self,
         file: HeldFile,
         bytes: &[u8],
-        attributes: NewAttributes,
+        update: impl Into<Update>,
     ) -> Result<Attr, Errno> {
         let taken = self.room.take(bytes.len() as u64)?;
-        let afterwards = Afterwards::Held;
-        let change = Change::Finish { file, offset: 0, attributes, afterwards };
+        let change = finish(file, update.into(), Afterwards::Held);
         let changed = self.change_with(change, bytes, |vm, answer| match answer {
             Answer::Attr(attr) => self.numbered(vm, sane(attr)?, || None),
             _ => None,
@@ -181,15 +202,15 @@ impl Guest {
         &self,
         file: HeldFile,
         bytes: &[u8],
-        attributes: NewAttributes,
+        update: impl Into<Update>,
     ) -> Result<(), Errno> {
+        let update = update.into();
         if !self.room.is_plenty_for(bytes.len() as u64) {
             // It has to be on the disk before it is let go.
-            let written = self.write_and_set(file, bytes, attributes).map(drop);
+            let written = self.write_and_set(file, bytes, update).map(drop);
             return written.and(self.release(file));
         }
-        let afterwards = Afterwards::Released;
-        let change = Change::Finish { file, offset: 0, attributes, afterwards };
+        let change = finish(file, update, Afterwards::Released);
         let finished = self.change_with(change, bytes, |_, answer| is_done(&answer));
         finished.map_err(|errno| self.room.meaning(errno))
     }
@@ -377,6 +398,15 @@ impl Guest {
                 Err(Errno::EIO)
             }
         }
+    }
+}
+
+/// The change that writes what comes with it at the start of a file, and updates the file.
+fn finish(file: HeldFile, update: Update, afterwards: Afterwards) -> Change {
+    let Update { attributes, changed } = update;
+    match changed {
+        None => Change::Finish { file, offset: 0, attributes, afterwards },
+        Some(changed) => Change::FinishAt { file, offset: 0, attributes, afterwards, changed },
     }
 }
 

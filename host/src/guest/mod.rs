@@ -34,7 +34,7 @@ use nix::errno::Errno;
 use self::asked::Asked;
 pub use self::batches::Contents;
 use self::bulk::SharedMemory;
-pub use self::changes::{CopiedRange, SYNC_TIMEOUT};
+pub use self::changes::{CopiedRange, SYNC_TIMEOUT, Update};
 use self::checks::{is_layout, sane};
 use self::contents::slots_in;
 pub use self::contents::{Landing, Piece};

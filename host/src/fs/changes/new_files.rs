@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use fuser::FileAttr;
 use guestmnt_protocol::attr::Attr;
-use guestmnt_protocol::change::NewAttributes;
 use guestmnt_protocol::path::EntryName;
 use nix::errno::Errno;
 
@@ -16,6 +15,7 @@ use super::Changes;
 use crate::fs::new_files::{Kept, NewFile};
 use crate::fs::nodes::NodeId;
 use crate::fs::open_nodes::OpenFile;
+use crate::guest::Update;
 
 /// What became of bytes that were written.
 pub(super) enum Written {
@@ -79,7 +79,7 @@ impl Changes {
         };
         // It has a name: a file that loses its last one is completed before.
         self.nodes().pin(node, false);
-        let finished = self.guest.finish(held, &kept.bytes, kept.attributes);
+        let finished = self.guest.finish(held, &kept.bytes, kept.update);
         self.operations.changed();
         finished
     }
@@ -104,27 +104,23 @@ impl Changes {
 
     /// Changes attributes of a new file, here or together with what is kept. `None` where it is no
     /// new one, or not any more.
-    pub(super) fn set_new(
-        &self,
-        node: NodeId,
-        attributes: NewAttributes,
-    ) -> Option<Result<FileAttr, Errno>> {
+    pub(super) fn set_new(&self, node: NodeId, update: Update) -> Option<Result<FileAttr, Errno>> {
         let file = self.open.get(node)?;
         let mut guard = file.new_file();
         let new = guard.as_mut()?;
-        if let Some(attr) = new.keep_attributes(attributes, Instant::now()) {
+        if let Some(attr) = new.keep_attributes(update, Instant::now()) {
             self.operations.changed();
             return Some(Ok(self.operations.shown(node, &attr)));
         }
         let held = file.held();
-        let together = held.zip(new.together_with(attributes));
-        let Some((held, attributes)) = together else {
+        let together = held.zip(new.together_with(update));
+        let Some((held, update)) = together else {
             let kept = guard.take().map(NewFile::into_kept)?;
             self.hand_over(node, &file, &kept);
             return None;
         };
         let kept = new.take();
-        let changed = self.guest.write_and_set(held.file(), &kept.bytes, attributes);
+        let changed = self.guest.write_and_set(held.file(), &kept.bytes, update);
         self.operations.changed();
         match changed {
             Ok(attr) => {
@@ -150,7 +146,7 @@ impl Changes {
             return;
         }
         let taken = match file.held() {
-            Some(held) => self.guest.write_and_set(held.file(), &kept.bytes, kept.attributes),
+            Some(held) => self.guest.write_and_set(held.file(), &kept.bytes, kept.update),
             None => Err(Errno::EBADF),
         };
         self.operations.changed();

@@ -24,6 +24,7 @@ use crate::fs::nodes::NodeId;
 use crate::fs::stats::Asked;
 use crate::fs::view::since_1970;
 use crate::fs::{GENERATION, Of, sized, stat_fs};
+use crate::guest::Update;
 
 fn done(result: Result<(), fuser::Errno>, reply: ReplyEmpty) {
     match result {
@@ -78,7 +79,7 @@ impl Filesystem for WritableFs {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -86,14 +87,16 @@ impl Filesystem for WritableFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let new = NewAttributes {
+        let attributes = NewAttributes {
             size,
             owner: Owner { uid, gid },
             mode: mode.map(|mode| mode & 0o7777),
             accessed: atime.map(new_time),
             modified: mtime.map(new_time),
         };
-        let call = || self.changes.set_attr(NodeId(ino.0), new);
+        // Of files that it caches the kernel notes by itself when they were changed.
+        let update = Update { attributes, changed: ctime.map(since_1970) };
+        let call = || self.changes.set_attr(NodeId(ino.0), update);
         match self.run(Asked::SetAttr, ino, Of::All, call) {
             Ok(attr) => reply.attr(&self.reading.lifetime, &attr),
             Err(errno) => reply.error(errno),
