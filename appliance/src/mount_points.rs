@@ -45,7 +45,8 @@ const MAX_DEPTH: usize = 128;
 pub struct VolumeMounts {
     /// Those that were found.
     pub points: Vec<VolumeMount>,
-    /// Whether there may be others: a part of the volume's index cannot be read, or is too much.
+    /// Whether there may be others: a part of the volume's index or the record of one of them cannot
+    /// be read, or they are too many.
     pub is_incomplete: bool,
 }
 
@@ -65,8 +66,14 @@ pub fn volume_mounts(node: &Path) -> VolumeMounts {
         let tag = reparse::MOUNT_POINT;
         let Found { files, is_whole } =
             reparse_index::files_with_tag(&records, &record, tag, MAX_POINTS);
-        let points = files.into_iter().filter_map(|point| mount_at(&records, point)).collect();
-        Some(VolumeMounts { points, is_incomplete: !is_whole })
+        let mut found = VolumeMounts { points: Vec::new(), is_incomplete: !is_whole };
+        for point in files {
+            match mount_at(&records, point) {
+                Some(mount) => found.points.extend(mount),
+                None => found.is_incomplete = true,
+            }
+        }
+        Some(found)
     };
     let nothing = || VolumeMounts { is_incomplete: Records::may_be_on(node), points: Vec::new() };
     found().unwrap_or_else(nothing)
@@ -92,10 +99,12 @@ fn index(records: &Records, record: &[u8], name: &str) -> Vec<Vec<u8>> {
     entries
 }
 
-fn mount_at(records: &Records, point: u64) -> Option<VolumeMount> {
+/// The mount point with this record; `Some(None)` where it is a junction, `None` where it cannot be
+/// read.
+fn mount_at(records: &Records, point: u64) -> Option<Option<VolumeMount>> {
     let record = records.record(point)?;
     let data = records.attribute(&record, reparse::ATTRIBUTE, "", reparse::MAX_LEN)?;
-    let volume = volume_of(&Link::parse(&data)?)?;
+    let Some(volume) = volume_of(&Link::parse(&data)?) else { return Some(None) };
     let mut names = Vec::new();
     let mut record = record;
     loop {
@@ -111,7 +120,7 @@ fn mount_at(records: &Records, point: u64) -> Option<VolumeMount> {
     }
     names.reverse();
     let at = GuestPath::new(names.join("/").into_bytes()).ok()?;
-    Some(VolumeMount { at, volume })
+    Some(Some(VolumeMount { at, volume }))
 }
 
 /// The entries of a node of an index, which begins with its header.

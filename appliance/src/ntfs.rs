@@ -252,6 +252,18 @@ impl<'a> Attribute<'a> {
         Some(Runs(unpack(self.run_list()?, geometry.cluster).0))
     }
 
+    /// Likewise, of a part of what it holds: from the cluster `first` on, where this is that part.
+    #[must_use]
+    pub fn runs_from(&self, first: u64, geometry: &Geometry) -> Option<Runs> {
+        let from = first.checked_mul(geometry.cluster)?;
+        let mut runs = unpack(self.list_of_runs(first)?, geometry.cluster).0;
+        for run in &mut runs {
+            run.offset = run.offset.checked_add(from)?;
+            run.offset.checked_add(run.length)?;
+        }
+        Some(Runs(runs))
+    }
+
     /// Likewise, of one that is plain and whole: all that is allocated has a place on the volume.
     #[must_use]
     pub fn whole(&self, geometry: &Geometry) -> Option<Whole> {
@@ -273,9 +285,12 @@ impl<'a> Attribute<'a> {
 
     /// What says where it is, of one that is outside of the record.
     fn run_list(&self) -> Option<&'a [u8]> {
+        self.list_of_runs(0)
+    }
+
+    fn list_of_runs(&self, first: u64) -> Option<&'a [u8]> {
         const HEADER: usize = 0x40;
-        let first = u64_at(self.0, 0x10)?;
-        if self.0[8] != 1 || self.0.len() < HEADER || first != 0 {
+        if self.0[8] != 1 || self.0.len() < HEADER || u64_at(self.0, 0x10)? != first {
             return None;
         }
         self.0.get(usize::from(u16_at(self.0, 0x20)?)..)
@@ -316,6 +331,14 @@ struct Run {
 pub struct Runs(Vec<Run>);
 
 impl Runs {
+    /// Adds what follows; `None` where that begins before the end of what is there.
+    #[must_use]
+    pub fn append(&mut self, following: Self) -> Option<()> {
+        let end = self.0.last().map_or(0, |run| run.offset + run.length);
+        let follows = following.0.first().is_none_or(|run| run.offset >= end);
+        follows.then(|| self.0.extend(following.0))
+    }
+
     /// The volume's bytes, as start and length, that hold `length` bytes of the file from `offset`
     /// on.
     pub fn places(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> + use<'_> {
