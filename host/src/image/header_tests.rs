@@ -239,3 +239,25 @@ fn footers_of_vhd_are_mended_in_memory() {
         assert_eq!(writing.is_err(), is_patched, "{name}");
     }
 }
+
+#[test]
+fn the_sectors_of_a_vhdx_are_those_of_the_disk_unless_told_otherwise() {
+    let folder = Folder::new();
+    let mut bytes = vhdx_over(&[], [2 << 20 | 6, 0], 0);
+    let metadata = 256 << 10;
+    bytes[metadata + 180] = 0; // no parent
+    bytes[metadata + 200..metadata + 204].copy_from_slice(&4096u32.to_le_bytes());
+    let path = folder.write("a.vhdx", bytes);
+    for (told, expected) in [
+        (None, BlockSize::Bytes4096),
+        (Some(BlockSize::Bytes512), BlockSize::Bytes512),
+        (Some(BlockSize::Bytes4096), BlockSize::Bytes4096),
+    ] {
+        let options = OpenOptions { block_size: told, ..OpenOptions::default() };
+        let disk = Disk::open(&path, &options).unwrap();
+        assert_eq!(disk.block_size, expected);
+        assert_eq!(disk.chain[0].qemu_driver(), "qcow2");
+    }
+    folder.write("b.vhdx", vhdx(2 << 20));
+    assert_eq!(folder.open("b.vhdx").unwrap().block_size, BlockSize::Bytes512);
+}

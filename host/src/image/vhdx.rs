@@ -113,7 +113,11 @@ impl VhdxHeader {
         // Behind each so many entries of blocks stands one of their bitmaps.
         let ratio = BITS * logical_sector / block_size;
         let blocks = self.size.div_ceil(block_size);
-        let entries = blocks.div_ceil(ratio) * (ratio + 1);
+        let entries = match self.parent {
+            Some(_) => blocks.div_ceil(ratio) * (ratio + 1),
+            // Without bitmaps the table ends with the last block.
+            None => blocks + blocks.saturating_sub(1) / ratio,
+        };
         let region = find(&self.regions, &BLOCKS_REGION)
             .ok_or_else(|| Problem::damaged("it has no table of blocks"))?;
         if entries * 8 > le32(region, 24).into() || entries * 8 > MAX_TABLE {
