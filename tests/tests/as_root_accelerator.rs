@@ -99,3 +99,16 @@ fn kvm_alone_fails_clearly_where_it_does_not_work() {
     assert!(said.contains("failed to set MSR"), "{said}");
     place.assert_clean(&["mnt", "qemu-system-x86_64"]);
 }
+
+/// As a nested KVM is, or one on a machine with much else to do.
+#[test]
+fn a_kvm_that_boots_slowly_is_waited_for_while_its_guest_prints() {
+    let Some(place) = place_with_kvm() else { return };
+    // TCG that soon forgets what it translated, whose guest says all that it does.
+    let qemu = qemu_whose_kvm(
+        &place,
+        "for word do case $word in kvm) word=tcg,tb-size=8;; host) word=max,-erms,-fsrm;; *quiet\\ loglevel=4*) word=\"${word%%quiet loglevel=4*}loglevel=8${word#*loglevel=4}\";; esac; set -- \"$@\" \"$word\"; shift; done; exec /usr/bin/qemu-system-x86_64 \"$@\"",
+    );
+    let said = mounted(&place, Some(&qemu)).0;
+    assert!(!said.contains(FELL_BACK), "{said}");
+}

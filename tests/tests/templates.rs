@@ -417,3 +417,42 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path.clone()] }).collect()
 }
+
+/// A stand-in for QEMU that does `first` with each of its arguments, and is the real one.
+fn qemu_that(place: &Workplace, first: &str) -> PathBuf {
+    let path = place.path().join("qemu-system-x86_64");
+    let script = format!("#!/bin/sh\n{first}\nexec /usr/bin/qemu-system-x86_64 \"$@\"\n");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// Debian 12 has QEMU 7.2, which refuses the first flag that it does not know in these words.
+#[test]
+fn flags_that_an_older_qemu_does_not_know_are_left_out_once() {
+    let place = Workplace::with_own_cache();
+    let qemu = qemu_that(
+        &place,
+        "for flag in fsrs fzrm fsrc; do case \"$*\" in *-cpu\\ max,*-$flag*) \
+         echo \"qemu-system-x86_64: Property 'max-x86_64-cpu.$flag' not found\" >&2; exit 1;; esac; done",
+    );
+    let look = || {
+        let disk = disks().path(SYSTEM);
+        let mut command = place.command(
+            "guestimg",
+            &["ls", "-v", "--accel", "tcg", "-a", text(&disk), "-m", "/dev/sda1", "/"],
+        );
+        let output = command.env("GUESTMNT_QEMU", &qemu).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let first = look();
+    assert!(first.contains(MADE) && first.contains("no processor flag fzrm"), "{first}");
+    let made = template(&place);
+    let second = look();
+    assert!(second.contains("-incoming"), "{second}");
+    assert!(!second.contains(MADE) && !second.contains("no processor flag"), "{second}");
+    assert_eq!(template(&place), made);
+    place.assert_clean(&["qemu-system-x86_64"]);
+}

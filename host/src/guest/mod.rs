@@ -39,7 +39,7 @@ use self::checks::{is_layout, sane};
 use self::contents::slots_in;
 pub use self::contents::{Landing, Piece};
 pub use self::error::GuestError;
-use self::lane::{Lane, LaneError};
+use self::lane::{Lane, LaneError, Wait};
 use self::lanes::{Lanes, Link};
 use self::pulse::Pulse;
 use self::room::Room;
@@ -69,21 +69,21 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Says hello, and waits for the answer until `deadline` has passed. One answer speaks for
+    /// Says hello, and waits for the answer as `wait` says. One answer speaks for
     /// all lanes, which the same daemon serves. Requests on files may take `timeout` each. Bulk
     /// memory is in `memory`, if there is some and the guest says where.
     ///
     /// # Errors
     /// [`GuestError`], for a daemon of another version among others.
-    pub fn connect(
+    pub fn connect<'w>(
         sockets: Vec<UnixStream>,
         memory: Option<&SharedMemory>,
-        deadline: Duration,
+        wait: impl Into<Wait<'w>>,
         timeout: Duration,
     ) -> Result<Self, GuestError> {
         let mut lanes: Vec<Lane> = sockets.into_iter().map(Lane::over).collect();
         let first = lanes.first_mut().expect("there is at least one lane");
-        let slots = match first.call(&Request::Hello, 0, deadline)?.0 {
+        let slots = match first.call(&Request::Hello, 0, wait)?.0 {
             Ok(Answer::Hello { version: guestmnt_protocol::VERSION, slots }) => slots,
             Ok(Answer::Hello { version, .. }) => return Err(GuestError::OtherVersion(version)),
             Ok(_) => return Err(GuestError::Unexpected),

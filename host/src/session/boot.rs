@@ -7,18 +7,20 @@ use std::io;
 use std::path::{self, Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
 
 use super::arrangement::Arrangement;
 use super::launch::LaunchError;
 use super::plan::{Plan, WritesTo};
 use super::timings::Timings;
 use crate::guest::Guest;
+use crate::guest::lane::Wait;
 use crate::image::Disk;
 use crate::vm::accelerator::Accelerator;
 use crate::vm::appliance::Appliance;
 use crate::vm::confinement::Report;
 use crate::vm::kept_overlay::KeptOverlay;
+use crate::vm::processor::Processor;
+use crate::vm::progress::Patience;
 use crate::vm::template::Template;
 use crate::vm::{Boot, Overlays, Started, Vm, VmConfig, VmError};
 
@@ -28,9 +30,6 @@ const LANES: usize = 8;
 /// Lanes of a VM: one more, by which it can be told whether the guest runs.
 pub(super) const PORTS: usize = LANES + 1;
 
-/// How long a restored guest may take to say hello. It needs a twentieth of a second.
-const RESTORE_DEADLINE: Duration = Duration::from_secs(15);
-
 /// What a VM was launched from, opened and found once: enough to launch the same one again.
 pub struct Origin {
     /// The QEMU program, by its absolute path.
@@ -39,6 +38,8 @@ pub struct Origin {
     pub appliance: Appliance,
     /// What runs the guest.
     pub accelerator: Accelerator,
+    /// The processor models that QEMU takes.
+    pub processor: Processor,
     /// What it was restored from, unless it booted.
     pub template: Option<Template>,
     /// The disks, sda first.
@@ -58,6 +59,7 @@ impl Origin {
             qemu: &self.qemu,
             appliance: &self.appliance,
             accelerator: self.accelerator,
+            processor: &self.processor,
             memory_mib: plan.memory_mib,
             bulk: plan.has_bulk(),
             confinement: plan.confinement,
@@ -147,15 +149,18 @@ pub fn greet(
         vm.restore(template)?;
         timings.done("restored");
     }
-    let deadline = match boot {
-        Boot::Restore(_) => config.accelerator.hello_deadline().min(RESTORE_DEADLINE),
-        Boot::Cold | Boot::ToSave(_) => config.accelerator.hello_deadline(),
+    let patience = match boot {
+        Boot::Restore(_) => Patience::restoring(config.accelerator),
+        Boot::Cold | Boot::ToSave(_) => Patience::with(config.accelerator),
     };
+    let console = vm.console();
     let count = u8::try_from(count).expect("the plan checked the number of disks");
     // The guest answers while QEMU opens the disks.
     let (attached, greeted) = thread::scope(|scope| {
         let greeting = scope.spawn(|| {
-            Guest::connect(lanes, memory.as_ref(), deadline, plan.timeout).and_then(|guest| {
+            let connect =
+                |wait: Wait<'_>| Guest::connect(lanes, memory.as_ref(), wait, plan.timeout);
+            console.while_printing(patience, connect).and_then(|guest| {
                 guest.wake(entropy)?;
                 timings.done("daemon awake");
                 Ok(guest.with_pulse(pulse))

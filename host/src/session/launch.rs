@@ -28,6 +28,7 @@ use crate::vm::accelerator::{Accelerator, AcceleratorChoice, Verdict};
 use crate::vm::appliance::{Appliance, ApplianceError};
 use crate::vm::confinement::{Policy, Report};
 use crate::vm::kept_overlay::OverlayError;
+use crate::vm::processor::Processor;
 use crate::vm::template::{Template, TemplateKey};
 use crate::vm::{Boot, Vm, VmConfig, VmError, bulk, find_qemu};
 
@@ -177,12 +178,14 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
     let qemu = find_qemu()?;
     let cache = cache_folder();
     let verdict = Verdict::of(&qemu, cache.as_deref());
+    let processor = Processor::new(&qemu, cache.as_deref());
     let mut candidates = verdict.candidates(plan.accelerator).into_iter().peekable();
     while let Some(accelerator) = candidates.next() {
         let config = VmConfig {
             qemu: &qemu,
             appliance: &appliance,
             accelerator,
+            processor: &processor,
             memory_mib: plan.memory_mib,
             bulk: plan.has_bulk(),
             confinement: plan.confinement,
@@ -203,8 +206,16 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
                 let guest = guest.with_room(disks.room(plan).map_err(LaunchError::Room)?);
                 let Disks { opened: disks, kept } = disks;
                 let mounted = Arrangement::default();
-                let origin =
-                    Origin { qemu, appliance, accelerator, template, disks, kept, mounted };
+                let origin = Origin {
+                    qemu,
+                    appliance,
+                    accelerator,
+                    processor,
+                    template,
+                    disks,
+                    kept,
+                    mounted,
+                };
                 let (names, complete) = (NameMatching::Exact, true);
                 let launched =
                     Launched { guest, vm, disks: readers, names, complete, origin, confinement };
@@ -233,11 +244,13 @@ pub fn prepare(
     let qemu = find_qemu()?;
     let cache = cache_folder().ok_or(LaunchError::NoTemplate)?;
     let verdict = Verdict::of(&qemu, Some(&cache));
+    let processor = Processor::new(&qemu, Some(&cache));
     for accelerator in verdict.candidates(choice) {
         let config = VmConfig {
             qemu: &qemu,
             appliance: &appliance,
             accelerator,
+            processor: &processor,
             memory_mib,
             bulk: memory_mib <= bulk::MAX_MEMORY_MIB,
             confinement,

@@ -16,10 +16,13 @@ use nix::unistd::Uid;
 use super::boot::PORTS;
 use super::launch::cache_folder;
 use super::plan::DEFAULT_MEMORY_MIB;
+use crate::guest::lane::Wait;
 use crate::guest::{Guest, GuestError};
 use crate::vm::accelerator::Accelerator;
 use crate::vm::appliance::Appliance;
 use crate::vm::confinement::Policy;
+use crate::vm::processor::Processor;
+use crate::vm::progress::Patience;
 use crate::vm::template::{Publication, Template, TemplateError, TemplateKey};
 use crate::vm::{Boot, Overlays, Started, Vm, VmConfig, VmError, bulk};
 
@@ -90,6 +93,7 @@ pub fn is_there(qemu: &Path, appliance: &Appliance, accelerator: Accelerator) ->
         qemu,
         appliance,
         accelerator,
+        processor: &Processor::default(),
         memory_mib: DEFAULT_MEMORY_MIB,
         bulk: true,
         confinement: Policy::default(),
@@ -312,8 +316,11 @@ fn boot_and_save(config: &VmConfig, folder: &Path, key: &TemplateKey) -> Result<
     let boot = Boot::ToSave(folder);
     let Started { vm, lanes, memory, .. } =
         Vm::start(config, &boot, &[], Overlays::In(folder, &[]))?;
-    let deadline = config.accelerator.hello_deadline();
-    let prepared = Guest::connect(lanes, memory.as_ref(), deadline, deadline)
+    let patience = Patience::with(config.accelerator);
+    let connect = |wait: Wait<'_>| Guest::connect(lanes, memory.as_ref(), wait, patience.total);
+    let prepared = vm
+        .console()
+        .while_printing(patience, connect)
         .and_then(|guest| guest.prepare().map(|()| guest));
     // The lanes stay open until the VM is saved, so that it does not see them close.
     let _guest = match prepared {

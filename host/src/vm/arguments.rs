@@ -7,7 +7,6 @@ use std::os::fd::RawFd;
 
 use guestmnt_protocol::bay;
 
-use super::accelerator::Accelerator;
 use super::boot::inherited_path;
 use super::{VmConfig, bulk};
 use crate::sys;
@@ -27,14 +26,6 @@ const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=rel
     pci=noacpi,lastbus=0 deferred_probe_timeout=0 ipv6.disable=1 cryptomgr.notests \
     initcall_blacklist=acpi_init,crypto_kdf108_init,jent_mod_init,btf_vmlinux_init,trace_eval_init,\
     load_system_certificate_list GLIBC_TUNABLES=glibc.pthread.rseq=0";
-
-/// TCG's processor, without the promises that make the guest's kernel copy and clear memory with
-/// `rep movsb` and `rep stosb`: TCG carries those out byte by byte, which took a third of a walk
-/// over cold directories. `rep_good`, above, is the same promise for `rep stosq`; it is the kernel's
-/// own conclusion from the processor's name. Leaving out `xsave`, `la57` or `smap` as well measured
-/// no faster. The instruction of `sse4.2` for the checksums of ext4, XFS and Btrfs is a loop over each
-/// bit in TCG; a tar of 2,000 files is unpacked 3 % faster without.
-const TCG_PROCESSOR: &str = "max,-erms,-fsrm,-fsrs,-fzrm,-fsrc,-sse4.2";
 
 /// What QEMU's own filter of system calls denies.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -106,10 +97,7 @@ pub fn arguments(
     machine: &Machine,
     bays: &[String],
 ) -> Vec<OsString> {
-    let cpu = match config.accelerator {
-        Accelerator::Kvm => "host",
-        Accelerator::Tcg => TCG_PROCESSOR,
-    };
+    let cpu = config.processor.model(config.accelerator);
     let mut list: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| list.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -126,7 +114,7 @@ pub fn arguments(
             ]);
         }
     }
-    add(&["-accel", config.accelerator.name(), "-cpu", cpu]);
+    add(&["-accel", config.accelerator.name(), "-cpu", &cpu]);
     let bulk_mib = machine.bulk.map_or(0, |_| bulk::SIZE_MIB);
     add(&["-smp", "1", "-m", &format!("{}M", config.memory_mib + bulk_mib)]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", channels.qmp)]);

@@ -173,10 +173,10 @@ pub fn protect(saved: &Path, version: &Version) -> io::Result<()> {
     fs::set_permissions(saved, Permissions::from_mode(mode))
 }
 
-/// A new file in a folder that only its owner can enter. It is open to all, since the QEMU that
-/// root starts is nobody.
+/// A new file in a folder that only its owner can enter, in the place of that of a QEMU which did not
+/// start. It is open to all, since the QEMU that root starts is nobody.
 fn new_file(path: &Path, size: u64) -> io::Result<File> {
-    let file = File::options().read(true).write(true).create_new(true).open(path)?;
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
     file.set_permissions(Permissions::from_mode(0o666))?;
     file.set_len(size)?;
     Ok(file)

@@ -99,7 +99,7 @@ pub fn commit(
         .start(&program)
         .map_err(|error| VmError::Confine(qemu.to_owned(), error))?;
     confinement.warn_once();
-    let messages = Tail::of(messages.into(), "qemu-messages").map_err(start)?;
+    let messages = Tail::of(messages.into(), "qemu-messages", None).map_err(start)?;
     // While our copies are open, QEMU's end would not be seen.
     drop((output, theirs));
     let mut qmp = match Qmp::connect(ours, QMP_TIMEOUT) {

@@ -12,6 +12,8 @@ pub mod confinement;
 mod disks;
 pub mod kept_overlay;
 mod overlay;
+pub mod processor;
+pub mod progress;
 pub mod qmp;
 mod save;
 mod tail;
@@ -34,6 +36,8 @@ pub use self::boot::Boot;
 use self::confinement::{ConfineError, Confinement, Policy, Program, Report};
 use self::disks::DiskFiles;
 pub use self::disks::Overlays;
+use self::processor::Processor;
+use self::progress::Console;
 use self::qmp::{Qmp, QmpError, Version};
 use self::tail::Tail;
 use crate::guest::bulk::SharedMemory;
@@ -57,6 +61,8 @@ pub struct VmConfig<'a> {
     pub appliance: &'a Appliance,
     /// What runs the guest.
     pub accelerator: Accelerator,
+    /// The processor models that this QEMU takes.
+    pub processor: &'a Processor,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
     /// Whether it has bulk memory, beside that.
@@ -209,6 +215,7 @@ pub struct Vm {
     qmp: Qmp,
     attachments: Vec<qmp::Command<'static>>,
     console: Option<Tail>,
+    printed: Console,
     messages: Option<Tail>,
 }
 
@@ -219,6 +226,21 @@ impl Vm {
     /// # Errors
     /// [`VmError`]; QEMU is gone again then.
     pub fn start(
+        config: &VmConfig,
+        boot: &Boot,
+        disks: &[Disk],
+        overlays: Overlays,
+    ) -> Result<Started, VmError> {
+        loop {
+            match Self::start_once(config, boot, disks, overlays) {
+                Err(VmError::Qmp(QmpError::Refused { reason, .. }))
+                    if config.processor.leave_out(&reason) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn start_once(
         config: &VmConfig,
         boot: &Boot,
         disks: &[Disk],
@@ -267,8 +289,9 @@ impl Vm {
             .start(&program)
             .map_err(|error| VmError::Confine(config.qemu.to_owned(), error))?;
         confinement.warn_once();
-        let console = Tail::of(console.into(), "console").map_err(start)?;
-        let messages = Tail::of(messages.into(), "qemu-messages").map_err(start)?;
+        let printed = Console::default();
+        let console = Tail::of(console.into(), "console", Some(printed.clone())).map_err(start)?;
+        let messages = Tail::of(messages.into(), "qemu-messages", None).map_err(start)?;
         // Our copies of QEMU's ends: while they are open, its death would not be seen.
         drop((output, qemu_qmp, qemu_console, qemu_lanes));
         files.load()?;
@@ -283,8 +306,14 @@ impl Vm {
             Boot::Cold | Boot::ToSave(_) => disks.plugs().collect(),
             Boot::Restore(_) => disks.plugs().chain(disks.size_changes()).collect(),
         };
-        let vm =
-            Self { process, qmp, attachments, console: Some(console), messages: Some(messages) };
+        let vm = Self {
+            process,
+            qmp,
+            attachments,
+            console: Some(console),
+            printed,
+            messages: Some(messages),
+        };
         let address = u64::from(config.memory_mib) << 20;
         let shared = |file| SharedMemory { file, address, length: bulk::SIZE };
         let memory = files.into_bulk().map(shared);
@@ -301,6 +330,12 @@ impl Vm {
             QmpError::Refused { reason, .. } => VmError::Disk(reason),
             other => VmError::Qmp(other),
         })
+    }
+
+    /// What the guest prints.
+    #[must_use]
+    pub fn console(&self) -> Console {
+        self.printed.clone()
     }
 
     /// Readable when QEMU has ended.

@@ -11,6 +11,8 @@ use std::thread::{self, JoinHandle};
 use guestmnt_protocol::path::Printable;
 use nix::sys::signal::SigSet;
 
+use super::progress::Console;
+
 /// Bytes that are kept.
 const KEPT: usize = 16 * 1024;
 
@@ -21,17 +23,21 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Starts to read `stream`, which is named `name` in `-v` output.
+    /// Starts to read `stream`, which is named `name` in `-v` output. What comes is counted by `counter`.
     ///
     /// # Errors
     /// Where no thread can be started.
-    pub fn of(stream: OwnedFd, name: &'static str) -> std::io::Result<Self> {
+    pub fn of(
+        stream: OwnedFd,
+        name: &'static str,
+        counter: Option<Console>,
+    ) -> std::io::Result<Self> {
         let bytes = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&bytes);
         let reader = thread::Builder::new()
             .name(name.to_owned())
             .stack_size(64 * 1024)
-            .spawn(move || collect(File::from(stream), &kept))?;
+            .spawn(move || collect(File::from(stream), &kept, counter.as_ref()))?;
         Ok(Self { bytes, reader })
     }
 
@@ -52,11 +58,14 @@ impl Tail {
     }
 }
 
-fn collect(mut stream: File, kept: &Mutex<VecDeque<u8>>) {
+fn collect(mut stream: File, kept: &Mutex<VecDeque<u8>>, counter: Option<&Console>) {
     // Signals are the main thread's. Blocking them cannot fail with a valid set.
     let _ = SigSet::all().thread_block();
     let mut chunk = [0; 4096];
     while let Ok(n @ 1..) = stream.read(&mut chunk) {
+        if let Some(counter) = counter {
+            counter.add(n);
+        }
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(&chunk[..n]);
         let excess = kept.len().saturating_sub(KEPT);
@@ -74,7 +83,7 @@ mod tests {
     #[test]
     fn the_last_lines_are_kept_and_made_printable() {
         let (mut writer, reader) = UnixStream::pair().unwrap();
-        let tail = Tail::of(reader.into(), "test").unwrap();
+        let tail = Tail::of(reader.into(), "test", None).unwrap();
         for n in 0..10_000 {
             writeln!(writer, "line {n}\r").unwrap();
         }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::arguments::{self, BootFiles, Channels, Machine, Memory};
+use super::processor::Processor;
 use super::qmp::Version;
 use super::{VmConfig, boot, bulk};
 
@@ -69,6 +70,9 @@ impl TemplateKey {
             memory: Memory::Anonymous,
             bulk: None,
         };
+        // Which flags QEMU does not know depends on the QEMU alone, and may not be known yet.
+        let every_flag = Processor::default();
+        let config = &VmConfig { processor: &every_flag, ..*config };
         for word in arguments::arguments(config, &channels, &machine, &bays) {
             add(&word.to_string_lossy());
         }
@@ -370,6 +374,7 @@ mod tests {
                 qemu: &self.path(QEMU),
                 appliance: &appliance,
                 accelerator: Accelerator::Tcg,
+                processor: &Processor::default(),
                 memory_mib: 256,
                 bulk: true,
                 confinement: Policy::default(),
