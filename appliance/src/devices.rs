@@ -7,19 +7,25 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use virtio_drivers::transport::DeviceType;
 
+use nix::errno::Errno;
+
 use guestmnt_protocol::bay;
 use guestmnt_protocol::device::DeviceName;
+use guestmnt_protocol::limits::MAX_REMARKS;
+use guestmnt_protocol::message::{Content, TableProblem};
 
 use crate::failure::errno_of;
 use crate::kmsg;
+use crate::partition_tables::{self, Partition, Table};
 use crate::sys;
 use crate::uevent::Uevent;
+use crate::volumes;
 use crate::write_counts::WriteCounts;
 
 /// A disk or partition that can be opened.
@@ -39,6 +45,8 @@ pub struct Disks {
     /// The kernel's name, such as `vda` or `sdb`, by the disk's number.
     ready: Mutex<BTreeMap<u8, String>>,
     changed: Condvar,
+    /// Of partition tables.
+    problems: Mutex<Vec<TableProblem>>,
     writes: WriteCounts,
 }
 
@@ -59,13 +67,17 @@ impl Disks {
         match (event.action, site) {
             ("remove", Site::Bay(number) | Site::Lun(number)) => {
                 self.lock().remove(&number);
+                self.problems().retain(|problem| problem.disk != DeviceName::whole(number));
                 self.writes.forget(kernel_name);
             }
             ("add", Site::Lun(number)) if is_on_virtio_scsi(event.path) => {
                 if is_empty(kernel_name) {
                     ask_for_size(kernel_name);
                     self.fill(number, kernel_name);
-                } else {
+                } else if !self.lock().contains_key(&number) {
+                    if let Ok(disk) = File::open(Path::new("/dev").join(kernel_name)) {
+                        self.complete(number, kernel_name, &disk);
+                    }
                     self.insert(number, kernel_name);
                 }
             }
@@ -137,9 +149,11 @@ impl Disks {
             return;
         }
         let node = Path::new("/dev").join(kernel_name);
-        let scanned = File::open(&node)
-            .map_err(|error| errno_of(&error))
-            .and_then(|disk| sys::read_partition_table(disk.as_fd()));
+        let scanned = File::open(&node).map_err(|error| errno_of(&error)).and_then(|disk| {
+            sys::read_partition_table(disk.as_fd())?;
+            self.complete(number, kernel_name, &disk);
+            Ok(())
+        });
         if let Err(errno) = scanned {
             // The disk as a whole may do for what is asked; if not, that says so.
             kmsg::warn(format_args!("{}: no partitions: {}", node.display(), errno.desc()));
@@ -147,12 +161,64 @@ impl Disks {
         self.insert(number, kernel_name);
     }
 
+    /// Adds the partitions that the kernel did not find.
+    fn complete(&self, number: u8, kernel_name: &str, disk: &File) {
+        let directory = Path::new("/sys/block").join(kernel_name);
+        let Some(size) = device(number, 0, &directory).map(|device| device.size) else { return };
+        let is_partitioned = || devices_of(number, kernel_name).len() > 1;
+        let is_blank = || {
+            let probed = volumes::probe_node(&Path::new("/dev").join(kernel_name));
+            probed.is_ok_and(|probed| {
+                matches!(probed.content, Content::Unknown | Content::Partitions(_))
+            })
+        };
+        let table = partition_tables::find(disk, size, is_partitioned, is_blank);
+        let Some(Table { partitions, replaces, mut problem }) = table else { return };
+        if replaces {
+            for found in devices_of(number, kernel_name).iter().skip(1) {
+                // One that stays is told below.
+                let _ = sys::remove_partition(disk.as_fd(), found.name.partition);
+            }
+        }
+
+        for Partition { number, start, length } in partitions {
+            match sys::add_partition(disk.as_fd(), number, start, length) {
+                Ok(()) => {}
+                Err(errno) => {
+                    let said = problem.get_or_insert_with(|| "its partition table".to_owned());
+                    *said += &format!("; partition {number} cannot be shown: {}", errno.desc());
+                    if errno == Errno::EINVAL {
+                        *said += "\n  hint: --blocksize is the size of its sectors";
+                    }
+                }
+            }
+        }
+        if let Some(problem) = problem {
+            let disk = DeviceName::whole(number);
+            let usable = devices_of(number, kernel_name).len() > 1;
+            self.problems().push(TableProblem { disk, problem, usable });
+        }
+    }
+
+    /// What is the matter with partition tables, by disk.
+    pub fn table_problems(&self) -> Vec<TableProblem> {
+        let mut problems = self.problems().clone();
+        problems.sort_by_key(|problem| problem.disk);
+        problems.truncate(MAX_REMARKS);
+        problems
+    }
+
+    fn problems(&self) -> MutexGuard<'_, Vec<TableProblem>> {
+        // Each is pushed whole.
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn insert(&self, number: u8, kernel_name: &str) {
         self.lock().insert(number, kernel_name.to_owned());
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u8, String>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u8, String>> {
         // An insertion or removal is all or nothing.
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }

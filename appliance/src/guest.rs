@@ -83,7 +83,8 @@ impl Guest {
                 Ok(Answer::Done)
             }
             Request::AwaitDisks { count } => {
-                self.devices()?.await_disks(*count).map(|()| Answer::Done)
+                let problems = self.devices()?.await_disks(*count)?;
+                Ok(if problems.is_empty() { Answer::Done } else { Answer::Tables(problems) })
             }
             Request::Volumes => Ok(Answer::Volumes(self.devices()?.volumes())),
             Request::Mount(request) => {

@@ -54,6 +54,7 @@ pub mod ntfs;
 mod ntfs_3g;
 mod open_files;
 pub mod ordinary;
+mod partition_tables;
 mod payload;
 mod place;
 mod ports;

@@ -15,7 +15,9 @@ use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 
 use guestmnt_protocol::device::DeviceName;
-use guestmnt_protocol::message::{Failure, Layout, Listing, MountRequest, MountedAs, Volume};
+use guestmnt_protocol::message::{
+    Failure, Layout, Listing, MountRequest, MountedAs, TableProblem, Volume,
+};
 use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::secret::Secret;
 use guestmnt_protocol::system::System;
@@ -148,17 +150,19 @@ impl Machine {
         Ok(self.random.get_or_init(|| random))
     }
 
-    /// Waits for the disks with LUN 0 to `count - 1`, with their partitions.
+    /// Waits for the disks with LUN 0 to `count - 1`, with their partitions. Returns what is the matter
+    /// with their partition tables.
     ///
     /// # Errors
     /// `ETIMEDOUT`, with the names of those that did not come.
-    pub fn await_disks(&self, count: u8) -> Result<(), Failure> {
+    pub fn await_disks(&self, count: u8) -> Result<Vec<TableProblem>, Failure> {
         self.disks.wait_for(count, DISKS_TIMEOUT).map_err(|missing| {
             let names: Vec<_> = missing.iter().map(DeviceName::to_string).collect();
             let seconds = DISKS_TIMEOUT.as_secs();
             let detail = format!("not there after {seconds} seconds: {}", names.join(", "));
             explained(Errno::ETIMEDOUT, detail)
-        })
+        })?;
+        Ok(self.disks.table_problems())
     }
 
     /// Assembles what can be assembled from the disks, and probes all.

@@ -279,6 +279,60 @@ pub fn read_partition_table(disk: BorrowedFd) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// Adds a partition of `length` bytes from byte `start` on to those that the kernel knows of a disk. It is
+/// there when this returns.
+///
+/// # Errors
+/// As ioctl(2) with `BLKPG`: `EBUSY` where it overlaps another one or there is one with this number,
+/// `EINVAL` where it is not one of whole sectors of the disk.
+pub fn add_partition(disk: BorrowedFd, number: u16, start: u64, length: u64) -> nix::Result<()> {
+    const BLKPG_ADD_PARTITION: libc::c_int = 1;
+    let signed = |bytes: u64| libc::c_longlong::try_from(bytes).map_err(|_| Errno::EINVAL);
+    change_partition(disk, BLKPG_ADD_PARTITION, number, [signed(start)?, signed(length)?])
+}
+
+/// Has the kernel forget a partition of a disk.
+///
+/// # Errors
+/// As ioctl(2) with `BLKPG`: `ENXIO` where there is none, `EBUSY` while it is in use.
+pub fn remove_partition(disk: BorrowedFd, number: u16) -> nix::Result<()> {
+    const BLKPG_DEL_PARTITION: libc::c_int = 2;
+    change_partition(disk, BLKPG_DEL_PARTITION, number, [0, 0])
+}
+
+fn change_partition(
+    disk: BorrowedFd,
+    operation: libc::c_int,
+    number: u16,
+    [start, length]: [libc::c_longlong; 2],
+) -> nix::Result<()> {
+    /// `struct blkpg_partition` of linux/blkpg.h.
+    #[repr(C)]
+    struct Partition {
+        start: libc::c_longlong,
+        length: libc::c_longlong,
+        number: libc::c_int,
+        names: [[libc::c_char; 64]; 2],
+    }
+    /// `struct blkpg_ioctl_arg`
+    #[repr(C)]
+    struct Argument {
+        operation: libc::c_int,
+        flags: libc::c_int,
+        length: libc::c_int,
+        data: *mut Partition,
+    }
+    /// `_IO(0x12, 105)`
+    const BLKPG: libc::c_ulong = 0x1269;
+    let mut partition = Partition { start, length, number: number.into(), names: [[0; 64]; 2] };
+    let size = libc::c_int::try_from(size_of::<Partition>()).map_err(|_| Errno::EINVAL)?;
+    let argument = Argument { operation, flags: 0, length: size, data: &raw mut partition };
+    // SAFETY: the kernel reads the argument and the partition that it points to, both of which live
+    // until the call has returned, and writes nothing.
+    let done = unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG, &raw const argument) };
+    Errno::result(done).map(drop)
+}
+
 /// Where a partition begins on its disk, in sectors of 512 bytes; 0 for a whole disk.
 ///
 /// # Errors

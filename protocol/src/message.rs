@@ -34,7 +34,7 @@ pub enum Request {
     /// Answer: [`Answer::Done`].
     Prepare,
     /// Waits until the disks with LUN 0 to `count - 1` are there and their partition tables
-    /// have been read. Answer: [`Answer::Done`], or `ETIMEDOUT` naming the missing ones.
+    /// have been read. Answer: [`Answer::Done`] or [`Answer::Tables`], or `ETIMEDOUT` naming the missing ones.
     AwaitDisks {
         /// Number of disks.
         count: u8,
@@ -270,6 +270,20 @@ pub enum Answer {
         #[serde(with = "serde_bytes")]
         sample: Vec<u8>,
     },
+    /// In the place of [`Answer::Done`] where the disks are there, and something is the matter with
+    /// partition tables: [`crate::limits::MAX_REMARKS`] of these at most.
+    Tables(Vec<TableProblem>),
+}
+
+/// What is the matter with a disk's partition table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableProblem {
+    /// The disk.
+    pub disk: DeviceName,
+    /// What is the matter, as the end of the sentence "/dev/sda: …", and perhaps a line with a hint.
+    pub problem: String,
+    /// Whether partitions were found all the same.
+    pub usable: bool,
 }
 
 /// What is on the disks, and what it is made of.

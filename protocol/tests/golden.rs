@@ -13,7 +13,7 @@ use guestmnt_protocol::frame::{self, FrameError, HEADER_LEN, Header, Place};
 use guestmnt_protocol::limits::{MAX_BODY, MAX_PAYLOAD, SLOTS};
 use guestmnt_protocol::message::{
     Answer, Content, Dirty, Extent, Failure, Listing, MountRequest, MountedAs, NameMatching,
-    Outcome, PhysicalVolume, Request, StatFs, Volume, VolumeGroup,
+    Outcome, PhysicalVolume, Request, StatFs, TableProblem, Volume, VolumeGroup,
 };
 use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
 use guestmnt_protocol::secret::Secret;
@@ -378,6 +378,14 @@ fn outcomes() -> Vec<(Outcome, Vec<u8>)> {
                 vec!["r".to_owned(), String::new()],
             )),
             vec![0, MOUNTED + 3, 1, 0, 0, 2, 1, b'r', 0],
+        ),
+        (
+            Ok(Answer::Tables(vec![TableProblem {
+                disk: DeviceName::whole(2),
+                problem: "p".to_owned(),
+                usable: true,
+            }])),
+            vec![0, MOUNTED + 5, 1, 2, 0, 1, b'p', 1],
         ),
         (Err(Failure::new(2)), vec![1, 2, 0]),
         (Err(Failure::with_detail(5, "no".to_owned())), b"\x01\x05\x02no".to_vec()),

@@ -520,7 +520,7 @@ fn launches_fail_in_time_whatever_the_guest_does_to_their_answers() {
     let steps: [(&str, Answer, Step); 12] = [
         ("wake", awake, &|guest| guest.wake([1; 32])),
         ("prepare", Answer::Done, &Guest::prepare),
-        ("await disks", Answer::Done, &|guest| guest.await_disks(1)),
+        ("await disks", Answer::Done, &|guest| guest.await_disks(1).map(drop)),
         ("volumes", Answer::Volumes(Vec::new()), &|guest| guest.volumes().map(drop)),
         ("listing", Answer::Listing(Listing::default()), &|guest| guest.listing().map(drop)),
         ("systems", Answer::Systems(Vec::new()), &|guest| guest.systems().map(drop)),

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guestmnt_protocol::frame;
-use guestmnt_protocol::limits::MAX_PAYLOAD;
+use guestmnt_protocol::limits::{MAX_PAYLOAD, MAX_REMARKS};
 use guestmnt_protocol::message::{
-    Answer, Dirty, Listing, MountRequest, MountedAs, Outcome, Request, Volume,
+    Answer, Dirty, Listing, MountRequest, MountedAs, Outcome, Request, TableProblem, Volume,
 };
 use guestmnt_protocol::path::EntryName;
 use guestmnt_protocol::secret::Secret;
@@ -53,12 +53,17 @@ impl Guest {
         self.launch_step(&Request::Prepare)
     }
 
-    /// Waits until the guest sees `count` disks and their partitions.
+    /// Waits until the guest sees `count` disks and their partitions. Returns what is the matter with
+    /// partition tables, in the guest's words.
     ///
     /// # Errors
     /// [`GuestError`].
-    pub fn await_disks(&self, count: u8) -> Result<(), GuestError> {
-        self.launch_step(&Request::AwaitDisks { count })
+    pub fn await_disks(&self, count: u8) -> Result<Vec<TableProblem>, GuestError> {
+        match self.launch_answer(&Request::AwaitDisks { count })? {
+            Answer::Done => Ok(Vec::new()),
+            Answer::Tables(problems) if problems.len() <= MAX_REMARKS => Ok(problems),
+            _ => Err(GuestError::Unexpected),
+        }
     }
 
     /// Mounts a filesystem. Returns what is to be said of it, in the guest's words.

@@ -8,6 +8,8 @@ use std::path::{self, Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
 
+use guestmnt_protocol::message::TableProblem;
+
 use super::arrangement::Arrangement;
 use super::launch::LaunchError;
 use super::plan::{Plan, WritesTo};
@@ -80,6 +82,8 @@ pub struct Awake {
     pub guest: Guest,
     /// The VM that it runs in.
     pub vm: Vm,
+    /// What is the matter with partition tables of the disks.
+    pub tables: Vec<TableProblem>,
     /// What QEMU is confined by.
     pub confinement: Report,
 }
@@ -176,11 +180,12 @@ pub fn greet(
         Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
     };
     attached?;
-    match guest.await_disks(count) {
-        Ok(()) => timings.done("disks visible"),
+    let tables = match guest.await_disks(count) {
+        Ok(tables) => tables,
         Err(error) => return Err(LaunchError::Guest(error, vm.last_words())),
-    }
-    Ok(Awake { guest, vm, confinement })
+    };
+    timings.done("disks visible");
+    Ok(Awake { guest, vm, tables, confinement })
 }
 
 fn entropy() -> io::Result<[u8; 32]> {

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{self, Path, PathBuf};
 
-use guestmnt_protocol::message::{Content, NameMatching, Volume};
+use guestmnt_protocol::message::{Content, NameMatching, TableProblem, Volume};
 use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::{Mountable, VolumeName};
 use log::{info, warn};
@@ -44,6 +44,8 @@ pub struct Launched {
     pub guest: Guest,
     /// The VM that it runs in.
     pub vm: Vm,
+    /// What is the matter with partition tables of the disks, which has been said.
+    pub tables: Vec<TableProblem>,
     /// The disks that this process can read as well, by number.
     pub disks: Vec<Option<DiskReader>>,
     /// How the filesystems that can be written compare names.
@@ -201,7 +203,8 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
             verdict.remember(started.is_ok());
         }
         match started {
-            Ok((Awake { guest, vm, confinement }, template)) => {
+            Ok((Awake { guest, vm, tables, confinement }, template)) => {
+                warn_of(&tables);
                 let readers = disks.readers(plan);
                 let guest = guest.with_room(disks.room(plan).map_err(LaunchError::Room)?);
                 let Disks { opened: disks, kept } = disks;
@@ -217,8 +220,16 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
                     mounted,
                 };
                 let (names, complete) = (NameMatching::Exact, true);
-                let launched =
-                    Launched { guest, vm, disks: readers, names, complete, origin, confinement };
+                let launched = Launched {
+                    guest,
+                    vm,
+                    tables,
+                    disks: readers,
+                    names,
+                    complete,
+                    origin,
+                    confinement,
+                };
                 return mount_all(launched, plan, timings);
             }
             Err(error) if candidates.peek().is_none() => return Err(error),
@@ -229,6 +240,17 @@ pub fn launch(plan: &Plan, timings: &Timings) -> Result<Launched, LaunchError> {
         }
     }
     unreachable!("there is at least one accelerator to try")
+}
+
+/// Says what is the matter with partition tables.
+fn warn_of(tables: &[TableProblem]) {
+    for TableProblem { disk, problem, .. } in tables {
+        let mut lines = problem.lines();
+        warn!("{disk}: {}", Printable(lines.next().unwrap_or_default().as_bytes()));
+        for line in lines {
+            warn!("  {}", Printable(line.trim_start().as_bytes()));
+        }
+    }
 }
 
 /// Makes the template that the next launch will need, if there is none.
@@ -427,7 +449,7 @@ fn restart(launched: &mut Launched, plan: &Plan) -> Result<(), LaunchError> {
     let timings = Timings::start();
     let awake = boot::boot(&config, &origin.boot(), plan, &origin.disks, &origin.kept, &timings)?;
     keys::open_volumes(&awake.guest, &plan.keys).map_err(LaunchError::Key)?;
-    let Awake { guest, vm, confinement } = awake;
+    let Awake { guest, vm, confinement, tables: _ } = awake;
     (launched.guest, launched.confinement) = (guest, confinement);
     for line in std::mem::replace(&mut launched.vm, vm).last_words() {
         info!("the VM printed last: {line}");

@@ -118,7 +118,8 @@ impl<'p> Session<'p> {
     ) -> Result<Self, SessionError> {
         let mountpoint = Mountpoint::check(&plan.mountpoint)?;
         let launched = prompt::launch_asking(plan, timings)?;
-        let Launched { guest, vm, disks, names, complete, origin, confinement } = launched;
+        let Launched { guest, vm, disks, names, complete, origin, confinement, tables: _ } =
+            launched;
         let plan = &*plan;
         let images = plan
             .disks

@@ -121,7 +121,7 @@ impl<'p> Revival<'p> {
         if !self.deaths.note(lived) {
             return Err(NotRevived::TooOften);
         }
-        let Awake { guest: next, vm, confinement } = self.launch(ends)?;
+        let Awake { guest: next, vm, confinement, tables: _ } = self.launch(ends)?;
         guest.go_on_with(next).map_err(NotRevived::Unlike)?;
         self.since = Instant::now();
         self.count += 1;

@@ -128,7 +128,13 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn fm
     launched.vm.quit();
     let items = arguments.items(&listing.map_err(boxed)?);
     output::print(format_args!("{}", arguments.shown(&items)));
-    Ok(())
+    // An empty list says that there is nothing, which is not known here.
+    match launched.tables.iter().find(|table| !table.usable) {
+        Some(table) if items.iter().all(|item| item.kind == Kind::Device) => {
+            Err(boxed(format!("no partition of {} could be found", table.disk)))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn boxed(error: impl fmt::Display + 'static) -> Box<dyn fmt::Display> {
