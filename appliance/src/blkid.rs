@@ -134,8 +134,15 @@ impl<'device> Probe<'device> {
             };
             // SAFETY: both are null or texts that end in NUL and live as long as the list.
             let (uuid, name) = unsafe { (text(uuid), text(name)) };
+            // SAFETY: likewise; the table lives as long as the list, its type is a constant text or null.
+            let table = unsafe {
+                let table = blkid_partition_get_table(partition);
+                if table.is_null() { String::new() } else { text(blkid_parttable_get_type(table)) }
+            };
+            // A disklabel of BSD in one of its partitions has types of its own.
+            let is_mbr = matches!(table.as_str(), "dos" | "minix");
             let number = u16::try_from(number).ok()?;
-            let kind = u8::try_from(kind).unwrap_or(0);
+            let kind = u8::try_from(kind).ok().filter(|_| is_mbr).unwrap_or(0);
             Some(Entry { number, extended: extended == 1, kind, uuid, name })
         };
         (0..count).filter_map(entry).collect()
@@ -178,7 +185,7 @@ macro_rules! opaque {
     )*};
 }
 
-opaque!(RawProbe, RawPartitions, RawPartition);
+opaque!(RawProbe, RawPartitions, RawPartition, RawTable);
 
 // SAFETY: the declarations are those of blkid.h.
 unsafe extern "C" {
@@ -199,6 +206,8 @@ unsafe extern "C" {
     fn blkid_partlist_numof_partitions(list: *mut RawPartitions) -> c_int;
     fn blkid_partlist_get_partition(list: *mut RawPartitions, index: c_int) -> *mut RawPartition;
     fn blkid_partition_is_extended(partition: *mut RawPartition) -> c_int;
+    fn blkid_partition_get_table(partition: *mut RawPartition) -> *mut RawTable;
+    fn blkid_parttable_get_type(table: *mut RawTable) -> *const c_char;
     fn blkid_partition_get_type(partition: *mut RawPartition) -> c_int;
     fn blkid_partition_get_partno(partition: *mut RawPartition) -> c_int;
     fn blkid_partition_get_uuid(partition: *mut RawPartition) -> *const c_char;

@@ -77,6 +77,7 @@ mod sys;
 mod taking_apart;
 mod tree;
 mod uevent;
+mod ufs;
 mod valid_length;
 mod volumes;
 mod windows_links;

@@ -53,7 +53,10 @@ fn partition_types(blocks: &[(Block, Probed)]) -> Vec<(DeviceName, u8)> {
     disks
         .flat_map(|(disk, partitions)| {
             let device = move |number| DeviceName { disk, partition: number };
-            partitions.iter().map(move |entry| (device(entry.number), entry.kind))
+            partitions
+                .iter()
+                .filter(|entry| entry.kind != 0)
+                .map(move |entry| (device(entry.number), entry.kind))
         })
         .collect()
 }

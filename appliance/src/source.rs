@@ -17,6 +17,7 @@ use crate::failure::explained;
 use crate::filesystems::{Filesystem, join_options, own_options};
 use crate::ntfs_3g;
 use crate::signatures;
+use crate::ufs;
 use crate::volumes;
 
 /// A device that may hold a filesystem.
@@ -62,7 +63,11 @@ impl Source {
                 "btrfs" => btrfs::devices(node, || assembly.nodes())?,
                 _ => btrfs::Devices::default(),
             };
-            let options = join_options(&[&own.options, &subvolume, &options]);
+            let variant = match filesystem.kernel_name {
+                "ufs" if !ufs::names_variant(&options) => ufs::option(node)?,
+                _ => String::new(),
+            };
+            let options = join_options(&[&own.options, &variant, &subvolume, &options]);
             let tried = Attempt { node, target, filesystem, options: &options };
             tried.load_modules(assembly.modules);
             let (how, journal) = tried.run_for(writing)?;

@@ -17,6 +17,7 @@ use crate::btrfs;
 use crate::devices::Disks;
 use crate::failure::errno_of;
 use crate::kmsg;
+use crate::sys;
 
 /// What was found on one device.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,12 +75,19 @@ pub fn content_of(device: Option<DeviceName>, node: &Path, disks: &Disks) -> nix
 pub fn list(blocks: Vec<(Block, Probed)>) -> Vec<Volume> {
     let mut disk = Probed::default();
     let mut volumes = Vec::new();
+    let around_labels = around_labels(&blocks);
     for (Block { name, size, .. }, mut probed) in blocks {
         match &name {
-            VolumeName::Partition(DeviceName { partition: 0, .. }) => {
+            VolumeName::Partition(device @ DeviceName { partition: 0, .. }) => {
                 disk.partitions = std::mem::take(&mut probed.partitions);
+                if around_labels.contains(device) {
+                    let content = Content::Partitions("bsd".to_owned());
+                    probed = Probed { content, ..Probed::default() };
+                }
             }
-            VolumeName::Partition(device) if disk.is_extended(device.partition) => {
+            VolumeName::Partition(device)
+                if disk.is_extended(device.partition) || around_labels.contains(device) =>
+            {
                 probed = Probed { content: Content::Extended, ..Probed::default() };
             }
             _ => {}
@@ -88,6 +96,31 @@ pub fn list(blocks: Vec<(Block, Probed)>) -> Vec<Volume> {
         volumes.push(Volume { device: name.into(), size, content, label, uuid });
     }
     volumes
+}
+
+/// The disks and partitions whose UFS is that of a partition within, by a disklabel of BSD: it begins where
+/// they do.
+fn around_labels(blocks: &[(Block, Probed)]) -> Vec<DeviceName> {
+    let begin = |block: &Block| {
+        File::open(&block.node).ok().and_then(|node| sys::first_sector(node.as_fd()).ok())
+    };
+    let of_ufs = blocks.iter().filter(
+        |(_, probed)| matches!(&probed.content, Content::Filesystem(kind) if kind == "ufs"),
+    );
+    let is_around = |(outer, device): &(&Block, DeviceName)| {
+        let within = blocks.iter().map(|(block, _)| block).filter(|block| {
+            block.name.device().is_some_and(|other| {
+                other.disk == device.disk && other.partition > device.partition
+            })
+        });
+        let begin_of_outer = begin(outer);
+        begin_of_outer.is_some() && within.into_iter().any(|block| begin(block) == begin_of_outer)
+    };
+    of_ufs
+        .filter_map(|(block, _)| Some((block, block.name.device()?)))
+        .filter(is_around)
+        .map(|(_, device)| device)
+        .collect()
 }
 
 /// The subvolumes of the Btrfs filesystems on `blocks`, each by the first of its devices.

@@ -54,6 +54,7 @@ const NEEDS: &[(Sign, &str)] = &[
     (Program("mksquashfs"), "squashfs-tools"),
     (Program("mkntfs"), "ntfs-3g"),
     (Program("sfdisk"), "fdisk"),
+    (Program("makefs"), "makefs"),
     (Program("setfattr"), "attr"),
     (Program("setfacl"), "acl"),
     (Program("cryptsetup"), "cryptsetup-bin"),
