@@ -20,6 +20,9 @@ const MOST_RECORDS: u64 = 16 << 20;
 /// Files that are larger, holes counted, are not read for their digest.
 const MOST_HASHED: u64 = 1 << 30;
 
+/// What is put behind a path that was there already.
+const AGAIN: &[u8] = b"\n";
+
 /// Digits of a [`Listing`]'s digest.
 const DIGITS: usize = 32;
 
@@ -82,9 +85,12 @@ impl Listing {
             b'5' => Entry::Directory,
             kind => Entry::Special(kind.into()),
         };
-        if self.0.insert(path, entry).is_some() {
-            return Err(bad("a path appears twice"));
+        // A damaged directory can hold a name twice.
+        let mut name = path;
+        while self.0.contains_key(&name) {
+            name.extend(AGAIN);
         }
+        self.0.insert(name, entry);
         Ok(())
     }
 
@@ -351,6 +357,16 @@ mod tests {
     fn a_file_has_one_digest_whether_its_holes_are_stored_or_not() {
         let sparse = packed(&["--sparse", "--sparse-version=1.0"]).1;
         assert_eq!(sparse.summary(), packed(&[]).1.summary());
+    }
+
+    #[test]
+    fn a_name_that_appears_twice_is_two_entries() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "a").unwrap();
+        let tar = Tool::new("tar").args(["--hard-dereference", "-cf", "-", "-C"]);
+        let stream = tar.arg(directory.path()).args(["file", "file"]).output().unwrap();
+        let listing = Listing::read(&mut stream.as_slice()).unwrap();
+        assert!(listing.summary().starts_with("2 entries, 2 files, 2 bytes, "), "{listing}");
     }
 
     #[test]

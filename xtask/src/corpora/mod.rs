@@ -210,11 +210,12 @@ impl Run<'_> {
             differences.extend(opinions.differences(&task.row.peers));
             seen.peers = opinions.column(&task.row.peers);
         }
-        if task.row.expected != verdict.observed {
-            seen.expected = verdict.observed;
+        let (before, now) = (&task.row.expected, &verdict.observed);
+        if (&before.status, &before.contents) != (&now.status, &now.contents) {
             // What explained the row before need not explain it now.
             seen.reason = "-".to_owned();
         }
+        seen.expected = verdict.observed;
         if differences.is_empty() {
             return Ok(Outcome::AsExpected);
         }

@@ -130,9 +130,7 @@ impl Trial<'_> {
         });
         let status = status?;
         let said = fs::read(&log)?;
-        let said = said.split(|&byte| byte == b'\n').next().unwrap_or_default();
-        let said = said.strip_prefix(b"guestimg: ").unwrap_or(said);
-        let said = if said.is_empty() { "-".to_owned() } else { Printable(said).to_string() };
+        let said = first_message(&said);
         if let Err(error) = &result {
             self.faults.push(format!("{}: {error}", words[0]));
         }
@@ -156,6 +154,17 @@ impl Trial<'_> {
     }
 }
 
+/// The first message, without the program's name; `-` without any. That a template is made, as it is
+/// after each build, has nothing to do with the image.
+fn first_message(said: &[u8]) -> String {
+    let lines = said.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    let mut messages = lines.map(|line| line.strip_prefix(b"guestimg: ").unwrap_or(line));
+    let first = messages.find(|message| {
+        !message.starts_with(b"preparing the VM ") && !message.starts_with(b"kvm does not work ")
+    });
+    first.map_or_else(|| "-".to_owned(), |message| Printable(message).to_string())
+}
+
 /// A row of `guestimg filesystems --json`.
 #[derive(Deserialize)]
 struct Filesystem {
@@ -177,6 +186,13 @@ fn filesystems(json: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_message_is_about_the_image() {
+        let said = b"guestimg: preparing the VM for quick starts\nguestimg: no\n  hint: yes\n";
+        assert_eq!(first_message(said), "no");
+        assert_eq!(first_message(b""), "-");
+    }
 
     #[test]
     fn filesystems_are_named_by_device_and_type() {
