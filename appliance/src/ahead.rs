@@ -12,13 +12,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sys::stat::{fstat, stat};
+use nix::sys::stat::{FileStat, stat};
 use nix::sys::statfs::fstatfs;
 
 use crate::inodes::{Inodes, Volume};
 use crate::kmsg;
 use crate::ntfs;
 use crate::records::Records;
+use crate::resolve;
 
 /// Bytes of a directory's index that are read ahead when it is opened: some 10,000 entries.
 const MAX_INDEX: u64 = 1024 * 1024;
@@ -40,7 +41,14 @@ struct Known {
 impl Ahead {
     /// What can be read ahead for `folder`.
     pub fn directory(&self, folder: BorrowedFd) -> Option<Inodes> {
-        let stat = fstat(folder).ok()?;
+        let (volume, stat) = self.volume(folder)?;
+        volume.records.read_index(stat.st_ino);
+        Some(Inodes::of(volume, stat.st_ino))
+    }
+
+    /// The NTFS volume that `file` is on, with attributes of `file`.
+    pub fn volume(&self, file: BorrowedFd) -> Option<(Arc<Volume>, FileStat)> {
+        let stat = resolve::attributes(file).ok()?;
         let known = self.lock().volumes.get(&stat.st_dev).cloned();
         let volume = known.unwrap_or_else(|| {
             // Not under the lock: it reads the disk.
@@ -48,13 +56,12 @@ impl Ahead {
                 let known = self.lock();
                 (known.nodes.clone(), known.any_writable)
             };
-            let records = records_of(folder, stat.st_dev, &nodes);
+            let records = records_of(file, stat.st_dev, &nodes);
             let volume = records.map(|records| Arc::new(Volume::new(records, !any_writable)));
             self.lock().volumes.insert(stat.st_dev, volume.clone());
             volume
         })?;
-        volume.records.read_index(stat.st_ino);
-        Some(Inodes::of(volume, stat.st_ino))
+        Some((volume, stat))
     }
 
     /// Forgets everything, since a device number may mean another filesystem from now on: one of the

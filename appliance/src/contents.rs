@@ -17,6 +17,7 @@ use guestmnt_protocol::message::Extent;
 
 use crate::resolve;
 use crate::valid_length::ValidLength;
+use crate::wof::WofFile;
 
 /// Reads from this size on go past the page cache. Below, many small reads of neighbours, the
 /// cache's own read-ahead is worth more than the copy costs.
@@ -31,6 +32,8 @@ pub struct Contents {
     /// The same file for reading past the cache, opened when that is first wanted. `None` where
     /// its filesystem cannot do that.
     direct: OnceLock<Option<Direct>>,
+    /// What is read instead, where the file's bytes are compressed.
+    packed: Option<WofFile>,
 }
 
 /// A file that is open for reading past the cache.
@@ -44,15 +47,30 @@ impl Contents {
     /// Those of `file`, open for reading.
     #[must_use]
     pub fn of(file: OwnedFd) -> Self {
-        Self { cached: file, direct: OnceLock::new() }
+        Self { cached: file, direct: OnceLock::new(), packed: None }
+    }
+
+    /// Those of `file` that are `packed`.
+    #[must_use]
+    pub fn of_packed(file: OwnedFd, packed: WofFile) -> Self {
+        Self { packed: Some(packed), ..Self::of(file) }
+    }
+
+    /// Whether they are other than where the file is on the disk.
+    #[must_use]
+    pub fn are_packed(&self) -> bool {
+        self.packed.is_some()
     }
 
     /// Fills `destination` from byte `offset`. Returns how many bytes there were; fewer than it
     /// holds only at the file's end.
     ///
     /// # Errors
-    /// As pread(2); `EINVAL` for an offset beyond 2^63.
+    /// As pread(2); `EINVAL` for an offset beyond 2^63, `EIO` for what cannot be decompressed.
     pub fn read(&self, offset: u64, destination: &mut [u8]) -> nix::Result<usize> {
+        if let Some(packed) = &self.packed {
+            return packed.read(offset, destination);
+        }
         let start = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
         // The kernel refuses a range that passes 2^63, where it could give the part before.
         let room = usize::try_from(i64::MAX - start).unwrap_or(usize::MAX);
@@ -112,6 +130,13 @@ impl Contents {
     /// # Errors
     /// `ENXIO` where there is none; `EINVAL` for an offset beyond 2^63.
     pub fn seek(&self, offset: u64, what: Extent) -> nix::Result<u64> {
+        if let Some(packed) = &self.packed {
+            return match what {
+                _ if offset >= packed.size() => Err(Errno::ENXIO),
+                Extent::Data => Ok(offset),
+                Extent::Hole => Ok(packed.size()),
+            };
+        }
         let start = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
         let whence = match what {
             Extent::Data => Whence::SeekData,

@@ -259,7 +259,8 @@ fn entry(
     let of_windows = || windows_links::may_be_on_filesystem_of(folder);
     let has_target = is_link && *with_targets.get_or_init(|| !of_windows());
     let target = if has_target { target(folder, record.name) } else { None };
-    let attr = stat.and_then(|stat| tree.attr(&stat).ok());
+    let path = || format!("{}/{}", resolve::proc_path(folder), record.name.to_string_lossy());
+    let attr = stat.and_then(|stat| tree.shown(folder, &stat, path).ok());
     DirEntry { next: record.next, name, attr, target }
 }
 

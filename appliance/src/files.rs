@@ -30,7 +30,8 @@ impl Tree {
     /// As [`resolve::locate`] and fstatat(2).
     pub fn stat(&self, path: &GuestPath) -> nix::Result<Attr> {
         let located = self.locate(path)?;
-        self.attr(&resolve::attributes(located.as_fd())?)
+        let stat = resolve::attributes(located.as_fd())?;
+        self.shown(located.as_fd(), &stat, || resolve::proc_path(located.as_fd()))
     }
 
     /// Puts the target of a symbolic link into `payload`: what `other` makes of the link and of the
@@ -45,6 +46,12 @@ impl Tree {
         payload: &mut Payload,
     ) -> nix::Result<()> {
         let located = self.locate(path)?;
+        let own = resolve::attributes(located.as_fd()).ok();
+        let path = || resolve::proc_path(located.as_fd());
+        if let Some(target) = own.and_then(|stat| self.posix_link(located.as_fd(), &stat, path)) {
+            payload.set(&target);
+            return Ok(());
+        }
         let shown = readlinkat(&located, "").map_err(|errno| match errno {
             // With an empty path the kernel says so of anything that is no link.
             Errno::ENOENT => Errno::EINVAL,
@@ -107,6 +114,6 @@ impl Tree {
     /// # Errors
     /// As [`resolve::open_regular`].
     pub(crate) fn regular_file(&self, path: &GuestPath) -> nix::Result<Arc<Contents>> {
-        self.files.get_or_open(path, || self.open_shown(path).map(Contents::of))
+        self.files.get_or_open(path, || self.contents(self.open_shown(path)?, path))
     }
 }

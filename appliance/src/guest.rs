@@ -25,6 +25,7 @@ use crate::failure;
 use crate::machine::{Machine, Mounted};
 use crate::mounts::SYSROOT;
 use crate::payload::Payload;
+use crate::placeholders;
 use crate::sys;
 use crate::tree::Tree;
 use crate::windows_links::LinkTarget;
@@ -252,7 +253,13 @@ impl Guest {
         let machine = self.machine.as_ref().ok_or(Errno::EOPNOTSUPP)?;
         match tree.block(path)? {
             Some(block) => block.layout(&machine.disks),
-            None => machine.layout(tree.regular_file(path)?.file(), from),
+            None => {
+                let file = tree.regular_file(path)?;
+                if file.are_packed() {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                machine.layout(file.file(), from)
+            }
         }
     }
 
@@ -260,7 +267,11 @@ impl Guest {
     pub(crate) fn on_files(&self, carry_out: impl FnOnce(&Tree) -> nix::Result<Answer>) -> Outcome {
         let mounted = self.tree.read().unwrap_or_else(PoisonError::into_inner);
         let tree = mounted.as_ref().ok_or_else(|| failure::plain(Errno::ENODEV))?;
-        carry_out(tree).map_err(failure::plain)
+        placeholders::take_reason();
+        carry_out(tree).map_err(|errno| match placeholders::take_reason() {
+            Some(reason) => failure::explained(errno, reason),
+            None => failure::plain(errno),
+        })
     }
 
     /// The same for what is changed at this moment, by the clock that can show it. Nothing else is in

@@ -13,6 +13,7 @@ use guestmnt_protocol::attr::Attr;
 use guestmnt_protocol::change::{Access, FileAt, HeldFile};
 
 use crate::contents::Contents;
+use crate::placeholders;
 use crate::resolve;
 use crate::tree::Tree;
 
@@ -100,7 +101,15 @@ impl Tree {
                 Access::Write => OFlag::O_RDWR,
             };
         let opened = open(resolve::proc_path(found.as_fd()).as_str(), flags, Mode::empty())?;
-        self.held.insert(Contents::of(opened))
+        let contents = match self.ahead.volume(opened.as_fd()) {
+            Some((volume, _)) => match placeholders::behind(&volume, opened.as_fd())? {
+                Some(packed) if access == Access::Read => Contents::of_packed(opened, packed),
+                Some(_) => return Err(Errno::EOPNOTSUPP),
+                None => Contents::of(opened),
+            },
+            None => Contents::of(opened),
+        };
+        self.held.insert(contents)
     }
 
     /// Attributes of a file that is held.

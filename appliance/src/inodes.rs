@@ -54,6 +54,12 @@ impl Inodes {
         Self { volume, folder }
     }
 
+    /// The volume that they are on.
+    #[must_use]
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
     /// What can be told of these files, each a number and a name; the others are being read ahead for
     /// the driver.
     #[must_use]

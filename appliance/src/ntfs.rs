@@ -301,6 +301,37 @@ impl<'a> Attribute<'a> {
     pub fn size(&self) -> Option<u64> {
         u64_at(self.0, 0x30)
     }
+
+    /// Bytes of it that were written; what follows them are zeros.
+    #[must_use]
+    pub fn written(&self) -> Option<u64> {
+        u64_at(self.0, 0x38)
+    }
+
+    /// How what it holds is kept: compressed, encrypted, sparse.
+    #[must_use]
+    pub fn flags(&self) -> Option<u16> {
+        u16_at(self.0, 0x0c)
+    }
+
+    /// The first cluster that this part of an attribute holds; `None` where it is in the record.
+    #[must_use]
+    pub fn begins_at(&self) -> Option<u64> {
+        if self.0[8] == 1 { u64_at(self.0, 0x10) } else { None }
+    }
+
+    /// Where what a later part of an attribute holds is.
+    #[must_use]
+    pub fn later_runs(&self, geometry: &Geometry) -> Option<Runs> {
+        let before = self.begins_at()?.checked_mul(geometry.cluster)?;
+        let list = self.0.get(usize::from(u16_at(self.0, 0x20)?)..)?;
+        let (mut runs, _) = unpack(list, geometry.cluster);
+        for run in &mut runs {
+            run.offset = run.offset.checked_add(before)?;
+            run.offset.checked_add(run.length)?;
+        }
+        Some(Runs(runs))
+    }
 }
 
 /// What an attribute holds outside of its record. All in bytes.

@@ -196,7 +196,12 @@ impl Standard {
     fn read(attribute: Attribute) -> Option<Self> {
         const LENGTH: usize = 0x30;
         const READ_ONLY: u32 = 1;
+        /// It may be a link of Interix.
+        const SYSTEM: u32 = 4;
         let value = attribute.value().filter(|value| value.len() >= LENGTH)?;
+        if u32_at(value, 0x20)? & SYSTEM != 0 {
+            return None;
+        }
         Some(Self {
             is_read_only: u32_at(value, 0x20)? & READ_ONLY != 0,
             modified: time(u64_at(value, 0x08)?)?,

@@ -7,7 +7,7 @@
 //! **Invariant:** nothing is opened but regular files, and nothing for writing.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, PosixFadviseAdvice, fcntl, openat, posix_fadvise};
@@ -20,9 +20,11 @@ use guestmnt_protocol::path::GuestPath;
 use crate::aio::{Queue, Read};
 use crate::directories::Directory;
 use crate::failure;
+use crate::inodes::{Inodes, Volume};
 use crate::layouts::{self, Place};
 use crate::ordinary::{Held, Ordinary};
 use crate::payload::Payload;
+use crate::placeholders;
 use crate::resolve;
 use crate::tree::Tree;
 use crate::valid_length::ValidLength;
@@ -55,6 +57,7 @@ impl Tree {
         let ways = Ways {
             place: place(directory.as_fd()),
             valid: ValidLength::on_filesystem_of(directory.as_fd()),
+            volume: directory.inodes().map(Inodes::volume),
         };
         let mut space = self.spaces.take();
         let mut contents = Vec::new();
@@ -86,10 +89,12 @@ impl Tree {
 
 /// How files of one directory may be read.
 #[derive(Clone, Copy)]
-struct Ways {
+struct Ways<'a> {
     /// Where their filesystem is, if the host can read it.
     place: Option<Place>,
     valid: ValidLength,
+    /// Their volume, if it is an NTFS.
+    volume: Option<&'a Arc<Volume>>,
 }
 
 /// The files that can be had without opening them, by what their records say: some of `wanted`.
@@ -183,7 +188,7 @@ impl Space {
         folder: BorrowedFd,
         wanted: &[Wanted],
         told: Vec<Option<File<'static>>>,
-        Ways { place, valid }: Ways,
+        ways: Ways,
     ) -> impl Iterator<Item = nix::Result<File<'_>>> {
         let mut files = Vec::with_capacity(wanted.len());
         let mut to_read = Vec::new();
@@ -192,18 +197,16 @@ impl Space {
                 files.push(Ok(told));
                 continue;
             }
-            files.push(match Opened::open(folder, wanted, valid) {
+            files.push(match Opened::open(folder, wanted, ways.valid) {
                 Ok(None) => Ok(File::Read(&[])),
-                Ok(Some(mut opened)) => match place.and_then(|place| opened.stored(place)) {
-                    Some(stored) => Ok(File::Stored(stored)),
-                    None => match opened.avoid_stale_bytes(valid) {
-                        Ok(()) => {
-                            to_read.push((index, opened));
-                            // Until it was read.
-                            Err(Errno::EIO)
-                        }
-                        Err(errno) => Err(errno),
-                    },
+                Ok(Some(opened)) => match opened.begin(ways) {
+                    Ok(Begun::Have(file)) => Ok(file),
+                    Ok(Begun::Read(opened)) => {
+                        to_read.push((index, opened));
+                        // Until it was read.
+                        Err(Errno::EIO)
+                    }
+                    Err(errno) => Err(errno),
                 },
                 Err(errno) => Err(errno),
             });
@@ -257,6 +260,14 @@ fn read_group<'a>(
     group.into_iter().zip(counts).map(whole).collect()
 }
 
+/// What is to be done with a file that is open.
+enum Begun {
+    /// Nothing more.
+    Have(File<'static>),
+    /// It is to be read.
+    Read(Opened),
+}
+
 /// A regular file that is open.
 struct Opened {
     file: OwnedFd,
@@ -292,6 +303,23 @@ impl Opened {
             Err(errno) => return Err(errno),
         };
         Ok(Some(Self { file, direct, inode: stat.st_ino, length }))
+    }
+
+    /// Finds out how it is read.
+    fn begin(mut self, ways: Ways) -> nix::Result<Begun> {
+        if let Some(volume) = ways.volume
+            && let Some(packed) = placeholders::behind(volume, self.file.as_fd())?
+        {
+            let mut bytes = vec![0; self.length];
+            let count = packed.read(0, &mut bytes)?;
+            bytes.truncate(count);
+            return Ok(Begun::Have(File::Told(bytes)));
+        }
+        if let Some(stored) = ways.place.and_then(|place| self.stored(place)) {
+            return Ok(Begun::Have(File::Stored(stored)));
+        }
+        self.avoid_stale_bytes(ways.valid)?;
+        Ok(Begun::Read(self))
     }
 
     /// Bytes that direct reading wants to write to.

@@ -17,6 +17,7 @@ mod sealed;
 pub mod tar;
 pub mod vbox;
 pub mod vhdx_log;
+pub mod wof;
 mod writing;
 
 /// Something that is fuzzed.
@@ -29,7 +30,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "frames", run: frames::run },
     Target { name: "answers", run: answers::run },
     Target { name: "requests", run: requests::run },
@@ -41,4 +42,5 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "record", run: record::run },
     Target { name: "vhdx_log", run: vhdx_log::run },
     Target { name: "vbox", run: vbox::run },
+    Target { name: "wof", run: wof::run },
 ];

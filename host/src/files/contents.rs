@@ -57,8 +57,9 @@ impl Files {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // Layouts are kept by number, and each reading has its own.
         let node = NodeId(NEXT.fetch_add(1, Ordering::Relaxed));
-        let may_have_holes =
-            attr.size >= WORTH_ASKING && attr.blocks.saturating_mul(512) < attr.size;
+        // Of what takes no space at all, the guest may know that it is elsewhere.
+        let is_worth_it = attr.size >= WORTH_ASKING || attr.blocks == 0;
+        let may_have_holes = is_worth_it && attr.blocks.saturating_mul(512) < attr.size;
         let source = Source::Guest { files: self, path, node, may_have_holes };
         Contents { source, size: attr.size }
     }

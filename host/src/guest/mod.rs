@@ -66,6 +66,8 @@ pub struct Guest {
     counts: Counts<Asked>,
     landed: Arc<Counts<Landing>>,
     refused_answers: AtomicU64,
+    /// How many reasons the guest gave that were told, and the last one.
+    explained: Mutex<(u64, String)>,
 }
 
 impl Guest {
@@ -103,6 +105,7 @@ impl Guest {
             counts: Counts::default(),
             landed: Arc::default(),
             refused_answers: AtomicU64::new(0),
+            explained: Mutex::default(),
         })
     }
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use guestmnt_protocol::message::{Answer, Outcome, Request};
+use guestmnt_protocol::message::{Answer, Failure, Outcome, Request};
+use guestmnt_protocol::path::Printable;
 use log::{debug, trace, warn};
 use nix::errno::Errno;
 
@@ -116,11 +117,36 @@ impl Guest {
         outcome: Outcome,
         take: impl FnOnce(Answer) -> Option<T>,
     ) -> Result<T, Errno> {
-        let answer = outcome.map_err(|failure| errno_of(failure.errno))?;
+        let answer = outcome.map_err(|failure| {
+            self.explain(&failure);
+            errno_of(failure.errno)
+        })?;
         take(answer).ok_or_else(|| {
             self.refuse(&"an answer out of bounds");
             Errno::EIO
         })
+    }
+
+    /// Says why the guest could not do something, where it says more than an error's number: once
+    /// for each of several requests for the same. A hostile guest shall not fill the log.
+    fn explain(&self, failure: &Failure) {
+        const MANY: u64 = 20;
+        /// Not this module, whose name is that of what `-x` shows.
+        const TARGET: &str = "guestmnt::guest";
+        if failure.detail.is_empty() {
+            return;
+        }
+        let mut said = self.explained.lock().expect("nothing panics with it");
+        if said.1 == failure.detail {
+            return;
+        }
+        let line = Printable(failure.detail.as_bytes());
+        match said.0 {
+            ..MANY => warn!(target: TARGET, "{line}"),
+            MANY => warn!(target: TARGET, "{line}; further ones are told with -v"),
+            _ => debug!(target: TARGET, "{line}"),
+        }
+        *said = (said.0 + 1, failure.detail.clone());
     }
 
     /// Whether the request that failed with `error` in `vm` can be made again in the VM after it. A
