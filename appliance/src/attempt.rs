@@ -18,6 +18,7 @@ use crate::filesystems::{Filesystem, ForWriting, character_sets, join_options};
 use crate::hibernation;
 use crate::kmsg;
 use crate::modules::Modules;
+use crate::xfs;
 
 /// Nothing of an image runs, opens a device or gains rights, even if something tried.
 pub const FLAGS: MsFlags =
@@ -157,6 +158,11 @@ impl Attempt<'_> {
             Errno::EINVAL => format!("not a good {kind} filesystem, or an option that it refuses"),
             other => format!("{kind}: {}", other.desc()),
         };
-        if log.is_empty() { error } else { format!("{error}\n{log}") }
+        let advice = match self.filesystem.kernel_name {
+            "xfs" => xfs::advice(log),
+            _ => None,
+        };
+        let lines = [error.as_str(), log.trim_end(), advice.unwrap_or_default()];
+        lines.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
     }
 }

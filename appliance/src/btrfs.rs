@@ -21,6 +21,9 @@ use crate::programs::Programs;
 /// Where the superblock begins, in bytes.
 const SUPERBLOCK: u64 = 0x1_0000;
 
+/// The flag of a seed in its superblock; `BTRFS_SUPER_FLAG_SEEDING`.
+const SEEDING: u64 = 1 << 32;
+
 /// Where a filesystem is mounted for its subvolumes to be listed.
 const PLACE: &str = "/run/btrfs";
 
@@ -33,6 +36,8 @@ pub struct Superblock {
     pub devices: u64,
     /// The device's number among them.
     pub number: u64,
+    /// Whether it is a seed: other filesystems grew out of it, with identifiers of their own, and need it.
+    pub is_seed: bool,
 }
 
 impl Superblock {
@@ -51,6 +56,7 @@ impl Superblock {
             filesystem: *bytes[0x20..].first_chunk()?,
             devices: number(0x88)?,
             number: number(0xc9)?,
+            is_seed: number(0x38)? & SEEDING != 0,
         })
     }
 }
@@ -79,19 +85,21 @@ pub fn devices(own: &Path, nodes: impl FnOnce() -> Vec<PathBuf>) -> Result<Devic
 }
 
 fn among(own: Superblock, nodes: Vec<(Superblock, PathBuf)>) -> Result<Devices, Failure> {
-    let mut seen = vec![own.number];
+    let mut seen = vec![(own.filesystem, own.number)];
     let mut options = Vec::new();
     for (superblock, node) in nodes {
-        if superblock.filesystem != own.filesystem {
+        // Which seed it grew out of stands in its trees; the driver takes no harm from others.
+        if superblock.filesystem != own.filesystem && !superblock.is_seed {
             continue;
         }
-        if seen.contains(&superblock.number) {
+        let device = (superblock.filesystem, superblock.number);
+        if seen.contains(&device) {
             return Err(explained(
                 Errno::EEXIST,
                 "there are copies of its devices; mount one copy at a time",
             ));
         }
-        seen.push(superblock.number);
+        seen.push(device);
         options.push(format!("device={}", node.display()));
     }
     let missing = own.devices.checked_sub(seen.len() as u64).filter(|missing| *missing > 0);
@@ -152,7 +160,7 @@ mod tests {
     use super::*;
 
     fn superblock(filesystem: u8, number: u64) -> Superblock {
-        Superblock { filesystem: [filesystem; 16], devices: 3, number }
+        Superblock { filesystem: [filesystem; 16], devices: 3, number, is_seed: false }
     }
 
     #[test]
@@ -182,6 +190,11 @@ mod tests {
         let both = "device=/dev/vd2,device=/dev/vd3";
         assert_eq!(found(&[(1, 2), (2, 5), (1, 3)]), devices(both, None));
         assert_eq!(found(&[(1, 2)]), devices("device=/dev/vd2,degraded", Some((1, 3))));
+        let seed = (Superblock { is_seed: true, ..superblock(9, 1) }, PathBuf::from("/dev/vdz"));
+        let sprout = Superblock { devices: 2, ..own };
+        let with_seed = Ok(Devices { options: "device=/dev/vdz".to_owned(), missing: None });
+        let with_its_seed = among(sprout, vec![seed]).map_err(|failure| i32::from(failure.errno));
+        assert_eq!(with_its_seed, with_seed);
         assert_eq!(found(&[(1, 2), (1, 2)]), Err(libc::EEXIST));
         assert_eq!(found(&[(1, 1)]), Err(libc::EEXIST));
     }

@@ -90,7 +90,11 @@ impl Lvm<'_> {
                 let partial = failed.said.contains("missing PV");
                 match (missing.contains(&true), partial) {
                     (true, false) => Err(explained(Errno::ENODEV, "no such device")),
-                    _ => Err(failed.explained(Errno::EIO, "lvm cannot activate it")),
+                    _ => Err(failed.advised(
+                        Errno::EIO,
+                        "lvm cannot activate it",
+                        "where a physical volume is missing, give its disk with another -a",
+                    )),
                 }
             }
         }

@@ -62,11 +62,45 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// A failure with what the program said, the first line of which ends a sentence.
+    /// A failure with what the program said, the first line of which ends a sentence. What it advises
+    /// of its own options is left out: nobody can give it any here.
     #[must_use]
     pub fn explained(&self, errno: Errno, what: &str) -> Failure {
-        explained(errno, format!("{what}\n{}", self.said.trim_end()))
+        let lines = self.said.lines().filter_map(without_advice);
+        let lines: Vec<String> = std::iter::once(what.to_owned()).chain(lines).collect();
+        explained(errno, lines.join("\n"))
     }
+
+    /// As [`Failed::explained`], with what can be done here.
+    #[must_use]
+    pub fn advised(&self, errno: Errno, what: &str, advice: &str) -> Failure {
+        let mut failure = self.explained(errno, what);
+        failure.detail.push_str("\nhint: ");
+        failure.detail.push_str(advice);
+        failure
+    }
+}
+
+/// A line of a program without what it says of its options; `None` where nothing is left.
+fn without_advice(line: &str) -> Option<String> {
+    let is_advice = |part: &&str| {
+        part.split_whitespace().any(|word| {
+            let word = word.trim_start_matches(['\'', '"', '(']);
+            word.starts_with("--") && word.len() > 2
+        })
+    };
+    // A sentence, or what follows a dash or a comma.
+    let (mut kept, mut rest) = (String::new(), line);
+    while !rest.is_empty() {
+        let end = [". ", ", ", " - "].iter().filter_map(|mark| Some(rest.find(mark)? + mark.len()));
+        let (part, next) = rest.split_at(end.min().unwrap_or(rest.len()));
+        if !is_advice(&part) {
+            kept.push_str(part);
+        }
+        rest = next;
+    }
+    let kept = kept.trim_end().trim_end_matches([',', '-']).trim_end();
+    (!kept.trim().is_empty()).then(|| kept.to_owned())
 }
 
 impl Programs {
@@ -201,6 +235,33 @@ mod tests {
         assert_eq!(printed.len(), usize::try_from(OUTPUT_MAX).unwrap());
         assert!(printed.starts_with("xxx"));
         assert_eq!(said, "no\n");
+    }
+
+    #[test]
+    fn a_programs_advice_on_its_options_is_left_out() {
+        let table = [
+            (
+                "mdadm: /dev/md0 assembled from 1 drive - not enough to start the array while not \
+                 clean - consider --force.",
+                Some(
+                    "mdadm: /dev/md0 assembled from 1 drive - not enough to start the array while \
+                     not clean",
+                ),
+            ),
+            (
+                "  Refusing activation of partial LV vg/root.  Use '--activationmode partial' to \
+                 override.",
+                Some("  Refusing activation of partial LV vg/root."),
+            ),
+            ("Use --force to override.", None),
+            (
+                "  Couldn't find device with uuid a--b.",
+                Some("  Couldn't find device with uuid a--b."),
+            ),
+        ];
+        for (line, expected) in table {
+            assert_eq!(without_advice(line).as_deref(), expected, "{line}");
+        }
     }
 
     #[test]

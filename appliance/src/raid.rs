@@ -14,6 +14,7 @@ use guestmnt_protocol::message::Failure;
 use guestmnt_protocol::volume::PlainName;
 
 use crate::failure::explained;
+use crate::md_linear::{self, NoTable};
 use crate::modules::Modules;
 use crate::programs::Programs;
 
@@ -67,6 +68,20 @@ impl Array {
         if node.exists() {
             return Ok(node);
         }
+        match md_linear::table(&self.members) {
+            Ok(table) => return self.map(&table, programs, modules),
+            Err(NoTable::NotLinear) => {}
+            Err(NoTable::Missing(missing, all)) => {
+                let detail = format!(
+                    "it is linear and lacks {missing} of its {all} members\nhint: give the image of \
+                     the missing member with another -a"
+                );
+                return Err(explained(Errno::EIO, detail));
+            }
+            Err(NoTable::Damaged) => {
+                return Err(explained(Errno::EIO, "its superblocks contradict each other"));
+            }
+        }
         start_read_only();
         let node_name = node.to_string_lossy();
         let members: Vec<_> = self.members.iter().map(|node| node.to_string_lossy()).collect();
@@ -75,7 +90,25 @@ impl Array {
         match programs.run(modules, "mdadm", &arguments, &[])? {
             Ok(_) if node.exists() => Ok(node),
             Ok(_) => Err(explained(Errno::ENODEV, "mdadm assembled it, but there is no node")),
-            Err(failed) => Err(failed.explained(Errno::EIO, "mdadm cannot assemble it")),
+            Err(failed) => Err(failed.advised(
+                Errno::EIO,
+                "mdadm cannot assemble it",
+                "where a member is missing, give its image with another -a",
+            )),
+        }
+    }
+
+    /// Makes a device of device-mapper of it, by `table`.
+    fn map(&self, table: &str, programs: &Programs, modules: &Modules) -> Result<PathBuf, Failure> {
+        let name = format!("md{}", self.number);
+        let node = Path::new("/dev/mapper").join(&name);
+        if node.exists() {
+            return Ok(node);
+        }
+        let arguments = ["create", &name, "--noudevrules", "--noudevsync"];
+        match programs.run(modules, "dmsetup", &arguments, table.as_bytes())? {
+            Ok(_) => Ok(node),
+            Err(failed) => Err(failed.explained(Errno::EIO, "dmsetup cannot map it")),
         }
     }
 }

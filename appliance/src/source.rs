@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use guestmnt_protocol::device::DeviceName;
+use guestmnt_protocol::foreign::Foreign;
 use guestmnt_protocol::message::{Content, Failure, MountRequest, MountedAs, NameMatching};
 use guestmnt_protocol::volume::Mountable;
 
@@ -19,6 +20,7 @@ use crate::ntfs_3g;
 use crate::signatures;
 use crate::ufs;
 use crate::volumes;
+use crate::xfs;
 
 /// A device that may hold a filesystem.
 pub struct Source {
@@ -66,6 +68,10 @@ impl Source {
             let variant = match filesystem.kernel_name {
                 "ufs" if !ufs::names_variant(&options) => ufs::option(node)?,
                 _ => String::new(),
+            };
+            let options = match filesystem.kernel_name {
+                "xfs" => xfs::with_nodes(&options, assembly)?,
+                _ => options.clone(),
             };
             let options = join_options(&[&own.options, &variant, &subvolume, &options]);
             let tried = Attempt { node, target, filesystem, options: &options };
@@ -128,7 +134,7 @@ fn filesystem_on(
     let content = volumes::content_of(device, node, disks)
         .map_err(|errno| explained(errno, format!("cannot be read: {}", errno.desc())))?;
     match content {
-        Content::Filesystem(kind) => Ok(kind),
+        Content::Filesystem(kind) if Foreign::of(&kind).is_none() => Ok(kind),
         other => Err(explained(Errno::EMEDIUMTYPE, what_else(&other))),
     }
 }
@@ -136,6 +142,7 @@ fn filesystem_on(
 /// What a device holds that has no filesystem, as the end of the sentence "/dev/sda1 …".
 fn what_else(content: &Content) -> String {
     match content {
+        Content::Filesystem(kind) if Foreign::of(kind).is_some() => foreign(kind),
         Content::Filesystem(kind) => format!("holds a filesystem ({kind})"),
         Content::Partitions(kind) => format!("holds a partition table ({kind})"),
         Content::Extended => "is an extended partition, which only holds others".to_owned(),
@@ -145,10 +152,18 @@ fn what_else(content: &Content) -> String {
             "swap" | "swsuspend" => format!("holds swap space ({kind})"),
             "crypto_LUKS" | "BitLocker" => format!("holds an encrypted volume ({kind})"),
             "LVM2_member" | "LVM1_member" => format!("is part of a volume group ({kind})"),
+            _ if Foreign::of(kind).is_some() => foreign(kind),
             _ if kind.ends_with("_raid_member") => format!("is part of a RAID ({kind})"),
             _ => format!("holds no filesystem ({kind})"),
         },
     }
+}
+
+fn foreign(kind: &str) -> String {
+    Foreign::of(kind).map_or_else(
+        || format!("holds no filesystem ({kind})"),
+        |Foreign { what, advice }| format!("{what} ({kind})\nhint: {advice}"),
+    )
 }
 
 #[cfg(test)]
@@ -164,7 +179,7 @@ mod tests {
             (other("swap"), "holds swap space (swap)"),
             (other("LVM2_member"), "is part of a volume group (LVM2_member)"),
             (other("linux_raid_member"), "is part of a RAID (linux_raid_member)"),
-            (other("zfs_member"), "holds no filesystem (zfs_member)"),
+            (other("nobodys_member"), "holds no filesystem (nobodys_member)"),
             (Content::Partitions("gpt".to_owned()), "holds a partition table (gpt)"),
             (Content::Unknown, "is empty or of an unknown kind"),
         ];

@@ -14,6 +14,7 @@ pub mod batch;
 pub mod bay;
 pub mod change;
 pub mod device;
+pub mod foreign;
 pub mod frame;
 pub mod limits;
 pub mod message;

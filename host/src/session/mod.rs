@@ -5,6 +5,7 @@ pub mod arrangement;
 pub mod boot;
 mod disks;
 pub mod end;
+pub mod foreign;
 pub mod fuse_device;
 pub mod fuse_options;
 pub mod keys;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use guestmnt_protocol::foreign::Foreign;
 use guestmnt_protocol::message::{Content, Volume};
 use guestmnt_protocol::path::{EntryName, GuestPath, Printable};
 use guestmnt_protocol::system::System;
@@ -10,6 +11,7 @@ use guestmnt_protocol::volume::{Mountable, VolumeName};
 use log::warn;
 
 use super::arrangement::{Arrangement, ArrangementError, Root};
+use super::foreign;
 use super::keys;
 use super::plan::MountSpec;
 use crate::guest::Guest;
@@ -158,6 +160,9 @@ fn of_system(system: &System) -> Arrangement {
 }
 
 fn of_all(volumes: &[Volume]) -> Result<Arrangement, ArrangementError> {
+    for (name, Foreign { what, advice }) in foreign::among(volumes) {
+        warn!("{name} {what}\n  hint: {advice}");
+    }
     let mut names = BTreeSet::new();
     let (mut folders, mut others) = (Vec::new(), Vec::new());
     for volume in volumes {
@@ -166,6 +171,9 @@ fn of_all(volumes: &[Volume]) -> Result<Arrangement, ArrangementError> {
         else {
             continue;
         };
+        if Foreign::of(kind).is_some() {
+            continue;
+        }
         let folder = name.file_name();
         let (Ok(entry), Ok(at)) =
             (EntryName::new(folder.as_bytes()), GuestPath::parse(folder.as_bytes()))

@@ -36,10 +36,11 @@ struct Set {
 }
 
 /// All of them.
-const SETS: [Set; 3] = [
+const SETS: [Set; 4] = [
     Set { disks: &DISKS, script: SCRIPT },
     Set { disks: &REDUNDANT, script: REDUNDANT_SCRIPT },
     Set { disks: &NAMESAKES, script: NAMESAKES_SCRIPT },
+    Set { disks: &SPROUT, script: SPROUT_SCRIPT },
 ];
 
 const DISKS: [Recipe; 9] = [
@@ -65,6 +66,9 @@ const REDUNDANT: [Recipe; 5] = [
 
 /// Disks with volume groups of one name.
 const NAMESAKES: [Recipe; 2] = [disk("namesake-a.img", 48), disk("namesake-b.img", 48)];
+
+/// A Btrfs that is a seed, and one that grew out of it.
+const SPROUT: [Recipe; 2] = [disk("seed.img", 160), disk("sprout.img", 160)];
 
 const SCRIPT: &str = r#"
 copy() { dd if=/dev/vda of=$1 bs=1M 2>/dev/null || fail "copy $1"; }
@@ -151,6 +155,22 @@ for disk in /dev/vdb /dev/vdc; do
     dd if=/dev/vda of=/dev/mapper/system-root bs=1M 2>/dev/null || fail copy
     lvm vgchange --devices $disk -an system || fail vgchange
 done
+sync
+"#;
+
+const SPROUT_SCRIPT: &str = r#"
+mount -t ext4 -o ro /dev/vda /source || fail source
+mkfs_btrfs -q /dev/vdb || fail mkfs.btrfs
+mount -t btrfs /dev/vdb /mnt || fail mount-seed
+mkdir /mnt/seed
+(cd /source && tar cf - .) | (cd /mnt/seed && tar xf -) || fail fill
+umount /mnt || fail umount-seed
+linked /bin/btrfstune -S 1 /dev/vdb || fail seed
+mount -t btrfs -o ro /dev/vdb /mnt || fail mount-read-only
+btrfs device add -f /dev/vdc /mnt || fail add
+mount -o remount,rw /mnt || fail remount
+echo sprout > /mnt/sprout
+umount /mnt || fail umount-sprout
 sync
 "#;
 

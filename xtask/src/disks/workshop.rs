@@ -17,7 +17,7 @@ use crate::programs::Programs;
 const DONE: &str = "workshop: done";
 
 /// Programs that the appliance lacks.
-const EXTRAS: [&str; 2] = ["busybox", "mkfs.btrfs"];
+const EXTRAS: [&str; 3] = ["busybox", "mkfs.btrfs", "btrfstune"];
 
 /// Before the script: what it needs to run, and the names of the programs as functions.
 const PROLOGUE: &str = r#"#!/bin/busybox sh

@@ -4,6 +4,7 @@ use std::fmt;
 
 use clap::{ArgMatches, Args};
 use guestmnt_protocol::device::DeviceName;
+use guestmnt_protocol::foreign::Foreign;
 use guestmnt_protocol::message::{Content, Listing, Volume};
 use guestmnt_protocol::path::Printable;
 use guestmnt_protocol::volume::{Mountable, VolumeName};
@@ -11,6 +12,7 @@ use guestmnt_protocol::volume::{Mountable, VolumeName};
 use super::output;
 use super::table::{self, Row};
 use crate::cli::look::LookArguments;
+use crate::session::foreign;
 
 /// The options, by virt-filesystems' names.
 #[derive(Args)]
@@ -126,8 +128,12 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn fm
     let listing = launched.guest.listing();
     drop(launched.guest);
     launched.vm.quit();
-    let items = arguments.items(&listing.map_err(boxed)?);
+    let listing = listing.map_err(boxed)?;
+    let items = arguments.items(&listing);
     output::print(format_args!("{}", arguments.shown(&items)));
+    for (name, Foreign { what, advice }) in foreign::among(&listing.volumes) {
+        eprintln!("guestimg: {name} {what}\n  hint: {advice}");
+    }
     // An empty list says that there is nothing, which is not known here.
     match launched.tables.iter().find(|table| !table.usable) {
         Some(table) if items.iter().all(|item| item.kind == Kind::Device) => {
@@ -245,7 +251,7 @@ fn filesystems(listing: &Listing, extra: bool) -> Vec<Item> {
     let kind_of = |content: &Content| match content {
         Content::Filesystem(kind) => Some(kind.clone()),
         // What members are of is listed itself.
-        Content::Other(kind) if kind.ends_with("_member") => None,
+        Content::Other(kind) if kind.ends_with("_member") && Foreign::of(kind).is_none() => None,
         Content::Other(kind) if kind == "swap" => extra.then(|| kind.clone()),
         Content::Other(kind) => Some(kind.clone()),
         Content::Unknown => extra.then(|| "unknown".to_owned()),
