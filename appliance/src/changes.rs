@@ -86,6 +86,12 @@ impl Guest {
             HeldRequest::Release => {
                 self.on_files(|tree| tree.held.release(file).map(|()| Answer::Done))
             }
+            HeldRequest::GetXattr { name } => self.on_files(|tree| {
+                tree.get_xattr_held(file, name, payload).map(|()| Answer::Payload)
+            }),
+            HeldRequest::ListXattr => {
+                self.on_files(|tree| tree.list_xattr_held(file, payload).map(|()| Answer::Payload))
+            }
         }
     }
 }

@@ -118,6 +118,10 @@ impl Tree {
             Renaming::Replace => RenameFlags::empty(),
             Renaming::NoReplace => RenameFlags::RENAME_NOREPLACE,
             Renaming::Exchange => RenameFlags::RENAME_EXCHANGE,
+            Renaming::Whiteout => RenameFlags::RENAME_WHITEOUT,
+            Renaming::WhiteoutNoReplace => {
+                RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE
+            }
         };
         self.check_unmounted(from)?;
         self.check_unmounted(to)?;

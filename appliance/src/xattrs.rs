@@ -1,11 +1,12 @@
 //! Extended attributes, as the filesystem has them.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
 use guestmnt_protocol::batch::Numbered;
+use guestmnt_protocol::change::HeldFile;
 use guestmnt_protocol::limits::{MAX_PAYLOAD, MAX_SMALL_XATTR, MAX_XATTR};
 use guestmnt_protocol::path::GuestPath;
 use guestmnt_protocol::xattr::{FileXattrs, SmallValue, Xattr, XattrName, push_file};
@@ -40,6 +41,32 @@ impl Tree {
         let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         let file = self.xattr_path(path)?;
         whole(payload, |value| sys::getxattr(&file.path, &name, value))
+    }
+
+    /// As [`Tree::list_xattr`], of a file that is held.
+    ///
+    /// # Errors
+    /// As [`Tree::list_xattr`]; `EBADF` for a file that is not held.
+    pub fn list_xattr_held(&self, file: HeldFile, payload: &mut Payload) -> nix::Result<()> {
+        let contents = self.held.get(file)?;
+        let path = held_path(contents.file());
+        whole(payload, |names| sys::listxattr(&path, names))
+    }
+
+    /// As [`Tree::get_xattr`], of a file that is held.
+    ///
+    /// # Errors
+    /// As [`Tree::get_xattr`]; `EBADF` for a file that is not held.
+    pub fn get_xattr_held(
+        &self,
+        file: HeldFile,
+        name: &XattrName,
+        payload: &mut Payload,
+    ) -> nix::Result<()> {
+        let name = CString::new(name.as_bytes()).expect("a name has no NUL");
+        let contents = self.held.get(file)?;
+        let path = held_path(contents.file());
+        whole(payload, |value| sys::getxattr(&path, &name, value))
     }
 
     /// Puts the extended attributes of these files of one directory into `payload`: of as many as fit,
@@ -95,6 +122,11 @@ impl Tree {
         let path = CString::new(resolve::proc_path(fd.as_fd())).expect("a number has no NUL");
         Ok(Located { path, _open: fd })
     }
+}
+
+/// The path of an open file, good as long as it is open.
+fn held_path(file: BorrowedFd) -> CString {
+    CString::new(resolve::proc_path(file)).expect("a number has no NUL")
 }
 
 /// A file's path under `/proc/self/fd`, good as long as the descriptor is open.

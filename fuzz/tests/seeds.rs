@@ -166,6 +166,8 @@ fn held_requests() -> Vec<(&'static str, HeldRequest)> {
         ("held-read", HeldRequest::Read { offset: 1, size: 4096 }),
         ("held-seek", HeldRequest::Seek { offset: 1, what: Extent::Data }),
         ("held-release", HeldRequest::Release),
+        ("held-get-xattr", HeldRequest::GetXattr { name: XattrName::new(b"user.x").unwrap() }),
+        ("held-list-xattr", HeldRequest::ListXattr),
     ]
 }
 
@@ -182,6 +184,7 @@ fn changes() -> Vec<(&'static str, Change)> {
         owner,
     };
     let afterwards = Afterwards::Released;
+    let changed = Time { secs: 1, nanos: 3 };
     let node = NewNode::Link(LinkTarget::new(b"../file").unwrap());
     let (from, to) = (new.clone(), entry("/", "moved"));
     vec![
@@ -205,6 +208,8 @@ fn changes() -> Vec<(&'static str, Change)> {
         ("rename", Change::Rename { from, to: to.clone(), how: Renaming::Replace }),
         ("remove", Change::Remove { entry: to, kind: Removed::File }),
         ("finish", Change::Finish { file: HELD, offset: 3, attributes, afterwards }),
+        ("set-attr-at", Change::SetAttrAt { file: FileAt::Held(HELD), attributes, changed }),
+        ("finish-at", Change::FinishAt { file: HELD, offset: 3, attributes, afterwards, changed }),
     ]
 }
 
@@ -286,7 +291,7 @@ fn of_wire() -> Vec<(&'static str, Vec<Seed>)> {
 
 #[test]
 fn seeds_of_the_wire_are_what_the_protocol_writes() {
-    assert_eq!(VERSION, 6, "write the seeds anew: UPDATE_SEEDS=1");
+    assert_eq!(VERSION, 8, "write the seeds anew: UPDATE_SEEDS=1");
     for (target, mut made) in of_wire() {
         if std::env::var_os("UPDATE_SEEDS").is_some() {
             fs::create_dir_all(folder(target)).unwrap();

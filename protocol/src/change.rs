@@ -55,6 +55,13 @@ pub enum HeldRequest {
     },
     /// It is held no longer. Answer: [`crate::message::Answer::Done`].
     Release,
+    /// As [`crate::message::Request::GetXattr`].
+    GetXattr {
+        /// The attribute.
+        name: XattrName,
+    },
+    /// As [`crate::message::Request::ListXattr`].
+    ListXattr,
 }
 
 /// A change. The answer is [`crate::message::Answer::Done`] unless something else is said.
@@ -318,6 +325,10 @@ pub enum Renaming {
     NoReplace,
     /// It gets the other one's.
     Exchange,
+    /// It loses it, and the name that is given up becomes a whiteout: a character device 0/0.
+    Whiteout,
+    /// It keeps it: `EEXIST`; else as with [`Renaming::Whiteout`].
+    WhiteoutNoReplace,
 }
 
 /// Whether an extended attribute may be there already.

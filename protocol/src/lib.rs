@@ -26,4 +26,4 @@ pub mod xattr;
 
 /// Version of everything in this crate. Host and guest must have the same one; the appliance is
 /// built from the same tree as the binaries, so there is no negotiation.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;

@@ -199,6 +199,14 @@ fn requests_for_writing() -> Vec<(Request, Vec<u8>)> {
             b"\x09\x01d\x01n\x01d\x01n\x02",
         ),
         (
+            Change::Rename { from: entry(), to: entry(), how: Renaming::Whiteout },
+            b"\x09\x01d\x01n\x01d\x01n\x03",
+        ),
+        (
+            Change::Rename { from: entry(), to: entry(), how: Renaming::WhiteoutNoReplace },
+            b"\x09\x01d\x01n\x01d\x01n\x04",
+        ),
+        (
             Change::SetXattr { file: file(), name: xattr(), how: XattrMode::Replace },
             b"\x0a\x00\x01f\x06user.x\x02",
         ),
@@ -248,6 +256,8 @@ fn requests_for_writing() -> Vec<(Request, Vec<u8>)> {
         held(HeldRequest::Read { offset: 1, size: 2 }, &[1, 1, 2]),
         held(HeldRequest::Seek { offset: 1, what: Extent::Hole }, &[2, 1, 1]),
         held(HeldRequest::Release, &[3]),
+        held(HeldRequest::GetXattr { name: xattr() }, b"\x04\x06user.x"),
+        held(HeldRequest::ListXattr, &[5]),
         (Request::StoredTarget(path("/l")), vec![CHANGE + 2, 1, b'l']),
     ]);
     all

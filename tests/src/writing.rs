@@ -11,12 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{
-    AT_FDCWD, FallocateFlags, FcntlArg, Flock, FlockArg, RenameFlags, copy_file_range, fallocate,
-    fcntl, renameat2,
+    AT_FDCWD, FallocateFlags, FcntlArg, Flock, FlockArg, OFlag, RenameFlags, copy_file_range,
+    fallocate, fcntl, open, renameat2,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::Whence::{SeekData, SeekHole};
 use nix::unistd::{getegid, geteuid, lseek, mkfifo};
+use xattr::FileExt as _;
 
 use crate::worlds::writable::Writable;
 
@@ -27,6 +28,7 @@ macro_rules! writing_in {
         $crate::writing_in! { $world;
             what_was_written_is_there_after_a_remount,
             a_file_without_a_name_can_be_used_until_it_is_closed,
+            a_file_without_a_name_keeps_its_attributes,
             a_file_can_be_changed_before_the_guest_has_closed_it,
             a_new_file_is_what_was_made_of_it_before_it_is_closed,
             a_file_that_one_of_two_has_closed_can_be_written_by_the_other,
@@ -38,6 +40,8 @@ macro_rules! writing_in {
             holes_are_made_and_found,
             space_is_allocated,
             names_are_exchanged_or_left_alone_as_asked,
+            a_name_that_is_given_up_leaves_a_whiteout_if_asked,
+            a_file_is_not_made_without_a_name,
             files_are_given_to_others,
             bytes_are_copied_from_file_to_file,
             locks_hold_between_processes,
@@ -131,6 +135,21 @@ pub fn a_file_without_a_name_can_be_used_until_it_is_closed(shown: &mut dyn Writ
     replaced.read_to_string(&mut text).unwrap();
     assert_eq!((text.as_str(), replaced.metadata().unwrap().nlink()), ("a new one", 0));
     assert_eq!(fs::read_to_string(&path).unwrap(), "the other");
+}
+
+pub fn a_file_without_a_name_keeps_its_attributes(shown: &mut dyn Writable) {
+    let path = shown.path().join("file");
+    fs::write(&path, "").unwrap();
+    xattr::set(&path, "user.note", b"a note").unwrap();
+    let file = File::open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let get = |name: &str| file.get_xattr(name).unwrap();
+    assert_eq!(get("user.note").as_deref(), Some(&b"a note"[..]));
+    file.set_xattr("user.other", b"another").unwrap();
+    let listed: Vec<_> = file.list_xattr().unwrap().collect();
+    assert!(["user.note", "user.other"].iter().all(|name| listed.contains(&(*name).into())));
+    file.remove_xattr("user.note").unwrap();
+    assert_eq!((get("user.note"), get("user.other").as_deref()), (None, Some(&b"another"[..])));
 }
 
 pub fn a_file_can_be_changed_before_the_guest_has_closed_it(shown: &mut dyn Writable) {
@@ -382,13 +401,42 @@ pub fn names_are_exchanged_or_left_alone_as_asked(shown: &mut dyn Writable) {
     rename(&one, &new, leave).unwrap();
     rename(&new, &other, RenameFlags::RENAME_EXCHANGE).unwrap();
     assert_eq!(rename(&one, &other, RenameFlags::RENAME_EXCHANGE), Err(Errno::ENOENT));
-    assert_eq!(rename(&new, &one, RenameFlags::RENAME_WHITEOUT), Err(Errno::EINVAL));
     for _ in 0..2 {
         assert_eq!(names(&folder), ["new", "other"]);
         assert_eq!(fs::read_to_string(&new).unwrap(), "second");
         assert_eq!(fs::read_to_string(&other).unwrap(), "first");
         shown.remount();
     }
+}
+
+pub fn a_name_that_is_given_up_leaves_a_whiteout_if_asked(shown: &mut dyn Writable) {
+    let folder = shown.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let [one, other, new] = ["one", "other", "new"].map(|name| folder.join(name));
+    fs::write(&one, "first").unwrap();
+    fs::write(&other, "second").unwrap();
+    let rename = |from: &Path, to: &Path, how| renameat2(AT_FDCWD, from, AT_FDCWD, to, how);
+    let whiteout = RenameFlags::RENAME_WHITEOUT;
+    let leave = whiteout | RenameFlags::RENAME_NOREPLACE;
+    assert_eq!(rename(&one, &other, leave), Err(Errno::EEXIST));
+    rename(&one, &new, leave).unwrap();
+    rename(&new, &other, whiteout).unwrap();
+    for _ in 0..2 {
+        assert_eq!(names(&folder), ["new", "one", "other"]);
+        assert_eq!(fs::read_to_string(&other).unwrap(), "first");
+        for gone in [&one, &new] {
+            let stat = fs::symlink_metadata(gone).unwrap();
+            assert_eq!((stat.mode() & nix::libc::S_IFMT, stat.rdev()), (nix::libc::S_IFCHR, 0));
+        }
+        shown.remount();
+    }
+}
+
+/// Programs make one with a name instead, and remove that.
+pub fn a_file_is_not_made_without_a_name(shown: &mut dyn Writable) {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
+    let made = open(shown.path(), flags, Mode::S_IRUSR);
+    assert_eq!(made.map(drop), Err(Errno::EOPNOTSUPP));
 }
 
 pub fn files_are_given_to_others(shown: &mut dyn Writable) {

@@ -313,7 +313,7 @@ impl Changes {
         let (from, to) = (self.entry(parent, &name)?, self.entry(new_parent, &new_name)?);
         self.complete_at(parent, &name);
         self.complete_at(new_parent, &new_name);
-        if how == Renaming::Replace {
+        if matches!(how, Renaming::Replace | Renaming::Whiteout) {
             self.keep_open(new_parent, &new_name)?;
         }
         let renamed = self.guest.rename(from, to, how);
@@ -321,7 +321,10 @@ impl Changes {
         renamed?;
         let (from, to) = ((parent, &name), (new_parent, &new_name));
         match how {
-            Renaming::Replace | Renaming::NoReplace => self.nodes().renamed(from, to),
+            Renaming::Replace
+            | Renaming::NoReplace
+            | Renaming::Whiteout
+            | Renaming::WhiteoutNoReplace => self.nodes().renamed(from, to),
             Renaming::Exchange => self.nodes().exchanged(from, to),
         }
         Ok(())

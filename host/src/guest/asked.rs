@@ -74,6 +74,8 @@ impl Asked {
                 HeldRequest::Read { .. } => Self::Read,
                 HeldRequest::Seek { .. } => Self::Seek,
                 HeldRequest::Release => Self::Release,
+                HeldRequest::GetXattr { .. } => Self::GetXattr,
+                HeldRequest::ListXattr => Self::ListXattr,
             },
             Request::Hello
             | Request::Wake { .. }

@@ -133,6 +133,22 @@ impl Guest {
         })
     }
 
+    /// As [`Guest::list_xattr`], of a file that is held.
+    ///
+    /// # Errors
+    /// The guest's error, or `EIO`.
+    pub fn list_xattr_held(&self, file: HeldFile) -> Result<Vec<u8>, Errno> {
+        self.xattr_names(&Request::Held(file, HeldRequest::ListXattr))
+    }
+
+    /// As [`Guest::get_xattr`], of a file that is held.
+    ///
+    /// # Errors
+    /// `ENODATA` where there is none, the guest's error, or `EIO`.
+    pub fn get_xattr_held(&self, file: HeldFile, name: XattrName) -> Result<Vec<u8>, Errno> {
+        self.xattr_value(&Request::Held(file, HeldRequest::GetXattr { name }))
+    }
+
     /// Writes all of `bytes` at byte `offset` of a file that is held for writing.
     ///
     /// # Errors

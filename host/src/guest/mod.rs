@@ -248,7 +248,11 @@ impl Guest {
     /// # Errors
     /// The guest's error, or `EIO`.
     pub fn list_xattr(&self, path: GuestPath) -> Result<Vec<u8>, Errno> {
-        self.call(&Request::ListXattr(path), MAX_XATTR, |answer, names| match answer {
+        self.xattr_names(&Request::ListXattr(path))
+    }
+
+    fn xattr_names(&self, request: &Request) -> Result<Vec<u8>, Errno> {
+        self.call(request, MAX_XATTR, |answer, names| match answer {
             Answer::Payload if names.last().is_none_or(|&last| last == 0) => Some(names.to_vec()),
             _ => None,
         })
@@ -259,8 +263,11 @@ impl Guest {
     /// # Errors
     /// `ENODATA` where there is none, the guest's error, or `EIO`.
     pub fn get_xattr(&self, path: GuestPath, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        let request = Request::GetXattr { path, name: name.to_vec() };
-        self.call(&request, MAX_XATTR, |answer, value| match answer {
+        self.xattr_value(&Request::GetXattr { path, name: name.to_vec() })
+    }
+
+    fn xattr_value(&self, request: &Request) -> Result<Vec<u8>, Errno> {
+        self.call(request, MAX_XATTR, |answer, value| match answer {
             Answer::Payload => Some(value.to_vec()),
             _ => None,
         })

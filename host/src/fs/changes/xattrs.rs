@@ -11,20 +11,24 @@ use crate::fs::nodes::NodeId;
 const CAPABILITIES: &[u8] = b"security.capability";
 
 impl Changes {
-    /// As [`crate::fs::operations::Operations::get_xattr`]. A file without a name has none that could be asked for.
+    /// As [`crate::fs::operations::Operations::get_xattr`].
     ///
     /// # Errors
     /// As [`crate::fs::operations::Operations::get_xattr`].
     pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let file = self.open.get(node).filter(|_| name == CAPABILITIES);
-        if file.as_ref().is_some_and(|file| file.is_without_capabilities())
-            || self.nameless(node).is_some()
-        {
+        if file.as_ref().is_some_and(|file| file.is_without_capabilities()) {
             return Err(Errno::ENODATA);
         }
         let _settled = self.settled();
         self.complete(node);
-        let value = self.operations.get_xattr(node, name);
+        let value = match self.nameless(node) {
+            Some(held) => {
+                let name = XattrName::new(name).map_err(|_| Errno::ERANGE)?;
+                self.guest.get_xattr_held(held.file(), name)
+            }
+            None => self.operations.get_xattr(node, name),
+        };
         if let (Some(file), Err(Errno::ENODATA | Errno::EOPNOTSUPP)) = (file, &value) {
             file.set_without_capabilities(true);
         }
@@ -37,11 +41,11 @@ impl Changes {
     /// As [`crate::fs::operations::Operations::list_xattr`].
     pub fn list_xattr(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
         let _settled = self.settled();
-        if self.nameless(node).is_some() {
-            return Ok(Vec::new());
-        }
         self.complete(node);
-        self.operations.list_xattr(node)
+        match self.nameless(node) {
+            Some(held) => self.guest.list_xattr_held(held.file()),
+            None => self.operations.list_xattr(node),
+        }
     }
 
     /// Sets an extended attribute.

@@ -188,6 +188,10 @@ impl Filesystem for WritableFs {
             let how = match flags {
                 RenameFlags::RENAME_NOREPLACE => Renaming::NoReplace,
                 RenameFlags::RENAME_EXCHANGE => Renaming::Exchange,
+                RenameFlags::RENAME_WHITEOUT => Renaming::Whiteout,
+                _ if flags == RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE => {
+                    Renaming::WhiteoutNoReplace
+                }
                 _ if flags.is_empty() => Renaming::Replace,
                 _ => return Err(Errno::EINVAL),
             };
