@@ -11,6 +11,7 @@ pub mod fs;
 pub mod guest;
 pub mod image;
 pub mod insert;
+pub mod path_json;
 pub mod session;
 pub mod sys;
 pub mod vm;

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::path_json;
 use crate::vm::accelerator::Accelerator;
 use crate::vm::confinement::Report;
 
@@ -28,6 +29,7 @@ const MAX_LEN: u64 = 2 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The images, sda first.
+    #[serde(with = "path_json::list")]
     pub images: Vec<PathBuf>,
     /// When it was mounted, in seconds since 1970.
     pub since: u64,
@@ -40,6 +42,7 @@ pub struct Record {
     /// What QEMU is confined by.
     pub confinement: Report,
     /// What takes or holds changes, one for each image; empty where there are none.
+    #[serde(with = "path_json::list")]
     pub overlays: Vec<PathBuf>,
     /// Whether files can be written: to the overlays, or to the images where there are none.
     pub writable: bool,
@@ -116,12 +119,15 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
     fn a_record_is_found_while_its_file_is_open() {
         let record = Record {
-            images: vec!["/a b.vmdk".into()],
+            images: vec!["/a b.vmdk".into(), OsStr::from_bytes(b"/\xff.vmdk").into()],
             since: 1_400_000_000,
             accelerator: Accelerator::Tcg,
             qemu: 7,

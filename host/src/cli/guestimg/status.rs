@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::output::say;
 use super::table::human;
 use crate::cli::utc;
+use crate::path_json;
 use crate::session::mountpoint::{MountEntry, absolute, mounts};
 use crate::session::record::Record;
 
@@ -32,6 +33,7 @@ pub struct Arguments {
 /// One mount.
 #[derive(Serialize)]
 struct Mount {
+    #[serde(serialize_with = "path_json::serialize")]
     mountpoint: PathBuf,
     /// The serving process.
     server: u32,
