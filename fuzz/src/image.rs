@@ -15,7 +15,7 @@ use guestmnt_protocol::message::Extent;
 use crate::place::{with_folder, write_sparse};
 use crate::sealed::seal;
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "disk.img",
     "disk.vmdk",
     "disk.qcow2",
@@ -24,6 +24,8 @@ const NAMES: [&str; 8] = [
     "disk.vhdx",
     "disk.ova",
     "disk.001",
+    "disk.qed",
+    "disk.hds",
 ];
 
 /// Opens them, archives with the sums of their headers put right as well.

@@ -141,3 +141,27 @@ fn volumes_are_assembled_and_encrypted_ones_opened() {
     place.unmount(&mnt);
     place.assert_clean(&["mnt"]);
 }
+
+/// 5,000,001 bytes, none of them zero: the first copy reads past the VM, and asks for the holes of the
+/// last sector.
+#[test]
+fn a_disk_whose_last_sector_is_not_whole_is_copied() {
+    let place = Workplace::new();
+    let mnt = place.folder("mnt");
+    let image = place.path().join("odd.raw");
+    let mut bytes: Vec<u8> =
+        (0..5_000_001u32).map(|n| (n / 3 % 251 + 1).to_le_bytes()[0]).collect();
+    fs::write(&image, &bytes).unwrap();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    place.mount(&["--blocks", "--format", "raw", "-a", text(&image), text(&mnt)]);
+    for copy in ["first", "second"] {
+        let copy = place.path().join(copy);
+        Tool::new("cp").arg(mnt.join("sda")).arg(&copy).run().unwrap();
+        assert!(fs::read(&copy).unwrap() == bytes, "{copy:?}");
+    }
+    place.unmount(&mnt);
+    let arguments = ["export", "--check", "--format", "raw", "odd.raw", "out"];
+    let exported = place.run("guestimg", &arguments);
+    assert!(exported.stdout.contains(&sha256(&image)), "{exported:?}");
+    assert_eq!(sha256(&place.path().join("out")), sha256(&image));
+}

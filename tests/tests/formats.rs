@@ -1,10 +1,13 @@
 //! Disks in other formats than VMDK, through a real VM: each holds the same filesystem, and
 //! shows it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
 use guestmnt_tests::images::{Stream, descriptor, shares, stream};
 use guestmnt_tests::showing::Showing;
+use guestmnt_tests::specimens::sha256;
 use xtask::disks::filesystems::Kind;
 
 #[test]
@@ -20,6 +23,8 @@ fn what_qemu_img_makes_is_shown() {
         ("vpc", "subformat=fixed,force_size=on", "fixed.vhd"),
         ("vhdx", "", "disk.vhdx"),
         ("vhdx", "subformat=fixed", "fixed.vhdx"),
+        ("qed", "", "disk.qed"),
+        ("parallels", "", "disk.hds"),
     ];
     for (format, options, name) in table {
         showing.convert(format, options, name);
@@ -41,6 +46,8 @@ fn backing_files_of_any_format_are_shown() {
         ("vdi", ""),
         ("vpc", "force_size=on"),
         ("vhdx", ""),
+        ("qed", ""),
+        ("parallels", ""),
     ];
     let pieces: [(u64, usize); 2] = [(0, 1 << 20), (8 << 20, 4 << 20)];
     for (format, options) in bases {
@@ -157,4 +164,98 @@ fn sectors_of_4096_bytes_are_counted_in_partition_tables() {
     showing.assert_mounted(&["--blocksize", "4096", "-a", "disk.img", "-m", "/dev/sda1"]);
     let finished = showing.place.run("guestmnt", &["-a", "disk.img", "-m", "/dev/sda1", "mnt"]);
     assert_eq!(finished.status, Some(1), "{finished:?}");
+}
+
+#[test]
+fn a_qed_shows_its_backing_file() {
+    let Some(showing) = Showing::new() else { return };
+    showing.convert("vdi", "", "base.vdi");
+    showing.make("qemu-img", &["create", "-f", "qed", "-b", "base.vdi", "-F", "vdi", "a.qed"]);
+    showing.make("qemu-io", &["-f", "vdi", "-c", "write -P 170 0 1M", "base.vdi"]);
+    fs::write(showing.place.path().join("piece"), &showing.bytes()[..1 << 20]).unwrap();
+    showing.make("qemu-io", &["-f", "qed", "-c", "write -s piece 0 1M", "a.qed"]);
+    showing.assert_shown(&["-a", "a.qed"]);
+}
+
+/// Its hash would pass for that of the disk in it.
+#[test]
+fn what_is_no_disk_is_refused_by_every_command() {
+    let Some(showing) = Showing::new() else { return };
+    let place = showing.place.path();
+    fs::write(place.join("disk.img"), showing.bytes()).unwrap();
+    showing.make("gzip", &["-k", "disk.img"]);
+    fs::write(place.join("notes.txt"), "a\n".repeat(2048)).unwrap();
+    let programs: [&[&str]; 7] = [
+        &["guestmnt", "-m", "/dev/sda", "mnt", "-a"],
+        &["guestmnt", "--blocks", "mnt", "-a"],
+        &["guestimg", "filesystems", "-a"],
+        &["guestimg", "inspect", "-a"],
+        &["guestimg", "ls", "/", "-a"],
+        &["guestimg", "tar", "/", "-a"],
+        &["guestimg", "export", "--check", "--force"],
+    ];
+    for (name, words) in [("disk.img.gz", "hint: gunzip -k "), ("notes.txt", "it is text")] {
+        for program in programs {
+            let further: &[&str] = if program[1] == "export" { &[name, "out"] } else { &[name] };
+            let arguments = [&program[1..], further].concat();
+            let refused = showing.place.run(program[0], &arguments);
+            assert_eq!(refused.status, Some(1), "{arguments:?}: {refused:?}");
+            let said = format!("cannot open {name}: it is ");
+            assert!(refused.stderr.contains(&said), "{arguments:?}: {refused:?}");
+            assert!(refused.stderr.contains(words), "{arguments:?}: {refused:?}");
+            assert!(!place.join("out").exists(), "{arguments:?}");
+        }
+    }
+    let raw = ["export", "--check", "--format", "raw", "disk.img.gz", "out"];
+    let raw = showing.place.run("guestimg", &raw);
+    assert!(raw.stdout.contains(&sha256(&place.join("disk.img.gz"))), "{raw:?}");
+}
+
+/// QEMU's own words do not say which image they are about.
+#[test]
+fn what_qemu_refuses_is_named() {
+    let Some(showing) = Showing::new() else { return };
+    showing.convert("qcow2", "", "good.qcow2");
+    showing.convert("qcow2", "", "bad.qcow2");
+    let path = showing.place.path().join("bad.qcow2");
+    let mut bytes = fs::read(&path).unwrap();
+    // The first table is at no multiple of a cluster.
+    bytes[47] = 1;
+    fs::write(&path, bytes).unwrap();
+    for images in [&["-a", "bad.qcow2"][..], &["-a", "good.qcow2", "-a", "bad.qcow2"]] {
+        let arguments = [images, &["-m", "/dev/sda", "mnt"]].concat();
+        let refused = showing.place.run("guestmnt", &arguments);
+        assert_eq!(refused.status, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("bad.qcow2: "), "{refused:?}");
+        assert!(!refused.stderr.contains("good.qcow2"), "{refused:?}");
+    }
+}
+
+#[test]
+fn an_image_may_have_any_name() {
+    let Some(showing) = Showing::new() else { return };
+    let name = OsStr::from_bytes(b"disk \xff.vmdk");
+    let mnt = showing.place.path().join("mnt");
+    showing.convert("vmdk", "", "disk.vmdk");
+    fs::rename(showing.place.path().join("disk.vmdk"), showing.place.path().join(name)).unwrap();
+    let run = |program: &str, arguments: &[&OsStr]| {
+        let mut command = showing.place.command(program, &[]);
+        let output = command.args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    fn words<'w>(words: &[&'w str]) -> Vec<&'w OsStr> {
+        words.iter().map(|word| OsStr::new(*word)).collect()
+    }
+    run("guestmnt", &[&words(&["-m", "/dev/sda", "-a"])[..], &[name, mnt.as_os_str()]].concat());
+    let status = run("guestimg", &[&words(&["status", "--json"])[..], &[mnt.as_os_str()]].concat());
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let image = &status[0]["session"]["images"][0];
+    assert!(image["text"].as_str().unwrap().ends_with("disk \\xff.vmdk"), "{status}");
+    assert!(image["bytes"].as_array().unwrap().iter().any(|byte| byte == 255), "{status}");
+    assert!(run("guestimg", &[OsStr::new("status")]).contains("disk \\xff.vmdk"));
+    showing.place.unmount(&mnt);
+    let mut whole = words(&["export", "--check"]);
+    whole.extend([name, OsStr::new("out")]);
+    assert!(run("guestimg", &whole).contains(&sha256(&showing.image)));
 }

@@ -112,6 +112,7 @@ fn mount_once(mountpoint: &Path) {
     let mut plan = Plan {
         disks: vec![disk],
         allow_paths: Vec::new(),
+        on_missing: guestmnt::image::OnMissing::default(),
         selection: Selection::Named(vec!["/dev/sda1".parse().unwrap()]),
         keys: Vec::new(),
         declined: None,

@@ -17,6 +17,7 @@ use super::background::{self, Ready, Side};
 use super::images::{ImageArguments, KeyArguments, OverlayArguments};
 use super::selection::SelectionArguments;
 use super::{descriptor, harmless, is_root, raise_file_limit, start_logging};
+use crate::image::OnMissing;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{cache_folder, prepare};
@@ -223,6 +224,7 @@ fn run(
         disks,
         keys,
         allow_paths: arguments.images.allow_path,
+        on_missing: OnMissing::default(),
         selection,
         mountpoint: arguments.mountpoint.unwrap_or_default(),
         fuse_options: FuseOptions::merged(&arguments.option),

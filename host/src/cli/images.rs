@@ -18,7 +18,8 @@ pub struct ImageArguments {
     #[arg(short = 'a', long = "add", value_name = "FILE")]
     pub add: Vec<PathBuf>,
 
-    /// Format of the images named after this: raw, vmdk, qcow2, vdi, vpc, vhdx; auto looks
+    /// Format of the images named after this: raw, vmdk, qcow2, vdi, vpc, vhdx, qed,
+    /// parallels; auto looks
     #[arg(long, value_name = "FMT", value_parser = format)]
     format: Vec<FormatChoice>,
 
@@ -203,7 +204,7 @@ impl ImageArguments {
         for spec in specs {
             let allow_paths = self.allow_path.clone();
             let options =
-                OpenOptions { format: spec.format, block_size: spec.block_size, allow_paths };
+                OpenOptions { format: spec.format, allow_paths, ..OpenOptions::default() };
             for path in disks_of(&spec.path, &options)? {
                 if path != spec.path {
                     info!("{} stands for {}", spec.path.display(), path.display());

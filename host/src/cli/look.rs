@@ -12,6 +12,7 @@ use super::images::{ImageArguments, KeyArguments, ReadOverlayArguments};
 use super::selection::SelectionArguments;
 use crate::files::Files;
 use crate::guest::Guest;
+use crate::image::OnMissing;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::{Launched, launch};
@@ -91,6 +92,7 @@ impl LookArguments {
             writes: WritesTo::Nothing,
             disks,
             allow_paths: self.images.allow_path.clone(),
+            on_missing: OnMissing::default(),
             selection,
             keys,
             mountpoint: PathBuf::new(),

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use self::sparse::{Place, SparseExtent};
-use crate::image::{Disk, Format, Link, SECTOR_SIZE, Source, Storage};
+use crate::image::{Disk, Format, Link, Missing, OnMissing, SECTOR_SIZE, Source, Storage};
 
 /// Grains that one search looks at: 16 GiB of usual ones, in some ten milliseconds.
 const MOST_GRAINS: u64 = 1 << 18;
@@ -31,6 +31,9 @@ pub struct DiskReader {
     size: u64,
     /// The leaf first.
     links: Vec<Vec<Segment>>,
+    /// What of the disk is past the end of its files, and what reads of it yield.
+    missing: Missing,
+    on_missing: OnMissing,
 }
 
 /// Bytes of a disk that lie one behind the other.
@@ -78,13 +81,21 @@ impl DiskReader {
                 None => return Ok(None),
             }
         }
-        Ok(Some(Self { size: disk.size, links }))
+        let (missing, on_missing) = (disk.missing.clone(), disk.on_missing);
+        Ok(Some(Self { size: disk.size, links, missing, on_missing }))
     }
 
-    /// Bytes of the disk.
+    /// Bytes of the disk, a multiple of [`SECTOR_SIZE`].
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Bytes of the disk that its files hold: of a raw one, the last sector need not be whole.
+    #[must_use]
+    pub fn exact_size(&self) -> u64 {
+        let end = |segment: &Segment| segment.start + segment.length;
+        self.links.first().and_then(|leaf| leaf.last()).map_or(self.size, end)
     }
 
     /// Fills `buffer` from byte `offset` of the disk.
@@ -109,8 +120,19 @@ impl DiskReader {
         take: &mut dyn FnMut(Piece<'a>) -> io::Result<()>,
     ) -> io::Result<()> {
         let end = offset.checked_add(length as u64).filter(|&end| end <= self.size);
-        end.ok_or(io::ErrorKind::InvalidInput)?;
-        self.pieces_of_link(0, offset, length, take)
+        let end = end.ok_or(io::ErrorKind::InvalidInput)?;
+        let mut at = offset;
+        while let Some(missing) = self.missing.first_in(at..end) {
+            self.pieces_of_link(0, at, at_most(missing.start - at, length), take)?;
+            match self.on_missing {
+                OnMissing::Fail => return Err(Errno::EIO.into()),
+                OnMissing::Zeros => {
+                    take(Piece::Zeros(at_most(missing.end - missing.start, length)))?;
+                }
+            }
+            at = missing.end;
+        }
+        self.pieces_of_link(0, at, at_most(end - at, length), take)
     }
 
     /// How far it is from byte `offset` to the first of the next `length` bytes that is stored in
@@ -131,7 +153,12 @@ impl DiskReader {
             if grains == 0 {
                 return Ok((what == Extent::Data).then_some(at - offset));
             }
-            let (is_stored, here) = self.stretch(0, at, end - at, &mut grains)?;
+            let (is_stored, here) = match self.missing.first_in(at..end) {
+                // Not known, which is not a hole.
+                Some(missing) if missing.start == at => (true, missing.end - at),
+                Some(missing) => self.stretch(0, at, missing.start - at, &mut grains)?,
+                None => self.stretch(0, at, end - at, &mut grains)?,
+            };
             if is_stored == (what == Extent::Data) {
                 return Ok(Some(at - offset));
             }
@@ -281,7 +308,10 @@ fn segments(link: &Link) -> io::Result<Option<Vec<Segment>>> {
     let whole = |stored| Some(vec![Segment { start: 0, length: link.size, stored }]);
     match (&link.source, link.format) {
         (Source::File(file), Format::Raw) => {
-            Ok(whole(Stored::Flat { file: file.try_clone()?, offset: 0 }))
+            // The last sector need not be whole; what it lacks is zeros.
+            let length = file.metadata()?.len().min(link.size);
+            let stored = Stored::Flat { file: file.try_clone()?, offset: 0 };
+            Ok(Some(vec![Segment { start: 0, length, stored }]))
         }
         (Source::File(file), Format::Vmdk) => {
             Ok(SparseExtent::of(file)?.and_then(|sparse| whole(Stored::Sparse(sparse))))
@@ -301,9 +331,14 @@ fn segments(link: &Link) -> io::Result<Option<Vec<Segment>>> {
                     },
                     Storage::SeSparse(_) => return Ok(None),
                 };
-                let length = extent.sectors * SECTOR_SIZE;
+                let sectors = extent.sectors * SECTOR_SIZE;
+                // So it is with the last piece of a raw disk.
+                let length = match link.format {
+                    Format::Raw => file.metadata()?.len().min(sectors),
+                    _ => sectors,
+                };
                 segments.push(Segment { start, length, stored });
-                start += length;
+                start += sectors;
             }
             Ok(Some(segments))
         }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Piece, at_most};
+use super::Piece;
 use crate::image::SECTOR_SIZE;
 
 const MAGIC: &[u8] = b"KDMV";
@@ -108,8 +108,7 @@ impl SparseExtent {
         Ok((place, next.min(end) - offset))
     }
 
-    /// Gives `length` bytes from byte `offset` of the file to `take`. The last grain may end with the
-    /// file, before its own end: what is missing is zeros.
+    /// Gives `length` bytes from byte `offset` of the file to `take`.
     ///
     /// # Errors
     /// Those of `take`.
@@ -119,14 +118,7 @@ impl SparseExtent {
         length: usize,
         take: &mut dyn FnMut(Piece<'a>) -> io::Result<()>,
     ) -> io::Result<()> {
-        let stored = at_most(self.file_len.saturating_sub(offset), length);
-        if stored > 0 {
-            take(Piece::Stored { file: &self.file, offset, length: stored })?;
-        }
-        if stored < length {
-            take(Piece::Zeros(length - stored))?;
-        }
-        Ok(())
+        take(Piece::Stored { file: &self.file, offset, length })
     }
 
     fn place(&self, offset: u64) -> io::Result<Place> {

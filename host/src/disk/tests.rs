@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::DiskReader;
 use super::sparse::{Place, SparseExtent};
-use crate::image::{Disk, OpenOptions};
+use crate::image::{Disk, OnMissing, OpenOptions};
 use guestmnt_protocol::message::Extent;
 
 const GRAIN: usize = 64 << 10;
@@ -125,15 +125,25 @@ fn grains_are_stored_zero_or_the_parents() {
 }
 
 #[test]
-fn the_last_grain_may_end_with_the_file() {
+fn a_grain_is_read_up_to_the_end_of_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let mut extent = sparse([128, 0, 0, 0], 1, 1);
     extent.truncate(GRAIN + 1000);
     let reader = reader(&write(folder.path(), "short", &extent, None));
-    let mut bytes = vec![0xee; GRAIN];
+    let mut bytes = [0xee; 1000];
     reader.read(&mut bytes, 0).unwrap();
-    assert!(bytes[..1000].iter().all(|&byte| byte == 1));
-    assert!(bytes[1000..].iter().all(|&byte| byte == 0));
+    assert_eq!(bytes, [1; 1000]);
+    for (at, len) in [(0, 1001), (0, GRAIN), (1000, 1), (GRAIN - 1, 2)] {
+        let error = reader.read(&mut vec![0; len], at as u64).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{at} {len}");
+    }
+    reader.read(&mut vec![0; GRAIN], GRAIN as u64).unwrap();
+    assert_eq!(found(&reader, Extent::Hole), [Some(1), Some(1), Some(2), Some(3)]);
+    let options = OpenOptions { on_missing: OnMissing::Zeros, ..OpenOptions::default() };
+    let disk = Disk::open(&folder.path().join("short.vmdk"), &options).unwrap();
+    let mut bytes = vec![0xee; GRAIN];
+    DiskReader::of(&disk).unwrap().unwrap().read(&mut bytes, 0).unwrap();
+    assert!(bytes == [vec![1; 1000], vec![0; GRAIN - 1000]].concat());
 }
 
 #[test]
@@ -245,5 +255,25 @@ fn grains_are_found_as_with_numbers_that_cannot_overflow() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn of_a_last_sector_that_is_not_whole_the_rest_is_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let (alone, first) = (folder.path().join("disk.img"), folder.path().join("pieces.001"));
+    fs::write(&alone, [7; 1000]).unwrap();
+    fs::write(&first, [7; 512]).unwrap();
+    fs::write(folder.path().join("pieces.002"), [7; 488]).unwrap();
+    for path in [alone, first] {
+        let reader = reader(&path);
+        assert_eq!((reader.size(), reader.exact_size()), (1024, 1000));
+        let mut bytes = [0xee; 1024];
+        reader.read(&mut bytes, 0).unwrap();
+        assert_eq!((&bytes[..1000], &bytes[1000..]), (&[7; 1000][..], &[0; 24][..]));
+        reader.read(&mut bytes[..20], 1004).unwrap();
+        assert_eq!(bytes[..20], [0; 20]);
+        assert_eq!(reader.find(0, 1024, Extent::Hole).unwrap(), Some(1000));
+        assert_eq!(reader.find(1001, 23, Extent::Data).unwrap(), None);
     }
 }

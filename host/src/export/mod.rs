@@ -21,6 +21,7 @@ use self::raw::Raw;
 use crate::disk::DiskReader;
 use crate::extract::Progress;
 use crate::files::{Contents, Stretch, Trouble};
+use crate::image::SECTOR_SIZE;
 
 /// The form of the file that is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,7 +135,11 @@ pub fn export(
     check: Check,
     progress: Progress,
 ) -> Result<Option<String>, ExportError> {
-    let size = source.size();
+    let size = match form {
+        Form::Raw => source.size(),
+        // It has whole sectors; what the last one lacks is zeros.
+        Form::Qcow2 => source.size().next_multiple_of(SECTOR_SIZE),
+    };
     let mut target: Box<dyn Target + '_> = match form {
         Form::Raw => Box::new(Raw::new(file, size)),
         Form::Qcow2 => Box::new(Qcow2::new(file, size)),
@@ -189,11 +194,11 @@ fn zeros(mut count: u64, take: &mut dyn FnMut(&[u8])) {
 /// A whole disk that this process reads itself.
 impl Source for DiskReader {
     fn size(&self) -> u64 {
-        self.size()
+        self.exact_size()
     }
 
     fn stretches(&self) -> Result<Vec<Stretch>, Trouble> {
-        let size = self.size();
+        let size = self.exact_size();
         let mut stretches = Vec::new();
         let mut at = 0;
         while let Some(distance) = self.find(at, size - at, Extent::Data)? {

@@ -4,6 +4,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
 use super::*;
+use crate::image::{Disk, Format, OpenOptions};
 
 /// Pieces of bytes at their places.
 struct Pieces {
@@ -155,4 +156,23 @@ fn bytes_beyond_the_disk_are_refused() {
     let disk = Pieces { size: 1024, pieces: vec![(512, vec![7; 1024])] };
     let file = tempfile::tempfile().unwrap();
     assert!(export(&disk, &file, Form::Raw, Check::No, &mut |_| ()).is_err());
+}
+
+#[test]
+fn a_raw_disk_keeps_its_length_and_its_hash() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.img");
+    let bytes: Vec<u8> = (0..5_000_001).map(|n| u8::try_from(n / 3 % 251).unwrap()).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+    let disk = DiskReader::of(&Disk::open(&path, &options).unwrap()).unwrap().unwrap();
+    let hash = |bytes: &[u8]| {
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let padded = [bytes.clone(), vec![0; 191]].concat();
+    for (form, expected) in [(Form::Raw, &bytes), (Form::Qcow2, &padded)] {
+        let file = tempfile::tempfile().unwrap();
+        let found = export(&disk, &file, form, Check::Yes, &mut |_| ()).unwrap();
+        assert_eq!(found, Some(hash(expected)), "{form:?}");
+    }
 }

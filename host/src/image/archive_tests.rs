@@ -169,11 +169,15 @@ fn every_cut_and_every_flipped_bit_gives_an_error_or_a_disk_in_bounds() {
 }
 
 #[test]
-fn a_raw_disk_with_the_bytes_of_an_archive_is_a_raw_disk() {
+fn an_archive_that_is_not_called_so_is_a_raw_disk_only_where_that_is_said() {
     let folder = Folder::new();
     let bytes = archive(&[entry("a.qcow2", b'0', &qcow2(SIZE))]);
     folder.write("disk.img", &bytes);
-    assert_eq!(folder.open("disk.img").unwrap().size, bytes.len() as u64);
+    let error = folder.open("disk.img").unwrap_err().to_string();
+    assert!(error.contains("a tar archive"), "{error}");
+    let options = crate::image::OpenOptions { format: Some(Format::Raw), ..Default::default() };
+    let disk = crate::image::Disk::open(&folder.path.join("disk.img"), &options).unwrap();
+    assert_eq!(disk.size, bytes.len() as u64);
     folder.write("a.ova:b.img", [0; 512]);
     assert_eq!(folder.open("a.ova:b.img").unwrap().size, 512);
 }

@@ -142,3 +142,60 @@ fn chains_of_backing_files_end_at_the_limit() {
     assert!(matches!(folder.open("33").unwrap_err().problem(), Problem::TooDeep));
     assert!(matches!(folder.open("39").unwrap_err().problem(), Problem::TooDeep));
 }
+
+/// Nothing but the last part of its name says what it is: that is told, and what cannot be it refused.
+#[test]
+fn a_file_in_the_place_of_a_backing_file_is_told_of() {
+    for is_qed in [false, true] {
+        let over = |name: &str| match is_qed {
+            true => qed_over(SIZE, name.as_bytes(), false),
+            false => over(name, ""),
+        };
+        let folder = Folder::new();
+        folder.write("base.img", vec![0; 1 << 20]);
+        for name in ["/nowhere/base.img", "older/base.img", "C:\\disks\\base.img"] {
+            folder.write("a.img", over(name));
+            let warnings = folder.open("a.img").unwrap().warnings.join("\n");
+            let found = folder.path.join("base.img").display().to_string();
+            for words in [name, found.as_str(), "does not exist", "hint: "] {
+                assert!(warnings.contains(words), "{name}: no {words} in {warnings}");
+            }
+        }
+        for name in ["base.img", "./base.img", folder.path.join("base.img").to_str().unwrap()] {
+            folder.write("a.img", over(name));
+            assert_eq!(folder.open("a.img").unwrap().warnings, Vec::<String>::new(), "{name}");
+        }
+        folder.write("base.img", vec![0; (1 << 20) + 512]);
+        folder.write("a.img", over("base.img"));
+        folder.open("a.img").unwrap();
+        folder.write("a.img", over("/nowhere/base.img"));
+        let error = refusal(&folder, "a.img");
+        assert!(error.contains("/nowhere/base.img does not exist"), "{error}");
+        assert!(error.contains("1049088 bytes, more than its own 1048576"), "{error}");
+    }
+}
+
+#[test]
+fn a_qed_says_what_its_backing_file_is() {
+    let folder = Folder::new();
+    folder.write("base", qcow2(SIZE));
+    for (is_raw, expected) in [(true, Format::Raw), (false, Format::Qcow2)] {
+        folder.write("a.qed", qed_over(SIZE, b"base", is_raw));
+        let disk = folder.open("a.qed").unwrap();
+        assert_eq!((disk.chain[0].format, disk.chain[1].format), (Format::Qed, expected));
+    }
+    folder.write("a.qed", qed_over(SIZE, b"nbd:host:1", false));
+    assert!(refusal(&folder, "a.qed").contains("names a protocol"));
+}
+
+/// Which of several images is over which only an XML file says.
+#[test]
+fn one_image_of_a_parallels_disk_with_snapshots_is_refused() {
+    let folder = Folder::new();
+    folder.write("a.hds", parallels(SIZE));
+    let image = "<Image><Type>Compressed</Type></Image>";
+    folder.write("DiskDescriptor.xml", image);
+    folder.open("a.hds").unwrap();
+    folder.write("DiskDescriptor.xml", image.repeat(2));
+    assert!(refusal(&folder, "a.hds").contains("with snapshots"));
+}

@@ -5,16 +5,19 @@ use std::path::{Path, PathBuf};
 use super::error::{ImageError, Problem, show};
 use super::file::{FileId, ImageFile};
 use super::hint::UNPACK;
+use super::name::FileName;
+use super::parallels::ParallelsHeader;
 use super::parent::{self, Parent, Shape};
 use super::qcow2::Qcow2Header;
+use super::qed::QedHeader;
 use super::sector_map::{MAX_TABLES_LEN, too_many_changes};
 use super::split::Pieces;
 use super::vdi::VdiHeader;
 use super::vhd::{self, VhdHeader};
 use super::vhdx::{self, VhdxHeader};
 use super::{
-    BlockSize, Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, OpenOptions, SECTOR_SIZE, Source,
-    archive, lock, vmdk,
+    BlockSize, Disk, Format, Link, MAX_DISK_SIZE, MAX_LINKS, Missing, OpenOptions, SECTOR_SIZE,
+    Source, archive, cut_short, foreign, lock, vmdk,
 };
 
 /// Opens the disk at `path`; see [`Disk::open`].
@@ -23,6 +26,9 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
     let allowed = real_paths(&options.allow_paths)?;
     let (leaf, format) = find_leaf(path, options.format).map_err(failed)?;
     let mut warnings = Vec::new();
+    if format == Format::Raw && options.format.is_none() {
+        warnings.extend(doubt(&leaf).map_err(failed)?);
+    }
     let pieces = match format {
         Format::Raw => Pieces::beside(&leaf).map_err(failed)?,
         _ => None,
@@ -35,7 +41,9 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
         _ if options.format == Some(Format::Vmdk)
             && vmdk::is_lone_extent(&leaf).map_err(failed)? =>
         {
-            vec![vmdk::open_lone_extent(leaf).map_err(failed)?]
+            let mut link = vmdk::open_lone_extent(leaf).map_err(failed)?;
+            cut_short::examine(&mut link).map_err(failed)?;
+            vec![link]
         }
         _ => open_chain(leaf, format, &allowed, &mut warnings)?,
     };
@@ -44,8 +52,9 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
             .extend(link.warnings.iter().map(|warning| format!("{}: {warning}", show(&link.path))));
     }
     let (size, block_size) = (chain[0].size, options.block_size.unwrap_or(chain[0].block_size));
-    let path = path.to_owned();
-    Ok(Disk { path, size, block_size, chain, warnings, writing: None })
+    let missing = cut_short::visible(&chain)?;
+    let (path, on_missing) = (path.to_owned(), options.on_missing);
+    Ok(Disk { path, size, block_size, chain, missing, on_missing, warnings, writing: None })
 }
 
 /// Opens the file that the user means, and tells its format where that is not known.
@@ -72,6 +81,18 @@ pub fn find_leaf(path: &Path, format: Option<Format>) -> Result<(ImageFile, Form
                    if it is a raw disk, say so with --format raw",
         }),
     }
+}
+
+/// What to say of `file`, which passes for a raw disk as its first bytes say nothing else.
+fn doubt(file: &ImageFile) -> Result<Option<String>, Problem> {
+    let is_like_one = foreign::begins_like_a_disk(file)?;
+    Ok((!is_like_one).then(|| {
+        format!(
+            "{}: it begins like no disk that is known, and is read as plain sectors\n  hint: \
+             --format raw says that it is one; otherwise it may be compressed, encrypted or a backup",
+            show(&file.path)
+        )
+    }))
 }
 
 /// What the user allows, as it is really called.
@@ -113,10 +134,14 @@ fn open_chain(
         if seen.contains(&file.id) {
             return Err(failed(Problem::Cycle(name)));
         }
+        let stated = reference.stand_in(&place.folder, &file);
         let next_place = Place::of(&file);
         seen.push(next_place.id);
         warnings.extend(lock::warning(&file.real));
         let (next, grandparent) = open_link(file, format, allowed)?;
+        if let Some(stated) = stated {
+            warnings.push(check_stand_in(&link, &next, stated).map_err(failed)?);
+        }
         reference.check_fit(Shape::of(&link), Shape::of(&next), name).map_err(failed)?;
         parent::adopt(&mut link, &next);
         chain.push(std::mem::replace(&mut link, next));
@@ -124,6 +149,33 @@ fn open_chain(
     }
     chain.push(link);
     Ok(chain)
+}
+
+/// What to say of `parent` that is read in the place of the backing file of `link`, which is called
+/// `stated` and not there.
+///
+/// # Errors
+/// [`Problem::OtherBacking`] where it cannot be the same.
+fn check_stand_in(link: &Link, parent: &Link, stated: FileName) -> Result<String, Problem> {
+    if parent.size > link.size {
+        return Err(Problem::OtherBacking {
+            stated,
+            found: parent.path.clone(),
+            found_size: parent.size,
+            size: link.size,
+        });
+    }
+    let sizes = match parent.size == link.size {
+        true => String::new(),
+        false => format!(" (its disk has {} bytes, not {})", parent.size, link.size),
+    };
+    Ok(format!(
+        "{}: its backing file {stated} does not exist; {} is read in its place{sizes}, of which only \
+         the name is the same\n  hint: what is shown is wrong if it is another file; put the right one \
+         there, or see `qemu-img rebase -u`",
+        show(&link.path),
+        show(&parent.path)
+    ))
 }
 
 /// Bytes of memory that the tables of a link take.
@@ -140,7 +192,11 @@ fn open_link(
     allowed: &[PathBuf],
 ) -> Result<(Link, Option<Parent>), ImageError> {
     let path = file.path.clone();
-    open_one(file, format, allowed).map_err(|problem| ImageError::new(&path, problem))
+    let opened = open_one(file, format, allowed).and_then(|(mut link, parent)| {
+        cut_short::examine(&mut link)?;
+        Ok((link, parent))
+    });
+    opened.map_err(|problem| ImageError::new(&path, problem))
 }
 
 /// Opens one image, whatever it is over. Its extents may also be below `allowed`, which are real
@@ -163,7 +219,7 @@ pub fn open_one(
 
 /// An image that is one file.
 fn open_single(mut file: ImageFile, format: Format) -> Result<(Link, Option<Parent>), Problem> {
-    let mut map = None;
+    let (mut map, mut missing) = (None, Missing::default());
     let mut block_size = BlockSize::default();
     let mut warnings = Vec::new();
     let (size, parent) = match format {
@@ -171,11 +227,17 @@ fn open_single(mut file: ImageFile, format: Format) -> Result<(Link, Option<Pare
             let header = Qcow2Header::read(&file)?;
             (header.size, header.backing.map(Parent::Backing))
         }
+        Format::Qed => {
+            let header = QedHeader::read(&file)?;
+            (header.size, header.backing.map(Parent::Backing))
+        }
+        Format::Parallels => (ParallelsHeader::read(&file)?.size, None),
         Format::Vdi => {
             let header = VdiHeader::read(&file)?;
             if header.parent.is_some() {
                 check_size(header.size, &file)?;
-                map = Some(header.map(&file)?);
+                let (sectors, cut) = header.map(&file)?;
+                (map, missing) = (Some(sectors), cut);
             }
             (header.size, header.parent.map(Parent::Vdi))
         }
@@ -184,7 +246,8 @@ fn open_single(mut file: ImageFile, format: Format) -> Result<(Link, Option<Pare
             let header = VhdHeader::read(&file)?;
             if header.parent.is_some() {
                 check_size(header.size, &file)?;
-                map = Some(header.map(&file)?);
+                let (sectors, cut) = header.map(&file)?;
+                (map, missing) = (Some(sectors), cut);
             }
             (header.size, header.parent.map(Parent::Vhd))
         }
@@ -195,7 +258,8 @@ fn open_single(mut file: ImageFile, format: Format) -> Result<(Link, Option<Pare
             block_size = header.sector_size();
             if header.needs_map() {
                 check_size(header.size, &file)?;
-                map = Some(header.map(&file)?);
+                let (sectors, cut) = header.map(&file)?;
+                (map, missing) = (Some(sectors), cut);
             }
             (header.size, header.parent.map(Parent::Vhdx))
         }
@@ -214,7 +278,7 @@ fn open_single(mut file: ImageFile, format: Format) -> Result<(Link, Option<Pare
             Source::Mapped { descriptor, extents }
         }
     };
-    Ok((Link { path, format, size, vmdk: None, block_size, warnings, source }, parent))
+    Ok((Link { path, format, size, vmdk: None, block_size, warnings, source, missing }, parent))
 }
 
 /// What is said of a file with a log.

@@ -9,6 +9,7 @@ use guestmnt_protocol::path::Printable;
 use nix::errno::Errno;
 
 use super::descriptor::Cid;
+use super::foreign::Foreign;
 use super::format::Format;
 use super::guid::Guid;
 use super::line_problem::LineProblem;
@@ -68,6 +69,8 @@ pub enum Problem {
     Empty,
     /// No format that is known, and a name that does not pass for a raw disk.
     UnknownFormat,
+    /// Something else than a disk image that is read here.
+    Foreign(Foreign),
     /// Not in the format that the user named.
     NotInFormat(Format),
     /// Several disks, of which one has to be named; what to call them.
@@ -199,6 +202,17 @@ pub enum Problem {
     BackingFormat(String),
     /// A parent that is at none of these places.
     ParentMissing(Vec<PathBuf>),
+    /// A file that has the name of a backing file which is not there, and cannot be it.
+    OtherBacking {
+        /// The backing file, as it is named.
+        stated: FileName,
+        /// What was found.
+        found: PathBuf,
+        /// Bytes of its disk.
+        found_size: u64,
+        /// Bytes of the child's.
+        size: u64,
+    },
     /// A parent in a format without content ids.
     ParentNotVmdk,
     /// A parent whose contents are not those that the child was made over.
@@ -281,6 +295,9 @@ impl fmt::Display for Problem {
             Self::UnknownFormat => f.write_str(
                 "not a VMDK, nor another disk image: neither a descriptor nor a known header",
             ),
+            Self::Foreign(Foreign { what, .. }) => {
+                write!(f, "it is {what}, not a disk that can be read")
+            }
             Self::NotInFormat(format) => write!(f, "it is not in the format {format}"),
             Self::SeveralDisks(names) => {
                 f.write_str("it holds several disks:")?;
@@ -356,6 +373,12 @@ impl fmt::Display for Problem {
                 }
                 Ok(())
             }
+            Self::OtherBacking { stated, found, found_size, size } => write!(
+                f,
+                "its backing file {stated} does not exist, and {} of that name is another one: it \
+                 has {found_size} bytes, more than its own {size}",
+                show(found)
+            ),
             Self::ParentNotVmdk => f.write_str("it is not a VMDK, as a VMDK's parent must be"),
             Self::CidMismatch { expected, found, parent } => {
                 write!(f, "parent CID {expected} expected, {} has {found}", show(parent))

@@ -83,7 +83,9 @@ impl Opener<'_> {
         let file = self.locate(name, |path| self.reach.locate_plain(path))?.open()?;
         let start = first.saturating_mul(SECTOR_SIZE);
         let len = sectors * SECTOR_SIZE;
-        file.check_inside(start, len, "sectors that the descriptor counts")?;
+        // One that was cut short has some of them.
+        let there = len.min(file.len.saturating_sub(start)).max(1);
+        file.check_inside(start, there, "sectors that the descriptor counts")?;
         self.claim_range(file.id, (start, start + len))?;
         Ok(file.into_whole())
     }
@@ -214,8 +216,10 @@ mod tests {
                 );
                 let opened = Descriptor::parse(text.as_bytes())
                     .and_then(|descriptor| open_all(&descriptor, &home, &[]));
-                let end = (u128::from(first) + u128::from(sectors)) * 512;
-                assert_eq!(opened.is_ok(), sectors > 0 && end <= FILE, "{sectors} {first}");
+                // One that was cut short has some of its sectors.
+                let begins = u128::from(first) * 512 < FILE;
+                let good = (1..=MOST).contains(&sectors) && begins;
+                assert_eq!(opened.is_ok(), good, "{sectors} {first}");
             }
         }
     }

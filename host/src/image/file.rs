@@ -260,6 +260,11 @@ impl ImageFile {
         }
     }
 
+    /// How many of the `len` bytes at `offset` the file holds.
+    pub fn len_inside(&self, offset: u64, len: u64) -> u64 {
+        self.len.saturating_sub(offset).min(len)
+    }
+
     fn read(&self, bytes: &mut [u8], offset: u64, what: &'static str) -> Result<(), Problem> {
         // In bounds: a part was checked to lie in its file.
         let offset = self.part_at.unwrap_or(0) + offset;

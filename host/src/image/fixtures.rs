@@ -164,6 +164,34 @@ pub fn qcow2_over(size: u64, name: &[u8], format: &str) -> Vec<u8> {
     bytes
 }
 
+/// A QED header, with its first table.
+pub fn qed(size: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 8192];
+    bytes[..4].copy_from_slice(b"QED\0");
+    put(&mut bytes, &[(4, 4096, 4), (8, 1, 4), (12, 1, 4), (40, 4096, 8), (48, size, 8)]);
+    bytes
+}
+
+/// The same over a backing file, which is raw or to be told.
+pub fn qed_over(size: u64, name: &[u8], is_raw: bool) -> Vec<u8> {
+    let mut bytes = qed(size);
+    put(
+        &mut bytes,
+        &[(16, if is_raw { 5 } else { 1 }, 8), (56, 64, 4), (60, name.len() as u64, 4)],
+    );
+    bytes[64..64 + name.len()].copy_from_slice(name);
+    bytes
+}
+
+/// A Parallels header, with its table of one entry.
+pub fn parallels(size: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 68];
+    bytes[..16].copy_from_slice(b"WithouFreSpacExt");
+    let sectors = size / 512;
+    put(&mut bytes, &[(16, 2, 4), (28, 2048, 4), (32, 1, 4), (36, sectors, 8), (48, 2048, 4)]);
+    bytes
+}
+
 /// A VDI header.
 pub fn vdi(size: u64) -> Vec<u8> {
     let mut bytes = vec![0; 512];

@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use super::error::Problem;
 use super::file::ImageFile;
-use super::{cowd, descriptor, owner, qcow2, sesparse, sparse, vdi, vhd, vhdx};
+use super::{
+    cowd, descriptor, foreign, owner, parallels, qcow2, qed, sesparse, sparse, vdi, vhd, vhdx,
+};
 
 /// A format of disk images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,10 @@ pub enum Format {
     Vpc,
     /// Hyper-V.
     Vhdx,
+    /// QEMU, until qcow2 had its speed.
+    Qed,
+    /// Parallels.
+    Parallels,
 }
 
 /// A text that names no [`Format`].
@@ -30,7 +36,16 @@ pub enum Format {
 pub struct FormatError;
 
 impl Format {
-    const ALL: [Self; 6] = [Self::Raw, Self::Vmdk, Self::Qcow2, Self::Vdi, Self::Vpc, Self::Vhdx];
+    const ALL: [Self; 8] = [
+        Self::Raw,
+        Self::Vmdk,
+        Self::Qcow2,
+        Self::Vdi,
+        Self::Vpc,
+        Self::Vhdx,
+        Self::Qed,
+        Self::Parallels,
+    ];
 
     /// The name of QEMU's block driver for it, which is the one that users know it by.
     #[must_use]
@@ -42,6 +57,8 @@ impl Format {
             Self::Vdi => "vdi",
             Self::Vpc => "vpc",
             Self::Vhdx => "vhdx",
+            Self::Qed => "qed",
+            Self::Parallels => "parallels",
         }
     }
 
@@ -51,13 +68,16 @@ impl Format {
     /// format: then it is damaged, or a part of a disk.
     ///
     /// # Errors
-    /// [`Problem::Empty`], [`Problem::UnknownFormat`], [`Problem::IsExtent`] for a raw extent that a descriptor names, or a read error.
+    /// [`Problem::Empty`], [`Problem::Foreign`] for what is certainly no disk, [`Problem::UnknownFormat`], [`Problem::IsExtent`] for a raw extent that a descriptor names, or a read error.
     pub fn probe(file: &ImageFile) -> Result<Self, Problem> {
         if file.len == 0 {
             return Err(Problem::Empty);
         }
         if let Some(format) = Self::of_magic(&file.start(PROBE_LEN)?) {
             return Ok(format);
+        }
+        if let Some(foreign) = foreign::of(file)? {
+            return Err(Problem::Foreign(foreign));
         }
         match extension(&file.path).as_str() {
             // A VHD of fixed size has its header at the end. A name is asked for because in
@@ -67,7 +87,7 @@ impl Format {
                 Some(descriptor) => Problem::IsExtent(Some(descriptor)),
                 None => Problem::UnknownFormat,
             }),
-            "qcow2" | "vdi" | "vhd" | "vhdx" | "ova" => Err(Problem::UnknownFormat),
+            "qcow2" | "vdi" | "vhd" | "vhdx" | "ova" | "qed" => Err(Problem::UnknownFormat),
             _ => Ok(Self::Raw),
         }
     }
@@ -87,6 +107,10 @@ impl Format {
             Some(Self::Vpc)
         } else if start.starts_with(vhdx::MAGIC) {
             Some(Self::Vhdx)
+        } else if start.starts_with(&qed::MAGIC) {
+            Some(Self::Qed)
+        } else if start.starts_with(parallels::MAGIC) || start.starts_with(parallels::OLD_MAGIC) {
+            Some(Self::Parallels)
         } else {
             None
         }
@@ -98,8 +122,8 @@ const PROBE_LEN: usize = 1024;
 
 /// Whether a file is called as disks are, whatever is in it.
 pub fn named_as_disk(path: &Path) -> bool {
-    const EXTENSIONS: [&str; 9] =
-        ["vmdk", "qcow2", "vdi", "vhd", "avhd", "vhdx", "avhdx", "img", "raw"];
+    const EXTENSIONS: [&str; 11] =
+        ["vmdk", "qcow2", "vdi", "vhd", "avhd", "vhdx", "avhdx", "img", "raw", "qed", "hds"];
     EXTENSIONS.contains(&extension(path).as_str())
 }
 
@@ -149,7 +173,7 @@ mod tests {
         assert_eq!("nbd".parse::<Format>(), Err(FormatError));
         assert_eq!(
             FormatError.to_string(),
-            "not one of the formats raw, vmdk, qcow2, vdi, vpc, vhdx"
+            "not one of the formats raw, vmdk, qcow2, vdi, vpc, vhdx, qed, parallels"
         );
     }
 
@@ -163,6 +187,9 @@ mod tests {
             (b"QFI\xfb", Some(Format::Qcow2)),
             (b"conectix", Some(Format::Vpc)),
             (b"vhdxfile", Some(Format::Vhdx)),
+            (b"QED\0", Some(Format::Qed)),
+            (b"WithoutFreeSpace", Some(Format::Parallels)),
+            (b"WithouFreSpacExt", Some(Format::Parallels)),
             (b"QFI", None),
             (b"", None),
         ];

@@ -20,6 +20,8 @@ fn images() -> Vec<(&'static str, Vec<u8>, Format, usize)> {
         ("a.vhd", vhd(SIZE), Format::Vpc, 1536),
         ("fixed.vhd", fixed, Format::Vpc, 2048 * 512 + 512),
         ("a.vhdx", vhdx(SIZE), Format::Vhdx, VHDX_TABLES[2].end),
+        ("a.qed", qed(SIZE), Format::Qed, 8192),
+        ("a.hds", parallels(SIZE), Format::Parallels, 68),
         ("a.img", vec![0; 2048 * 512], Format::Raw, 1),
     ]
 }
@@ -34,7 +36,8 @@ fn every_format_is_told_and_its_size_read() {
         assert!(matches!(disk.chain[0].source, Source::File(_)), "{name}");
 
         let path = folder.path.join(name);
-        for wanted in [Format::Vmdk, Format::Qcow2, Format::Vdi, Format::Vpc, Format::Vhdx] {
+        let formats = [Format::Vmdk, Format::Qcow2, Format::Vdi, Format::Vpc, Format::Vhdx];
+        for wanted in formats.into_iter().chain([Format::Qed, Format::Parallels]) {
             let options = OpenOptions { format: Some(wanted), ..OpenOptions::default() };
             let opened = Disk::open(&path, &options);
             assert_eq!(opened.is_ok(), wanted == format, "{name} as {wanted}: {opened:?}");
@@ -58,7 +61,9 @@ fn a_file_cut_within_its_tables_is_refused() {
             if name == "fixed.vhd" && len + 1 == tables_end {
                 continue; // the footer of Virtual PC before 2004 ends there
             }
-            assert!(folder.open(name).is_err(), "{name} of {len} bytes");
+            // Without its magic it passes for one of plain sectors, which have that name too.
+            let is_told = format != Format::Parallels || len >= 16;
+            assert!(!is_told || folder.open(name).is_err(), "{name} of {len} bytes");
             assert!(Disk::open(&path, &options).is_err(), "{name} of {len} bytes");
         }
     }
@@ -71,6 +76,8 @@ fn every_flipped_bit_gives_an_error_or_a_disk_in_bounds() {
         ("sparse.vmdk", monolithic_sparse(1, 2048), (0..1024).collect()),
         ("stream.vmdk", with_footer(monolithic_sparse(1, 2048)), (8192..9728).collect()),
         ("a.qcow2", qcow2(SIZE), (0..104).collect()),
+        ("a.qed", qed(SIZE), (0..64).collect()),
+        ("a.hds", parallels(SIZE), (0..64).collect()),
         ("a.vdi", vdi(SIZE), (0..512).collect()),
         ("a.vhd", vhd(SIZE), (0..640).collect()),
         ("a.vhdx", vhdx(SIZE), VHDX_TABLES.into_iter().flatten().collect()),

@@ -16,6 +16,7 @@ impl Problem {
     pub(super) fn hint(&self) -> Option<String> {
         let text = match self {
             Self::UnknownFormat => "--format raw before -a reads it as plain sectors",
+            Self::Foreign(foreign) => foreign.hint,
             Self::NotInFormat(_) => "without --format, the format is told from the first bytes",
             Self::SeveralDisks(_) | Self::SeveralMachines(_) => "name one of them after -a",
             Self::IsPiece(first) => return Some(format!("open {} instead", show(first))),
@@ -71,6 +72,7 @@ impl Problem {
             Self::CidMismatch { .. } | Self::ParentId { .. } => {
                 "the base was changed after the snapshot was taken; look for an unchanged copy of it"
             }
+            Self::OtherBacking { .. } => "copy the backing file from where the image came from",
             Self::ParentLarger { .. } => {
                 "the parent was enlarged after the snapshot was taken; look for an unchanged copy of it"
             }

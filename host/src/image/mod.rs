@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allocation;
 mod archive;
 mod block_size;
 mod chain;
@@ -24,6 +25,7 @@ mod content_id;
 mod cowd;
 mod crc32c;
 mod create_type;
+mod cut_short;
 mod descriptor;
 mod encoding;
 mod error;
@@ -32,6 +34,7 @@ mod fields;
 mod file;
 mod fingerprint;
 mod folder;
+mod foreign;
 mod format;
 mod guid;
 mod hint;
@@ -40,12 +43,15 @@ mod line_problem;
 mod lock;
 mod machine;
 mod memory;
+mod missing;
 mod name;
 mod owner;
+mod parallels;
 mod parallels_bundle;
 mod parent;
 mod patches;
 mod qcow2;
+mod qed;
 mod qemu_lock;
 mod reach;
 mod sector_map;
@@ -74,6 +80,7 @@ pub use fingerprint::{DIGEST, Fingerprint};
 pub use format::{Format, FormatError};
 pub use guid::{Guid, ImageIds};
 pub use line_problem::LineProblem;
+pub use missing::{Missing, OnMissing};
 pub use name::{FileName, NameError};
 pub use unwritable::Unwritable;
 pub use writing::Writing;
@@ -103,6 +110,8 @@ pub struct OpenOptions {
     /// Files, and folders with all below them, that an image may name besides those of its
     /// own folder.
     pub allow_paths: Vec<PathBuf>,
+    /// What reads of a disk yield where its files were cut short.
+    pub on_missing: OnMissing,
 }
 
 /// A disk whose every file is open and checked.
@@ -117,6 +126,10 @@ pub struct Disk {
     /// The files that make it up: the leaf first, each followed by its parent. Never empty,
     /// at most [`MAX_LINKS`].
     pub chain: Vec<Link>,
+    /// What of it its files should hold and do not, because they were cut short.
+    pub missing: Missing,
+    /// What reads of that yield.
+    pub on_missing: OnMissing,
     /// What the user should know although the disk could be opened; one sentence each, fit
     /// for a terminal.
     pub warnings: Vec<String>,
@@ -141,6 +154,8 @@ pub struct Link {
     pub warnings: Vec<String>,
     /// Its open files.
     pub source: Source,
+    /// What of its disk should be in its files and is past their end.
+    pub missing: Missing,
 }
 
 /// What a VMDK's descriptor says of itself and its parent.

@@ -103,6 +103,15 @@ impl FileName {
         candidates
     }
 
+    /// Where the name itself says that the file is, in a file in `folder`; `None` for a name that only
+    /// Windows understands.
+    #[must_use]
+    pub fn stated(&self, folder: &Path) -> Option<PathBuf> {
+        let bytes = self.path.as_os_str().as_bytes();
+        let is_foreign = is_windows(bytes) && (has_drive(bytes) || bytes.starts_with(b"\\"));
+        if is_foreign { None } else { self.candidates(folder).into_iter().next() }
+    }
+
     /// Where the file may be, by the name in a file in `folder`; likeliest first.
     ///
     /// Behind a Windows name, and where the whole name leads nowhere, the last part of the

@@ -65,13 +65,38 @@ fn is_within(at: u128, len: u128, file: u128) -> Option<()> {
     (at + len <= file).then_some(())
 }
 
-/// What a table of blocks makes of the disk's first block: where it is, that it is zero, or that it
-/// is not there.
-type First = (Option<u64>, bool);
+/// What a table of blocks makes of the disk's first sector: where it is, whether it is zero, and
+/// whether it is missing.
+type First = (Option<u64>, bool, bool);
+
+/// The parent's.
+const NOT_THERE: First = (None, false, false);
+/// Past the end of the file.
+const MISSING: First = (None, false, true);
+
+/// At byte `at` of a file of `file` bytes.
+fn stored(at: u128, file: u128) -> First {
+    match u64::try_from(at / 512) {
+        Ok(sector) if at < file => (Some(sector), false, false),
+        _ => MISSING,
+    }
+}
 
 /// Compares a map with what it should be; `None` where it should be refused.
-fn compare(found: Result<SectorMap, Problem>, expected: Option<First>, what: &dyn std::fmt::Debug) {
-    let found = found.ok().map(|map| map.look_up(0));
+fn compare(
+    found: Result<(SectorMap, Missing), Problem>,
+    expected: Option<First>,
+    what: &dyn std::fmt::Debug,
+) {
+    // Some of these need more memory for what is there.
+    if matches!(&found, Err(Problem::Unsupported { what, .. }) if what.contains("too many places"))
+    {
+        return;
+    }
+    let found = found.ok().map(|(map, missing)| {
+        let (stored, is_zero) = map.look_up(0);
+        (stored, is_zero, missing.first_in(0..1).is_some())
+    });
     assert_eq!(found, expected, "{what:?}");
 }
 
@@ -157,16 +182,12 @@ fn of_vdi(image: &Patched, size: u64, block: u32, data: u32, blocks: u32) -> Opt
     let fits = block.is_power_of_two() && block >= 16 << 10 && data.is_multiple_of(512);
     let used = fits.then(|| size.div_ceil(block)).filter(|&used| used <= u128::from(blocks))?;
     let table = image.bytes(512, used * 4).filter(|table| table.len() <= 64 << 20)?;
-    let mut first = (None, false);
+    let mut first = NOT_THERE;
     for (number, entry) in (0..).zip(table.chunks_exact(4)) {
         let here = match fields::le32(entry, 0) {
-            u32::MAX => (None, false),
-            0xffff_fffe => (None, true),
-            entry => {
-                let at = data + u128::from(entry) * block;
-                is_within(at, block.min(size - number * block), image.len())?;
-                (Some(u64::try_from(at / 512).unwrap()), false)
-            }
+            u32::MAX => NOT_THERE,
+            0xffff_fffe => (None, true, false),
+            entry => stored(data + u128::from(entry) * block, image.len()),
         };
         first = if number == 0 { here } else { first };
     }
@@ -208,18 +229,19 @@ fn of_vhd(image: &Patched, size: u64, block: u32, table: u64, blocks: u32) -> Op
     let used = fits.then(|| size.div_ceil(block)).filter(|&used| used <= u128::from(blocks))?;
     let table = image.bytes(table.into(), used * 4).filter(|table| table.len() <= 64 << 20)?;
     let bitmap = (block / 512 / 8).next_multiple_of(512);
-    let mut first = (None, false);
+    let mut first = NOT_THERE;
     for (number, entry) in (0..).zip(table.chunks_exact(4)) {
         let entry = fields::be32(entry, 0);
         if entry == u32::MAX {
             continue;
         }
         let at = u128::from(entry) * 512;
-        is_within(at + bitmap, block.min(size - number * block), image.len())?;
-        let is_stored = image.bytes(at, bitmap)?[0] & 0x80 != 0;
-        if number == 0 && is_stored && size > 0 {
-            first = (Some(u64::try_from((at + bitmap) / 512).unwrap()), false);
-        }
+        let here = match image.bytes(at, bitmap) {
+            None => MISSING,
+            Some(bits) if bits[0] & 0x80 != 0 => stored(at + bitmap, image.len()),
+            Some(_) => NOT_THERE,
+        };
+        first = if number == 0 { here } else { first };
     }
     Some(first)
 }
@@ -269,25 +291,22 @@ fn of_vhdx(image: &Patched, size: u64, block: u32, table: u64) -> Option<First> 
         let entry = fields::le64(table, usize::try_from(number * 8).unwrap());
         (entry & 7, u128::from(entry) >> 20 << 20)
     };
-    let mut first = (None, false);
+    let mut first = NOT_THERE;
     for number in 0..blocks {
-        let len = block.min(size - number * block);
         let chunk = number / ratio;
         let (state, at) = entry(number + chunk);
-        let stored = Some(u64::try_from(at / 512).unwrap());
         let here = match state {
-            0 => (None, false),
-            1..=3 => (None, true),
-            6 => {
-                is_within(at, len, image.len())?;
-                (stored, false)
-            }
+            0 => NOT_THERE,
+            1..=3 => (None, true, false),
+            6 => stored(at, image.len()),
             7 => {
-                is_within(at, len, image.len())?;
                 let (6, bitmaps) = entry((chunk + 1) * (ratio + 1) - 1) else { return None };
                 let bytes = block / 512 / 8;
-                let bitmap = image.bytes(bitmaps + number % ratio * bytes, bytes)?;
-                (stored.filter(|_| bitmap[0] & 1 == 1), false)
+                match image.bytes(bitmaps + number % ratio * bytes, bytes) {
+                    None => MISSING,
+                    Some(bits) if bits[0] & 1 == 1 => stored(at, image.len()),
+                    Some(_) => NOT_THERE,
+                }
             }
             _ => return None,
         };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::descriptor::{Cid, ParentBy, ParentLink};
 use super::error::Problem;
-use super::file::ImageFile;
+use super::file::{FileId, ImageFile};
 use super::guid::{Guid, ImageIds};
 use super::name::FileName;
 use super::qcow2::Backing;
@@ -120,6 +120,15 @@ impl Parent {
             }
             Self::Vhdx(named) => Ok((named.find(folder, vhdx::write_id)?, Format::Vhdx)),
         }
+    }
+
+    /// The name by which nothing was found, where `found` in the place of what it names bears only
+    /// its last part and nothing else shows that it is the same.
+    pub fn stand_in(&self, folder: &Path, found: &ImageFile) -> Option<FileName> {
+        let Self::Backing(backing) = self else { return None };
+        let is_found = |path: &PathBuf| FileId::at(path).is_ok_and(|id| id == found.id);
+        let is_stated = backing.name.stated(folder).as_ref().is_some_and(is_found);
+        (!is_stated).then(|| backing.name.clone())
     }
 
     /// Checks that `parent`, which is called `name`, is the image that `child` was made over, as

@@ -28,6 +28,10 @@ const PARTS: u64 = 32;
 /// Bytes of an entry.
 const ENTRY: u64 = 16;
 
+/// Features of a qcow2: entries with bits for parts of a cluster; data in another file.
+const EXTENDED_ENTRIES: u64 = 1 << 4;
+const EXTERNAL_DATA: u64 = 1 << 2;
+
 /// Most bytes of the tables of one map.
 pub const MAX_TABLES_LEN: u64 = 128 << 20;
 
@@ -45,6 +49,16 @@ impl Granule {
     /// Sectors of `len` bytes, a power of two.
     pub fn of_sectors(len: u64) -> Self {
         Self((len / SECTOR_SIZE).max(1))
+    }
+
+    /// So many sectors of 512 bytes, a power of two.
+    pub const fn of_count(sectors: u64) -> Self {
+        Self(sectors)
+    }
+
+    /// Bytes of one.
+    pub fn len(self) -> u64 {
+        self.0 * SECTOR_SIZE
     }
 
     /// A large one for blocks of `len` bytes, a power of two, of which an image has all or
@@ -108,6 +122,11 @@ impl SectorMap {
             entry.file_sector = file_sector + first - sector;
             entry.stored |= bits;
         })
+    }
+
+    /// Bytes of its tables.
+    pub fn tables_len(&self) -> u64 {
+        self.tables.len() as u64 * self.granule.cluster()
     }
 
     /// Notes that `count` sectors from `sector` on are zero, whatever the parent has there.
@@ -180,6 +199,20 @@ impl SectorMap {
         Ok((Descriptor::of_flat_files(&extents), files))
     }
 
+    /// The tables of a qcow2 of `size` bytes, at most the largest disk, whose data are in another
+    /// node, each byte at its place on the disk. Where in a file something is stored plays no part.
+    ///
+    /// # Errors
+    /// Where there is no memory for the tables.
+    pub fn over_data_node(&self, size: u64) -> io::Result<File> {
+        /// Set where offset 0 is a place.
+        const IN_USE: u64 = 1 << 63;
+        let mut layout = Layout::of(size, self.granule, self.tables.len() as u64);
+        layout.features |= EXTERNAL_DATA;
+        let place = |cluster: u64, _: &Entry| (cluster * layout.cluster) | IN_USE;
+        memory::holding(|tables| self.write_tables(&layout, size, place, tables))
+    }
+
     /// By how many sectors the clusters that are stored are out of line in the file, in ascending
     /// order.
     fn shifts(&self) -> Vec<u64> {
@@ -199,7 +232,6 @@ impl SectorMap {
         file_sectors: u64,
         file: &mut File,
     ) -> io::Result<()> {
-        let mut out = BufWriter::with_capacity(1 << 20, file);
         let cluster_sectors = self.granule.cluster_sectors();
         let mut starts = vec![0; index(cluster_sectors)];
         let mut at = layout.end();
@@ -207,6 +239,22 @@ impl SectorMap {
             starts[index(shift)] = at;
             at += layout.shifted_len(file_sectors, shift) * SECTOR_SIZE;
         }
+        let place = |_, entry: &Entry| {
+            let shift = entry.file_sector % cluster_sectors;
+            starts[index(shift)] + (entry.file_sector - shift) * SECTOR_SIZE
+        };
+        self.write_tables(layout, size, place, file)
+    }
+
+    /// Writes all of a qcow2 but its data; `place` says where that of a cluster is, by its number.
+    fn write_tables(
+        &self,
+        layout: &Layout,
+        size: u64,
+        place: impl Fn(u64, &Entry) -> u64,
+        file: &mut File,
+    ) -> io::Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&layout.header(size))?;
         // An empty table of reference counts, which nobody needs who only reads.
         out.write_all(&vec![0; index(layout.cluster)])?;
@@ -219,14 +267,10 @@ impl SectorMap {
         }
         out.write_all(&directory)?;
         let mut bytes = Vec::with_capacity(index(layout.cluster));
-        for table in self.tables.values() {
+        for (number, table) in &self.tables {
             bytes.clear();
-            for entry in table {
-                let shift = entry.file_sector % cluster_sectors;
-                let host = match entry.stored {
-                    0 => 0,
-                    _ => starts[index(shift)] + (entry.file_sector - shift) * SECTOR_SIZE,
-                };
+            for (cluster, entry) in (number * self.granule.entries()..).zip(table) {
+                let host = if entry.stored == 0 { 0 } else { place(cluster, entry) };
                 bytes.extend_from_slice(&host.to_be_bytes());
                 // What is stored is not zero as well.
                 bytes.extend_from_slice(&(entry.zero & !entry.stored).to_be_bytes());
@@ -258,6 +302,7 @@ pub fn too_many_changes() -> Problem {
 /// Where the tables are: the header's cluster, one of reference counts, the directory, then
 /// they.
 struct Layout {
+    features: u64,
     cluster: u64,
     directory_entries: u64,
     directory_clusters: u64,
@@ -269,7 +314,8 @@ impl Layout {
         let cluster = granule.cluster();
         let directory_entries = size.div_ceil(cluster * granule.entries()).max(1);
         let directory_clusters = (directory_entries * 8).div_ceil(cluster);
-        Self { cluster, directory_entries, directory_clusters, tables }
+        let features = EXTENDED_ENTRIES;
+        Self { features, cluster, directory_entries, directory_clusters, tables }
     }
 
     fn directory(&self) -> u64 {
@@ -291,7 +337,6 @@ impl Layout {
     }
 
     fn header(&self, size: u64) -> Vec<u8> {
-        const EXTENDED_ENTRIES: u64 = 1 << 4;
         const HEADER_LEN: u32 = 104;
         let directory_entries =
             u32::try_from(self.directory_entries).expect("disks are at most 64 TiB");
@@ -307,7 +352,7 @@ impl Layout {
         bytes.extend(self.cluster.to_be_bytes());
         bytes.extend(1u32.to_be_bytes()); // clusters of the table of reference counts
         bytes.extend([0; 12]); // no snapshots
-        bytes.extend(EXTENDED_ENTRIES.to_be_bytes());
+        bytes.extend(self.features.to_be_bytes());
         bytes.extend([0; 16]); // no other features
         bytes.extend(4u32.to_be_bytes()); // bits of a reference count, as a power of two
         bytes.extend(HEADER_LEN.to_be_bytes());

@@ -13,7 +13,7 @@ use super::descriptor::Descriptor;
 use super::error::Problem;
 use super::file::ImageFile;
 use super::reach::Reach;
-use super::{BlockSize, Format, Link, MAX_DISK_SIZE, MAX_EXTENTS, SECTOR_SIZE, Source};
+use super::{BlockSize, Format, Link, MAX_DISK_SIZE, MAX_EXTENTS, Missing, SECTOR_SIZE, Source};
 
 /// Entries of the folder that are looked at.
 const MAX_ENTRIES: usize = 1 << 16;
@@ -102,6 +102,7 @@ impl Pieces {
             block_size: BlockSize::default(),
             warnings: Vec::new(),
             source: Source::Described { descriptor, extents },
+            missing: Missing::default(),
         })
     }
 }

@@ -14,6 +14,8 @@ use super::error::show;
 pub enum Unwritable {
     /// Its kind, as in "it is …".
     Kind(String),
+    /// Its files lack so many bytes that it should hold.
+    CutShort(u64),
     /// No user has the permission to write to it.
     ReadOnlyFile,
     /// The system does not let it be opened for writing.
@@ -39,6 +41,7 @@ impl Unwritable {
     /// What the user can do.
     pub(super) fn hint(&self) -> String {
         match self {
+            Self::CutShort(_) => "copy it once more from where it came from".to_owned(),
             Self::Kind(_) | Self::ReadOnlyFile | Self::Refused(_) => OVERLAY.to_owned(),
             Self::InUse => "shut the virtual machine down or end the program that has it; \
                             `guestimg status` shows your mounts"
@@ -65,6 +68,9 @@ impl fmt::Display for Unwritable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kind(kind) => write!(f, "it is {kind}, which can be read and not be written"),
+            Self::CutShort(bytes) => {
+                write!(f, "it was cut short and lacks {bytes} bytes, so that it cannot be written")
+            }
             Self::ReadOnlyFile => {
                 f.write_str("nobody has the permission to write to it; it is a read-only file")
             }

@@ -5,6 +5,7 @@ use super::error::Problem;
 use super::fields::{le32, le64};
 use super::file::ImageFile;
 use super::guid::{Guid, ImageIds};
+use super::missing::Missing;
 use super::sector_map::{Granule, SectorMap};
 
 /// Where the magic is; text for people stands before it.
@@ -80,11 +81,12 @@ impl VdiHeader {
         Ok(Self { size, own, parent, table })
     }
 
-    /// Where a snapshot has the sectors that are not its parent's.
+    /// Where a snapshot has the sectors that are not its parent's, and what of them is past the end
+    /// of the file.
     ///
     /// # Errors
     /// What is wrong with its table of blocks.
-    pub fn map(&self, file: &ImageFile) -> Result<SectorMap, Problem> {
+    pub fn map(&self, file: &ImageFile) -> Result<(SectorMap, Missing), Problem> {
         const UNUSED: u32 = u32::MAX;
         const ZERO: u32 = u32::MAX - 1;
         let Table { offset, data, block_size, extra, blocks } = self.table;
@@ -99,7 +101,7 @@ impl VdiHeader {
         }
         let len = usize::try_from(used * 4).expect("at most MAX_TABLE");
         let table = file.bytes(offset, len, "table of blocks")?;
-        let mut map = SectorMap::new(granule);
+        let (mut map, mut missing) = (SectorMap::new(granule), Missing::default());
         for (number, entry) in (0..).zip(table.chunks_exact(4)) {
             let start = number * block_size;
             let len = block_size.min(self.size - start);
@@ -109,11 +111,13 @@ impl VdiHeader {
                 ZERO => map.zero(sector, count)?,
                 stored => {
                     let at = data + u64::from(stored) * block_size;
-                    file.check_inside(at, len, "end of a block")?;
-                    map.store(sector, at / SECTOR_SIZE, count)?;
+                    let there = file.len_inside(at, len);
+                    missing.push(start + there..start + len);
+                    let there = there.next_multiple_of(granule.len()) / SECTOR_SIZE;
+                    map.store(sector, at / SECTOR_SIZE, there.min(count))?;
                 }
             }
         }
-        Ok(map)
+        Ok((map, missing))
     }
 }

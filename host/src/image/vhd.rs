@@ -6,6 +6,7 @@ use super::error::Problem;
 use super::fields::{be16, be32, be64};
 use super::file::ImageFile;
 use super::guid::Guid;
+use super::missing::Missing;
 use super::parent::Named;
 use super::patches::{Patches, UNIT};
 use super::sector_map::{Granule, SectorMap, check_bitmaps};
@@ -190,11 +191,12 @@ impl VhdHeader {
         Ok(Self { size, id: guid(&footer, 68), parent, header })
     }
 
-    /// Where a differencing disk has the sectors that are not its parent's.
+    /// Where a differencing disk has the sectors that are not its parent's, and what of them is past
+    /// the end of the file.
     ///
     /// # Errors
     /// What is wrong with its table of blocks.
-    pub fn map(&self, file: &ImageFile) -> Result<SectorMap, Problem> {
+    pub fn map(&self, file: &ImageFile) -> Result<(SectorMap, Missing), Problem> {
         const UNUSED: u32 = u32::MAX;
         /// Blocks whose bitmaps are fetched while one is looked at. They lie far apart: those of
         /// 100 GiB on a disk took 2.8 s one by one, and 0.8 s so.
@@ -216,7 +218,7 @@ impl VhdHeader {
         let bitmap_len = (block_size / SECTOR_SIZE / 8).next_multiple_of(SECTOR_SIZE);
         let stored = table.chunks_exact(4).filter(|entry| be32(entry, 0) != UNUSED).count();
         check_bitmaps(stored as u64, bitmap_len)?;
-        let mut map = SectorMap::new(granule);
+        let (mut map, mut missing) = (SectorMap::new(granule), Missing::default());
         let fetch = |entry: &[u8]| match be32(entry, 0) {
             UNUSED => {}
             sector => file.will_read(u64::from(sector) * SECTOR_SIZE, bitmap_len),
@@ -232,17 +234,26 @@ impl VhdHeader {
             let at = u64::from(entry) * SECTOR_SIZE;
             let start = number * block_size;
             let len = block_size.min(self.size - start);
-            file.check_inside(at + bitmap_len, len, "end of a block")?;
+            let (sector, data) = (start / SECTOR_SIZE, (at + bitmap_len) / SECTOR_SIZE);
+            if file.len_inside(at, bitmap_len) < bitmap_len {
+                // Which of its sectors are the parent's is not known.
+                missing.push(start..start + len);
+                continue;
+            }
             let bitmap_len_here = usize::try_from(bitmap_len).expect("blocks are at most 256 MiB");
             let bitmap = file.bytes(at, bitmap_len_here, "bitmap of a block")?;
-            let (sector, data) = (start / SECTOR_SIZE, (at + bitmap_len) / SECTOR_SIZE);
             for (first, count) in
                 runs(&bitmap, len / SECTOR_SIZE, |byte, i| byte >> (7 - i) & 1 == 1)
             {
-                map.store(sector + first, data + first, count)?;
+                let (from, run) = ((sector + first) * SECTOR_SIZE, count * SECTOR_SIZE);
+                let there = file.len_inside((data + first) * SECTOR_SIZE, run);
+                missing.push(from + there..from + run);
+                if there > 0 {
+                    map.store(sector + first, data + first, count)?;
+                }
             }
         }
-        Ok(map)
+        Ok((map, missing))
     }
 }
 

@@ -6,6 +6,7 @@ use super::error::Problem;
 use super::fields::{le16, le32, le64};
 use super::file::ImageFile;
 use super::guid::Guid;
+use super::missing::Missing;
 use super::parent::Named;
 use super::sector_map::{Granule, SectorMap, check_bitmaps};
 use super::vhd::runs;
@@ -15,25 +16,25 @@ use super::{BlockSize, SECTOR_SIZE, hint};
 /// The first bytes.
 pub const MAGIC: &[u8] = b"vhdxfile";
 
-const REGION_TABLE_AT: u64 = 192 << 10;
+pub const REGION_TABLE_AT: u64 = 192 << 10;
 
 /// Both kinds of table: a header as long as an entry, then the entries.
-const ENTRY_LEN: usize = 32;
-const MAX_ENTRIES: usize = 2047;
+pub const ENTRY_LEN: usize = 32;
+pub const MAX_ENTRIES: usize = 2047;
 
 /// Most bytes of the table of blocks that is read here, and of the parent locator.
 const MAX_TABLE: u64 = 64 << 20;
 const MAX_LOCATOR: u32 = 64 << 10;
 
-const METADATA_REGION: Guid =
+pub const METADATA_REGION: Guid =
     Guid(*b"\x06\xa2\x7c\x8b\x90\x47\x9a\x4b\xb8\xfe\x57\x5f\x05\x0f\x88\x6e");
-const BLOCKS_REGION: Guid =
+pub const BLOCKS_REGION: Guid =
     Guid(*b"\x66\x77\xc2\x2d\x23\xf6\x00\x42\x9d\x64\x11\x5e\x9b\xfd\x4a\x08");
-const FILE_PARAMETERS: Guid =
+pub const FILE_PARAMETERS: Guid =
     Guid(*b"\x37\x67\xa1\xca\x36\xfa\x43\x4d\xb3\xb6\x33\xf0\xaa\x44\xe7\x6b");
 const VIRTUAL_SIZE: Guid =
     Guid(*b"\x24\x42\xa5\x2f\x1b\xcd\x76\x48\xb2\x11\x5d\xbe\xd8\x3b\xf4\xb8");
-const LOGICAL_SECTOR_SIZE: Guid =
+pub const LOGICAL_SECTOR_SIZE: Guid =
     Guid(*b"\x1d\xbf\x41\x81\x6f\xa9\x09\x47\xba\x47\xf2\x33\xa8\xfa\xab\x5f");
 const PARENT_LOCATOR: Guid =
     Guid(*b"\x2d\x5f\xd3\xa8\x0b\xb3\x4d\x45\xab\xf7\xd3\xd8\x48\x34\xab\x0c");
@@ -96,11 +97,12 @@ impl VhdxHeader {
         self.parent.is_some() || self.logical_sector != SECTOR_SIZE
     }
 
-    /// Where it has its sectors; those that it lacks are its parent's, or zeros without one.
+    /// Where it has its sectors, and what of them is past the end of the file; those that it lacks
+    /// are its parent's, or zeros without one.
     ///
     /// # Errors
     /// What is wrong with its table of blocks.
-    pub fn map(&self, file: &ImageFile) -> Result<SectorMap, Problem> {
+    pub fn map(&self, file: &ImageFile) -> Result<(SectorMap, Missing), Problem> {
         const MIB: u64 = 1 << 20;
         /// Sectors that one block of bitmaps has bits for.
         const BITS: u64 = 1 << 23;
@@ -138,6 +140,7 @@ impl VhdxHeader {
             None => Granule::of_blocks(block_size),
         };
         let mut map = SectorMap::new(granule);
+        let mut missing = Missing::default();
         for number in 0..blocks {
             let start = number * block_size;
             let len = block_size.min(self.size - start);
@@ -147,17 +150,24 @@ impl VhdxHeader {
                 (NOT_PRESENT, _) => {}
                 (UNDEFINED | ZERO | UNMAPPED, _) => map.zero(sector, count)?,
                 (FULLY_PRESENT, at) => {
-                    file.check_inside(at, len, "end of a block")?;
-                    map.store(sector, at / SECTOR_SIZE, count)?;
+                    let there = file.len_inside(at, len);
+                    missing.push(start + there..start + len);
+                    if there > 0 {
+                        map.store(sector, at / SECTOR_SIZE, count)?;
+                    }
                 }
                 (PARTIALLY_PRESENT, at) if self.parent.is_some() => {
-                    file.check_inside(at, len, "end of a block")?;
                     let (state, bitmaps) = entry(chunk * (ratio + 1) + ratio);
                     if state != FULLY_PRESENT {
                         return Err(Problem::damaged("a block in parts has no bitmap"));
                     }
                     let bytes = block_size / logical_sector / 8;
                     let bitmap_at = bitmaps.saturating_add(in_chunk * bytes);
+                    if file.len_inside(bitmap_at, bytes) < bytes {
+                        // Which of its sectors are the parent's is not known.
+                        missing.push(start..start + len);
+                        continue;
+                    }
                     let bytes = usize::try_from(bytes).expect("blocks are at most 256 MiB");
                     let bitmap = file.bytes(bitmap_at, bytes, "bitmap of a block")?;
                     let scale = logical_sector / SECTOR_SIZE;
@@ -166,23 +176,29 @@ impl VhdxHeader {
                     {
                         let first = first * scale;
                         let run = (run * scale).min(count - first);
-                        map.store(sector + first, at / SECTOR_SIZE + first, run)?;
+                        let (from, len) = (start + first * SECTOR_SIZE, run * SECTOR_SIZE);
+                        let place = at.saturating_add(first * SECTOR_SIZE);
+                        let there = file.len_inside(place, len);
+                        missing.push(from + there..from + len);
+                        if there > 0 {
+                            map.store(sector + first, place / SECTOR_SIZE, run)?;
+                        }
                     }
                 }
                 _ => return Err(Problem::damaged("a block is in a state that is none")),
             }
         }
-        Ok(map)
+        Ok((map, missing))
     }
 }
 
 /// States of a block.
-const NOT_PRESENT: u64 = 0;
+pub const NOT_PRESENT: u64 = 0;
 const UNDEFINED: u64 = 1;
 const ZERO: u64 = 2;
 const UNMAPPED: u64 = 3;
-const FULLY_PRESENT: u64 = 6;
-const PARTIALLY_PRESENT: u64 = 7;
+pub const FULLY_PRESENT: u64 = 6;
+pub const PARTIALLY_PRESENT: u64 = 7;
 
 /// The id that changes whenever the disk is written to, by which its children know it.
 ///
@@ -343,6 +359,6 @@ fn table(file: &ImageFile, at: u64, count: usize, what: &'static str) -> Result<
 }
 
 /// The entry that starts with `guid`.
-fn find<'a>(entries: &'a [u8], guid: &Guid) -> Option<&'a [u8]> {
+pub fn find<'a>(entries: &'a [u8], guid: &Guid) -> Option<&'a [u8]> {
     entries.chunks_exact(ENTRY_LEN).find(|entry| entry.starts_with(&guid.0))
 }

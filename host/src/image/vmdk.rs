@@ -11,8 +11,8 @@ use super::guid::ImageIds;
 use super::hint::UNPACK;
 use super::sparse::SparseHeader;
 use super::{
-    BlockSize, CreateType, Format, Link, MAX_DESCRIPTOR, SECTOR_SIZE, Source, VmdkInfo, cowd,
-    extent, owner, sesparse, sparse,
+    BlockSize, CreateType, Format, Link, MAX_DESCRIPTOR, Missing, SECTOR_SIZE, Source, VmdkInfo,
+    cowd, extent, owner, sesparse, sparse,
 };
 
 /// Opens the VMDK in `file`; extents may also be below `allowed`, which are real paths.
@@ -59,6 +59,7 @@ pub fn open(file: ImageFile, allowed: &[PathBuf]) -> Result<(Link, Option<Parent
             }
             _ => file.into_source()?,
         },
+        missing: Missing::default(),
     };
     Ok((link, parent))
 }
@@ -96,6 +97,7 @@ pub fn open_lone_extent(file: ImageFile) -> Result<Link, Problem> {
                 .to_owned(),
         ],
         source: Source::Described { descriptor, extents: vec![file.into_whole()] },
+        missing: Missing::default(),
     })
 }
 

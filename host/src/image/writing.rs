@@ -49,9 +49,18 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Disk, ImageError> {
     let failed = |problem| ImageError::new(path, problem);
     let allowed = chain::real_paths(&options.allow_paths)?;
     let take = |disk: &Disk| Taken::of(&disk.chain[0], &allowed);
-    let taken = take(&chain::open(path, options)?).map_err(failed)?;
+    // What lacks some of its blocks would get others in their place.
+    let open_whole = || {
+        let disk = chain::open(path, options)?;
+        let missing = disk.chain[0].missing.clone().union(&disk.missing);
+        match missing.bytes() {
+            0 => Ok(disk),
+            bytes => Err(failed(Unwritable::CutShort(bytes).into())),
+        }
+    };
+    let taken = take(&open_whole()?).map_err(failed)?;
     // Read once more, now that nobody else can change it.
-    let mut disk = chain::open(path, options)?;
+    let mut disk = open_whole()?;
     let writing = taken.give_to(&mut disk.chain[0]).map_err(failed)?;
     disk.writing = Some(writing);
     refuse_parent(path, options)?;
@@ -82,6 +91,9 @@ impl Taken {
     /// # Errors
     /// [`Problem`] of the first that cannot be written.
     fn of(leaf: &Link, allowed: &[PathBuf]) -> Result<Self, Problem> {
+        if matches!(leaf.format, Format::Qed | Format::Parallels) {
+            return Err(kind(format!("a disk in the format {}", leaf.format)));
+        }
         let mut taken = Vec::new();
         match &leaf.source {
             Source::Part { .. } => return Err(kind("in an archive")),

@@ -32,6 +32,7 @@ impl Disks {
                 format: spec.format,
                 block_size: spec.block_size,
                 allow_paths: plan.allow_paths.clone(),
+                on_missing: plan.on_missing,
             };
             let opened = match plan.writes {
                 WritesTo::Images(_) => Disk::open_for_writing(&spec.path, &options),

@@ -14,7 +14,7 @@ use guestmnt_protocol::volume::{Mountable, SUBVOLUME_PREFIX, VolumeName};
 use super::fuse_options::FuseOptions;
 use super::keys::Key;
 use super::selection::Selection;
-use crate::image::{BlockSize, Format};
+use crate::image::{BlockSize, Format, OnMissing};
 use crate::vm::accelerator::AcceleratorChoice;
 use crate::vm::bulk;
 use crate::vm::confinement::Policy;
@@ -28,6 +28,8 @@ pub struct Plan {
     pub disks: Vec<DiskSpec>,
     /// Folders besides the images' own whose files an image may name.
     pub allow_paths: Vec<PathBuf>,
+    /// What reads of a disk yield where its files were cut short.
+    pub on_missing: OnMissing,
     /// What is mounted in the guest.
     pub selection: Selection,
     /// Keys of encrypted volumes.

@@ -106,12 +106,14 @@ pub fn commit(
         Ok(qmp) => qmp,
         Err(error) => {
             drop(process);
-            return Err(with_messages(error, messages).into());
+            return Err(with_messages(error, messages, files.node_names()).into());
         }
     };
     let additions: Vec<Command> = files.additions().collect();
     qmp.run(&additions).map_err(|error| match error {
-        QmpError::Refused { reason, .. } => VmError::Disk(reason),
+        QmpError::Refused { reason, .. } => {
+            VmError::Disk { image: Some(disk.path.clone()), reason }
+        }
         other => VmError::Qmp(other),
     })?;
     overlay.begin_commit().map_err(|error| CommitError::Io(overlay.path().to_owned(), error))?;

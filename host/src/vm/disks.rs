@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use guestmnt_protocol::bay;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -18,7 +18,7 @@ use super::VmError;
 use super::kept_overlay::KeptOverlay;
 use super::overlay;
 use super::qmp::Command;
-use crate::image::{BlockSize, Descriptor, Disk, Format, Link, Source};
+use crate::image::{BlockSize, Descriptor, Disk, Format, Link, OnMissing, Source};
 
 /// Bytes of an empty bay.
 const EMPTY_BAY: u64 = bay::EMPTY_SECTORS * 512;
@@ -34,6 +34,8 @@ pub struct DiskFiles<'d> {
     /// that no device has: it would die of the first write.
     later: Vec<Value>,
     tops: Vec<Top>,
+    /// Which image each node is of.
+    images: NodeNames,
     /// Bytes of the longest image that is written.
     longest_written: u64,
 }
@@ -89,6 +91,26 @@ enum Access {
     ReadWrite,
 }
 
+/// Nodes of images, each with its image.
+#[derive(Clone, Debug, Default)]
+pub struct NodeNames(Vec<(String, PathBuf)>);
+
+impl NodeNames {
+    /// The image that `message` of QEMU's is about: the one whose node it names, or the only one.
+    #[must_use]
+    pub fn image_in(&self, message: &str) -> Option<PathBuf> {
+        let is_named = |node: &str| {
+            [format!("\"{node}\""), format!("'{node}'")].iter().any(|name| message.contains(name))
+        };
+        let mut images: Vec<&PathBuf> = self.0.iter().map(|(_, image)| image).collect();
+        images.dedup();
+        match images.as_slice() {
+            [only] => Some((*only).clone()),
+            _ => self.0.iter().find(|(node, _)| is_named(node)).map(|(_, image)| image.clone()),
+        }
+    }
+}
+
 impl<'d> DiskFiles<'d> {
     /// Those of `disks`, with `overlays` over them.
     ///
@@ -108,9 +130,17 @@ impl<'d> DiskFiles<'d> {
             for (depth, link) in disk.chain.iter().enumerate().rev() {
                 let is_leaf = is_written && depth == 0;
                 let access = if is_leaf { Access::ReadWrite } else { Access::ReadOnly };
+                let before = all.nodes.len();
                 below = Value::String(all.link(link, &below, access)?);
+                let names =
+                    all.nodes[before..].iter().filter_map(|node| node["node-name"].as_str());
+                let named = names.map(|name| (name.to_owned(), link.path.clone()));
+                all.images.0.extend(named.collect::<Vec<_>>());
             }
             let leaf = below.as_str().expect("a chain has a link").to_owned();
+            if !disk.missing.is_empty() {
+                below = Value::String(all.cut_short(disk, &below)?);
+            }
             let node = match overlays {
                 Overlays::In(..) if is_written => leaf.clone(),
                 _ => all.overlay(number, size, below, overlays)?,
@@ -134,6 +164,12 @@ impl<'d> DiskFiles<'d> {
             }
         }
         Ok(all)
+    }
+
+    /// Which image each node is of.
+    #[must_use]
+    pub fn node_names(&self) -> &NodeNames {
+        &self.images
     }
 
     /// The descriptors that QEMU has to inherit.
@@ -281,10 +317,45 @@ impl<'d> DiskFiles<'d> {
             "read-only": access == Access::ReadOnly, "auto-read-only": false,
         });
         // Without it QEMU would follow the path in the file. Other formats know no parents.
-        if [Format::Vmdk, Format::Qcow2].map(Format::qemu_driver).contains(&driver) {
+        if [Format::Vmdk, Format::Qcow2, Format::Qed].map(Format::qemu_driver).contains(&driver) {
             options["backing"] = below.clone();
         }
         self.nodes.push(options);
+        Ok(node)
+    }
+
+    /// Adds a node over the node `below` that reads as what of `disk` is missing is to, and names it.
+    ///
+    /// What is past the end of a file reads as zeros in QEMU. A qcow2 in memory has data of its own
+    /// just there: in a node in which every read fails. It is the topmost one, since QEMU lets
+    /// only a VMDK be the parent of a VMDK.
+    fn cut_short(&mut self, disk: &Disk, below: &Value) -> Result<String, VmError> {
+        /// No cluster of such a qcow2 is larger, and the node has to have the last one whole.
+        const LARGEST_CLUSTER: u64 = 2 << 20;
+        let failed = |error| VmError::Missing { path: disk.path.clone(), error };
+        let tables = disk.missing.tables(disk.size).map_err(failed)?;
+        let tables = self.file(Passed::Owned(tables.into()), Access::ReadOnly);
+        let mut data = self.name("missing");
+        self.nodes.push(json!({
+            "node-name": data, "driver": "null-co", "read-zeroes": true, "read-only": true,
+            "size": disk.size.next_multiple_of(LARGEST_CLUSTER),
+        }));
+        if disk.on_missing == OnMissing::Fail {
+            let failing = self.name("failing");
+            self.nodes.push(json!({
+                "node-name": failing, "driver": "blkdebug", "image": data, "read-only": true,
+                "inject-error": [{
+                    "event": "none", "iotype": "read", "errno": libc::EIO, "once": false,
+                    "immediately": true,
+                }],
+            }));
+            data = failing;
+        }
+        let node = self.name("cut");
+        self.nodes.push(json!({
+            "node-name": node, "driver": "qcow2", "file": tables, "data-file": data,
+            "backing": below, "read-only": true, "auto-read-only": false,
+        }));
         Ok(node)
     }
 

@@ -23,10 +23,12 @@ use std::env;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
+use guestmnt_protocol::path::Printable;
 use log::{debug, info};
 
 use self::accelerator::Accelerator;
@@ -34,8 +36,8 @@ use self::appliance::Appliance;
 use self::arguments::Channels;
 pub use self::boot::Boot;
 use self::confinement::{ConfineError, Confinement, Policy, Program, Report};
-use self::disks::DiskFiles;
 pub use self::disks::Overlays;
+use self::disks::{DiskFiles, NodeNames};
 use self::processor::Processor;
 use self::progress::Console;
 use self::qmp::{Qmp, QmpError, Version};
@@ -96,12 +98,24 @@ pub enum VmError {
     Confine(PathBuf, ConfineError),
     /// QEMU's monitor failed.
     Qmp(QmpError),
-    /// QEMU refused a disk, for this reason.
-    Disk(String),
+    /// QEMU refused a disk.
+    Disk {
+        /// The image, where QEMU's words tell which one it is.
+        image: Option<PathBuf>,
+        /// QEMU's reason.
+        reason: String,
+    },
     /// No file for an overlay.
     Overlay {
         /// Where it was to be.
         folder: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// What is missing of an image cannot be told to QEMU.
+    Missing {
+        /// The image.
+        path: PathBuf,
         /// Why not.
         error: io::Error,
     },
@@ -130,8 +144,9 @@ impl VmError {
         match self {
             Self::NoQemu
             | Self::Confine(..)
-            | Self::Disk(_)
+            | Self::Disk { .. }
             | Self::Overlay { .. }
+            | Self::Missing { .. }
             | Self::Appliance(..)
             | Self::Bulk(_)
             | Self::Descriptor(_) => true,
@@ -149,8 +164,14 @@ impl fmt::Display for VmError {
             Self::Confine(_, error @ ConfineError::Missing(_)) => error.fmt(f),
             Self::Confine(program, ConfineError::Start(error)) | Self::Start(program, error) => write!(f, "cannot start {}: {error}", program.display()),
             Self::Qmp(error) => error.fmt(f),
-            Self::Disk(reason) => {
-                write!(f, "QEMU cannot open the image: {reason}")?;
+            Self::Disk { image, reason } => {
+                match image {
+                    Some(image) => {
+                        let image = Printable(image.as_os_str().as_bytes());
+                        write!(f, "QEMU cannot open {image}: {reason}")?;
+                    }
+                    None => write!(f, "QEMU cannot open one of the images: {reason}")?,
+                }
                 if reason.contains(" lock") {
                     f.write_str("\n  hint: another program is writing to the image; end it first")?;
                 }
@@ -160,6 +181,12 @@ impl fmt::Display for VmError {
                 f,
                 "cannot make the overlay in {}: {error}\n  hint: $TMPDIR names another folder",
                 folder.display()
+            ),
+            Self::Missing { path, error } => write!(
+                f,
+                "cannot open {}: it was cut short: {error}\n  hint: copy it once more from where it \
+                 came from",
+                path.display()
             ),
             Self::Appliance(file, error) => {
                 write!(f, "cannot read {}: {error}", file.display())?;
@@ -214,6 +241,7 @@ pub struct Vm {
     process: Confined,
     qmp: Qmp,
     attachments: Vec<qmp::Command<'static>>,
+    names: NodeNames,
     console: Option<Tail>,
     printed: Console,
     messages: Option<Tail>,
@@ -299,21 +327,16 @@ impl Vm {
             Ok(qmp) => qmp,
             Err(error) => {
                 drop(process);
-                return Err(with_messages(error, messages));
+                return Err(with_messages(error, messages, disks.node_names()));
             }
         };
         let attachments = match boot {
             Boot::Cold | Boot::ToSave(_) => disks.plugs().collect(),
             Boot::Restore(_) => disks.plugs().chain(disks.size_changes()).collect(),
         };
-        let vm = Self {
-            process,
-            qmp,
-            attachments,
-            console: Some(console),
-            printed,
-            messages: Some(messages),
-        };
+        let names = disks.node_names().clone();
+        let (console, messages) = (Some(console), Some(messages));
+        let vm = Self { process, qmp, attachments, names, console, printed, messages };
         let address = u64::from(config.memory_mib) << 20;
         let shared = |file| SharedMemory { file, address, length: bulk::SIZE };
         let memory = files.into_bulk().map(shared);
@@ -327,7 +350,9 @@ impl Vm {
     pub fn attach(&mut self) -> Result<(), VmError> {
         let attachments = std::mem::take(&mut self.attachments);
         self.qmp.run(&attachments).map(drop).map_err(|error| match error {
-            QmpError::Refused { reason, .. } => VmError::Disk(reason),
+            QmpError::Refused { reason, .. } => {
+                VmError::Disk { image: self.names.image_in(&reason), reason }
+            }
             other => VmError::Qmp(other),
         })
     }
@@ -394,7 +419,7 @@ impl Killer {
 }
 
 /// What QEMU said before it ended, where it said anything.
-fn with_messages(error: QmpError, messages: Tail) -> VmError {
+fn with_messages(error: QmpError, messages: Tail, names: &NodeNames) -> VmError {
     let said = messages.lines(10);
     if said.is_empty() {
         return VmError::Qmp(error);
@@ -402,7 +427,9 @@ fn with_messages(error: QmpError, messages: Tail) -> VmError {
     // `PROGRAM: -blockdev {…}: reason`
     let disk = said.iter().find_map(|line| line.split_once(": -blockdev ")?.1.rsplit_once("}: "));
     match disk {
-        Some((_, reason)) => VmError::Disk(reason.to_owned()),
+        Some((node, reason)) => {
+            VmError::Disk { image: names.image_in(node), reason: reason.to_owned() }
+        }
         None => {
             let reason = said.join("\n    ");
             VmError::Qmp(QmpError::Refused { command: "to start", reason })

@@ -11,6 +11,7 @@ use super::output::say;
 use crate::cli::images::{ImageArguments, OverlayArguments};
 use crate::cli::progress::Progress;
 use crate::image::{Disk, OpenOptions};
+use crate::path_json;
 use crate::vm::commit::commit;
 use crate::vm::find_qemu;
 use crate::vm::kept_overlay::KeptOverlay;
@@ -42,6 +43,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
             format: spec.format,
             block_size: spec.block_size,
             allow_paths: arguments.images.allow_path.clone(),
+            ..OpenOptions::default()
         };
         let disk = Disk::open_for_writing(&spec.path, &options).map_err(boxed)?;
         disk.lock().map_err(boxed)?;
@@ -61,7 +63,9 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         let failed =
             |error| format!("all is committed, and {} cannot be removed: {error}", path.display());
         overlay.remove().map_err(|error| boxed(failed(error)))?;
-        done.push(json!({ "image": disk.path, "overlay": path }));
+        done.push(
+            json!({ "image": path_json::value(&disk.path), "overlay": path_json::value(&path) }),
+        );
     }
     if arguments.json {
         say!("{}", Value::from(done));

@@ -22,6 +22,7 @@ use crate::cli::images::{ImageArguments, KeyArguments, OverlayArguments};
 use crate::cli::selection::SelectionArguments;
 use crate::cli::utc;
 use crate::guest::Guest;
+use crate::image::OnMissing;
 use crate::session::fuse_options::FuseOptions;
 use crate::session::keys;
 use crate::session::launch::launch;
@@ -78,6 +79,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
     let mut plan = Plan {
         disks: disks.iter().map(|disk| DiskSpec { overlay: None, ..disk.clone() }).collect(),
         allow_paths: arguments.images.allow_path.clone(),
+        on_missing: OnMissing::default(),
         selection: selection.unwrap_or(Selection::Everything),
         keys,
         mountpoint: PathBuf::new(),

@@ -9,6 +9,7 @@ use super::boxed;
 use super::output::say;
 use crate::cli::images::{ImageArguments, OverlayArguments};
 use crate::image::{Disk, OpenOptions};
+use crate::path_json;
 use crate::vm::kept_overlay::KeptOverlay;
 
 /// Forgets the changes of an image: removes its overlay, unless a mount has it or it is another's
@@ -37,6 +38,7 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
             format: spec.format,
             block_size: spec.block_size,
             allow_paths: arguments.images.allow_path.clone(),
+            ..OpenOptions::default()
         };
         let disk = Disk::open(&spec.path, &options).map_err(boxed)?;
         let overlay = KeptOverlay::existing(&overlay, &disk).map_err(boxed)?;
@@ -46,7 +48,9 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<(), Box<dyn Di
         let path = overlay.path().to_owned();
         let failed = |error| format!("cannot remove {}: {error}", path.display());
         overlay.remove().map_err(|error| boxed(failed(error)))?;
-        done.push(json!({ "image": disk.path, "overlay": path }));
+        done.push(
+            json!({ "image": path_json::value(&disk.path), "overlay": path_json::value(&path) }),
+        );
     }
     if arguments.json {
         say!("{}", Value::from(done));

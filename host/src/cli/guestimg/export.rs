@@ -1,6 +1,9 @@
 //! `guestimg export`: a disk, partition or volume as a file of the host.
 
+use std::ffi::OsStr;
 use std::fmt::Display;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,7 +11,7 @@ use clap::{ArgMatches, Args};
 use guestmnt_protocol::path::{GuestPath, Printable};
 use guestmnt_protocol::volume::VolumeName;
 use log::info;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::say;
 use crate::cli::look::{LookArguments, Opened};
@@ -17,7 +20,7 @@ use crate::disk::DiskReader;
 use crate::export::{Check, Form, Source, export};
 use crate::extract::new_file::NewFile;
 use crate::files::{Files, Follow};
-use crate::image::{Disk, OpenOptions};
+use crate::image::{Disk, Missing, OnMissing, OpenOptions};
 use crate::session::launch::launch;
 use crate::session::plan::{DiskSpec, Plan};
 use crate::session::selection::Selection;
@@ -40,6 +43,10 @@ pub struct Arguments {
     /// Replace the file if it is there already
     #[arg(short = 'f', long)]
     force: bool,
+
+    /// Export a disk that was cut short too, with zeros in the place of what its files lack
+    #[arg(long)]
+    allow_truncated: bool,
 
     /// Print what was done as JSON
     #[arg(long)]
@@ -72,17 +79,21 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
     let file = NewFile::beside(&arguments.out, arguments.force).map_err(super::boxed)?;
     let alone = device.is_none() && further.is_empty();
     let reader = if alone { arguments.reader(&first)? } else { None };
-    let exported = match reader {
-        Some(disk) => arguments.write(&disk, &file)?,
+    let (exported, filled) = match reader {
+        Some((reader, disk)) => (arguments.write(&reader, &file)?, Vec::from_iter(filled(&disk))),
         None => {
             let disks = [vec![first], further].concat();
-            let plan = arguments.look.plan(disks, Selection::Blocks)?;
-            arguments.through_vm(&plan, device.as_ref(), &file)?
+            let mut plan = arguments.look.plan(disks, Selection::Blocks)?;
+            plan.on_missing = arguments.on_missing();
+            let exported = arguments.through_vm(&plan, device.as_ref(), &file)?;
+            (exported, arguments.filled(&plan)?)
         }
     };
     file.finish().map_err(super::boxed)?;
     if arguments.json {
-        say!("{}", json!({ "size": exported.size, "sha256": exported.sha256 }));
+        let filled: Vec<_> = filled.iter().map(Filled::json).collect();
+        let Exported { size, sha256 } = exported;
+        say!("{}", json!({ "size": size, "sha256": sha256, "filled": filled }));
     } else if let Some(sha256) = exported.sha256 {
         say!("sha256 {sha256}");
     }
@@ -90,25 +101,55 @@ pub fn run(arguments: &Arguments, matches: &ArgMatches) -> Result<ExitCode, Box<
 }
 
 impl Arguments {
+    fn on_missing(&self) -> OnMissing {
+        if self.allow_truncated { OnMissing::Zeros } else { OnMissing::Fail }
+    }
+
+    /// What is zeros of the disks of `plan` because their files lack it.
+    fn filled(&self, plan: &Plan) -> Result<Vec<Filled>, Box<dyn Display>> {
+        if !self.allow_truncated {
+            return Ok(Vec::new());
+        }
+        let mut all = Vec::new();
+        for spec in &plan.disks {
+            let disk = Disk::open(&spec.path, &self.options(spec)).map_err(super::boxed)?;
+            all.extend(filled(&disk));
+        }
+        Ok(all)
+    }
+
+    fn options(&self, spec: &DiskSpec) -> OpenOptions {
+        OpenOptions {
+            format: spec.format,
+            block_size: spec.block_size,
+            allow_paths: self.look.images.allow_path.clone(),
+            on_missing: self.on_missing(),
+        }
+    }
+
     /// The disk, if this process can read it itself.
-    fn reader(&self, spec: &DiskSpec) -> Result<Option<DiskReader>, Box<dyn Display>> {
+    fn reader(&self, spec: &DiskSpec) -> Result<Option<(DiskReader, Disk)>, Box<dyn Display>> {
         let disks = self.look.images.resolved(vec![spec.clone()]).map_err(super::boxed)?;
         let [spec] = disks.as_slice() else {
             let names = disks.iter().map(|disk| format!("\n    {}", disk.path.display()));
             let names: String = names.collect();
             return Err(super::boxed(format!("several disks are meant:{names}")));
         };
-        let allow_paths = self.look.images.allow_path.clone();
-        let options = OpenOptions { format: spec.format, block_size: spec.block_size, allow_paths };
-        let disk = Disk::open(&spec.path, &options).map_err(super::boxed)?;
+        let disk = Disk::open(&spec.path, &self.options(spec)).map_err(super::boxed)?;
+        if !disk.missing.is_empty() && !self.allow_truncated {
+            return Err(super::boxed(format!(
+                "{} was cut short: {} bytes of the disk are past the end of its files\n  hint: copy \
+                 it once more; --allow-truncated exports it with zeros in their place",
+                Printable(spec.path.as_os_str().as_bytes()),
+                disk.missing.bytes()
+            )));
+        }
+        let Some(reader) = DiskReader::of(&disk).map_err(super::boxed)? else { return Ok(None) };
         for warning in &disk.warnings {
             log::warn!("{warning}");
         }
-        let reader = DiskReader::of(&disk).map_err(super::boxed)?;
-        if reader.is_some() {
-            info!("no VM is needed: the disk is read here");
-        }
-        Ok(reader)
+        info!("no VM is needed: the disk is read here");
+        Ok(Some((reader, disk)))
     }
 
     fn through_vm(
@@ -153,15 +194,53 @@ impl Arguments {
     }
 }
 
+/// Says what of `disk` is zeros because its files lack it, if something is.
+fn filled(disk: &Disk) -> Option<Filled> {
+    /// Ranges that are named.
+    const MOST: usize = 8;
+    let missing = disk.missing.clone();
+    if missing.is_empty() || disk.on_missing == OnMissing::Fail {
+        return None;
+    }
+    let ranges = missing.ranges();
+    let named = ranges.iter().take(MOST).map(|r| format!("{}-{}", r.start, r.end - 1));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let further = match ranges.len().saturating_sub(MOST) {
+        0 => String::new(),
+        count => format!(" and in {count} further places"),
+    };
+    log::warn!(
+        "{}: zeros are in the place of the {} bytes of the disk that its files lack, at bytes \
+         {named}{further}",
+        Printable(disk.path.as_os_str().as_bytes()),
+        missing.bytes()
+    );
+    Some(Filled { missing })
+}
+
+/// What of a disk was not there.
+struct Filled {
+    missing: Missing,
+}
+
+impl Filled {
+    fn json(&self) -> Value {
+        let range = |r: &Range<u64>| json!({ "start": r.start, "length": r.end - r.start });
+        let ranges: Vec<Value> = self.missing.ranges().iter().map(range).collect();
+        json!({ "bytes": self.missing.bytes(), "ranges": ranges })
+    }
+}
+
 /// Splits `DISK:DEV`. The name of a file that is there is the disk's alone, whatever is in it.
 fn split(text: &Path) -> (PathBuf, Option<VolumeName>) {
     let whole = || (text.to_owned(), None);
     if text.exists() {
         return whole();
     }
-    let Some((disk, device)) = text.to_str().and_then(|text| text.rsplit_once(':')) else {
-        return whole();
-    };
+    let bytes = text.as_os_str().as_bytes();
+    let Some(colon) = bytes.iter().rposition(|&byte| byte == b':') else { return whole() };
+    let disk = OsStr::from_bytes(&bytes[..colon]);
+    let Ok(device) = std::str::from_utf8(&bytes[colon + 1..]) else { return whole() };
     let full = if device.starts_with('/') { device.to_owned() } else { format!("/dev/{device}") };
     match full.parse() {
         Ok(device) => (disk.into(), Some(device)),
@@ -189,6 +268,9 @@ mod tests {
             let device = device.map(|name: &str| name.parse().unwrap());
             assert_eq!(split(text.as_ref()), (disk.into(), device), "{text}");
         }
+        let odd = OsStr::from_bytes(b"\xff.raw:sda1");
+        let disk = OsStr::from_bytes(b"\xff.raw");
+        assert_eq!(split(odd.as_ref()), (disk.into(), Some("/dev/sda1".parse().unwrap())));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk:sda1");
         std::fs::write(&path, "").unwrap();

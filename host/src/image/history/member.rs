@@ -203,7 +203,7 @@ fn identity(file: &ImageFile, format: Format) -> Option<Identity> {
         Format::Vdi => VdiHeader::read(file).ok().map(|header| Identity::Guid(header.own.image)),
         Format::Vpc => VhdHeader::read(file).ok().map(|header| Identity::Guid(header.id)),
         Format::Vhdx => vhdx::write_id(file).ok().map(Identity::Guid),
-        Format::Raw | Format::Qcow2 => None,
+        Format::Raw | Format::Qcow2 | Format::Qed | Format::Parallels => None,
     }
 }
 
