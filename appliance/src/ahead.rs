@@ -64,6 +64,12 @@ impl Ahead {
         Some((volume, stat))
     }
 
+    /// The node of the device with this number, if one that is mounted has it.
+    pub fn node_of(&self, device: u64) -> Option<PathBuf> {
+        let nodes = self.lock().nodes.clone();
+        nodes.into_iter().find(|node| stat(node).is_ok_and(|stat| stat.st_rdev == device))
+    }
+
     /// Forgets everything, since a device number may mean another filesystem from now on: one of the
     /// devices with these nodes.
     pub fn begin(&self, nodes: Vec<PathBuf>, any_writable: bool) {

@@ -36,6 +36,7 @@ mod filesystems;
 mod grafts;
 pub mod guest;
 mod held;
+mod hfsplus;
 mod hibernation;
 pub mod init;
 mod inodes;

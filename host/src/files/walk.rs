@@ -130,7 +130,7 @@ impl Entered {
 impl<S: Sink> Walk<'_, S> {
     fn all(mut self, start: &Found) -> Result<Walked, Trouble> {
         let mut walked = Walked::default();
-        let xattrs = self.xattrs(&start.path, None);
+        let xattrs = self.xattrs(&mut walked, &start.path, None)?;
         let mut steps = Vec::new();
         if is_folder(&start.attr) {
             let (path, attr) = (start.path.clone(), start.attr);
@@ -222,7 +222,7 @@ impl<S: Sink> Walk<'_, S> {
                 self.tell(walked, &path, Errno::EIO.into())?;
                 continue;
             };
-            let xattrs = self.xattrs(&path, together);
+            let xattrs = self.xattrs(walked, &path, together)?;
             if is_folder(&attr) {
                 let entered = Entered { path, attr, xattrs };
                 folders.push(Step::Enter(Waiting { entered, fetched: None }));
@@ -263,11 +263,18 @@ impl<S: Sink> Walk<'_, S> {
     }
 
     /// The extended attributes of a file, those among them that did not come `together` with
-    /// others'. What cannot be had is left out: they are of many kinds, and few count.
-    fn xattrs(&self, path: &GuestPath, together: Option<Vec<Xattr>>) -> Xattrs {
+    /// others'. What cannot be had is left out: they are of many kinds, and few count. That they
+    /// cannot be listed is told, unless there are none on such a filesystem.
+    fn xattrs(
+        &mut self,
+        walked: &mut Walked,
+        path: &GuestPath,
+        together: Option<Vec<Xattr>>,
+    ) -> Result<Xattrs, Trouble> {
         if !self.wants.xattrs {
-            return Vec::new();
+            return Ok(Vec::new());
         }
+        let mut trouble = None;
         let guest = &self.files.shared.guest;
         let alone = |name: &[u8]| guest.get_xattr(path.clone(), name).ok();
         let mut xattrs: Xattrs = match together {
@@ -283,13 +290,19 @@ impl<S: Sink> Walk<'_, S> {
                 values.collect()
             }
             None => {
-                let names = guest.list_xattr(path.clone()).unwrap_or_default();
+                let names = guest.list_xattr(path.clone()).unwrap_or_else(|errno| {
+                    trouble = Some(errno).filter(|errno| *errno != Errno::EOPNOTSUPP);
+                    Vec::new()
+                });
                 let names = names.split(|&byte| byte == 0).filter(|name| !name.is_empty());
                 names.filter_map(|name| Some((name.to_vec(), alone(name)?))).collect()
             }
         };
         xattrs.sort();
-        xattrs
+        if let Some(errno) = trouble {
+            self.tell(walked, path, errno.into())?;
+        }
+        Ok(xattrs)
     }
 
     fn note(
