@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
-use guestmnt_tests::images::{Stream, descriptor, shares, stream};
+use guestmnt_tests::images::{Stream, descriptor, stream};
 use guestmnt_tests::showing::Showing;
 use guestmnt_tests::specimens::sha256;
 use xtask::disks::filesystems::Kind;
@@ -112,13 +112,17 @@ fn what_qemu_cannot_read_says_what_to_do() {
 fn a_split_disk_is_shown_from_its_first_piece() {
     let Some(showing) = Showing::new() else { return };
     let disk = showing.bytes();
-    for (i, range) in shares(disk.len(), 12).into_iter().enumerate() {
-        let path = showing.place.path().join(format!("disk.img.{:03}", i + 1));
-        fs::write(path, &disk[range]).unwrap();
+    for (number, piece) in (1..).zip(disk.chunks((disk.len() / 11).next_multiple_of(512))) {
+        fs::write(showing.place.path().join(format!("disk.img.{number:03}")), piece).unwrap();
     }
     showing.assert_shown(&["-a", "disk.img.001"]);
     showing.assert_shown(&["--format", "raw", "-a", "disk.img.001"]);
     showing.assert_refused(&["-a", "disk.img.002"], &["hint: open disk.img.001 instead"]);
+    // Cut short, it would shift all that follows.
+    let seventh = fs::File::options().write(true).open(showing.place.path().join("disk.img.007"));
+    seventh.unwrap().set_len(4096).unwrap();
+    let shorter = ["piece disk.img.007: its 4096 bytes are fewer", "hint: compare its size"];
+    showing.assert_refused(&["-a", "disk.img.001"], &shorter);
     fs::remove_file(showing.place.path().join("disk.img.007")).unwrap();
     showing.assert_refused(&["-a", "disk.img.001"], &["piece number 7 is missing", "hint: "]);
 }

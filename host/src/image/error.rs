@@ -92,6 +92,13 @@ pub enum Problem {
     PieceMissing(u32),
     /// A piece with this many bytes, which are not whole sectors, before others.
     OddPiece(u64),
+    /// A piece with fewer bytes than another one that is not the last, or than the last.
+    ShortPiece {
+        /// Bytes of the piece.
+        len: u64,
+        /// Bytes of the other one.
+        full: u64,
+    },
     /// A problem of a piece of a split disk.
     Piece {
         /// The piece.
@@ -317,6 +324,11 @@ impl fmt::Display for Problem {
             Self::OddPiece(len) => {
                 write!(f, "its {len} bytes are no multiple of {SECTOR_SIZE}, and others follow it")
             }
+            Self::ShortPiece { len, full } => write!(
+                f,
+                "its {len} bytes are fewer than the {full} of others, so that it is not known where \
+                 on the disk those of the pieces after it are"
+            ),
             Self::Piece { name, problem } => write!(f, "its piece {}: {problem}", show(name)),
             Self::IsExtent(_) => f.write_str("it holds only an extent of a disk"),
             Self::Truncated { what, len } => {

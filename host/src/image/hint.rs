@@ -22,7 +22,9 @@ impl Problem {
             Self::IsPiece(first) => return Some(format!("open {} instead", show(first))),
             Self::NoDisk => "name the disk itself after -a",
             Self::PieceMissing(_) => "copy it from where the disk came from; all pieces are needed",
-            Self::OddPiece(_) => "compare its size with the original's, or join them with cat",
+            Self::OddPiece(_) | Self::ShortPiece { .. } => {
+                "compare its size with the original's, or join them with cat"
+            }
             Self::IsExtent(Some(path)) => return Some(format!("open {} instead", show(path))),
             Self::IsExtent(None) => {
                 "open the descriptor, a small text file NAME.vmdk; none here names this file; \

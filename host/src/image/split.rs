@@ -60,7 +60,7 @@ impl Pieces {
     ///
     /// # Errors
     /// [`Problem::PieceMissing`] for a gap in the numbers, [`Problem::Piece`] for one that
-    /// cannot be used.
+    /// cannot be used, such as one that is shorter than others.
     pub fn open(self, first: ImageFile, allowed: &[PathBuf]) -> Result<Link, Problem> {
         let folder = first.folder().to_owned();
         let reach = Reach { folder: &folder, allowed };
@@ -77,10 +77,13 @@ impl Pieces {
             let opened = reach.locate_plain(name).and_then(|located| located.open());
             files.push(opened.map_err(|problem| of_piece(name, problem))?);
         }
+        // What splits a disk makes all pieces but the last equally long. A shorter one was cut short.
+        let full = files.iter().map(|file| file.len).max().unwrap_or(0);
         for (i, (file, name)) in files.iter().zip(self.named.values()).enumerate() {
             let problem = match file.len {
                 0 => Problem::Empty,
                 len if i < last && !len.is_multiple_of(SECTOR_SIZE) => Problem::OddPiece(len),
+                len if i < last && len < full => Problem::ShortPiece { len, full },
                 _ => continue,
             };
             return Err(of_piece(Path::new(name), problem));
@@ -134,11 +137,11 @@ mod tests {
     #[test]
     fn pieces_make_one_disk_in_the_order_of_their_numbers() {
         let folder = Folder::new();
-        lengths(&folder, &[("a.001", 1024), ("a.002", 512), ("a.003", 513), ("a.txt", 9)]);
+        lengths(&folder, &[("a.001", 1024), ("a.002", 1024), ("a.003", 513), ("a.txt", 9)]);
         lengths(&folder, &[("b.000", 512), ("b.001", 512), ("a.b.001", 512), ("alone.001", 512)]);
         lengths(&folder, &[("c.v001", 512), ("c.1", 512), ("c.2", 512)]);
         let table = [
-            ("a.001", 2560, 3),
+            ("a.001", 3072, 3),
             ("b.000", 1024, 2),
             ("a.b.001", 512, 1),
             ("alone.001", 512, 1),
@@ -178,6 +181,12 @@ mod tests {
                 "its piece a.001: its 511 bytes are no",
             ),
             (vec![("a.001", 512), ("a.002", 0)], "a.001", "its piece a.002: it is empty"),
+            (
+                vec![("a.001", 1024), ("a.002", 512), ("a.003", 1024)],
+                "a.001",
+                "its piece a.002: its 512 bytes are fewer than the 1024 of others",
+            ),
+            (vec![("a.001", 512), ("a.002", 1024)], "a.001", "its piece a.001: its 512 bytes are"),
             (vec![("a.001", 512)], "a.001", "its piece a.002: it is outside"),
             (whole(), "a.001", "the first piece of a split qcow2"),
         ];
@@ -199,9 +208,9 @@ mod tests {
     #[test]
     fn a_later_piece_opens_alone_where_the_user_says_that_it_is_raw() {
         let folder = Folder::new();
-        lengths(&folder, &[("a.001", 512), ("a.002", 1024)]);
+        lengths(&folder, &[("a.001", 1024), ("a.002", 512)]);
         let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
         let size = |name: &str| Disk::open(&folder.path.join(name), &options).unwrap().size;
-        assert_eq!((size("a.001"), size("a.002")), (1536, 1024));
+        assert_eq!((size("a.001"), size("a.002")), (1536, 512));
     }
 }
