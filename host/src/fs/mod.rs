@@ -75,8 +75,9 @@ const GENERATION: Generation = Generation(0);
 /// Requests that the kernel may have in flight in the background, for reading ahead.
 const BACKGROUND_REQUESTS: u16 = 64;
 
-/// The target of the `log` lines that `-x` shows.
-pub const TRACE: &str = "guestmnt::requests";
+/// The target of the `log` lines that `-x` shows of the kernel's requests; as [`crate::guest::TRACE`], no
+/// module's path.
+pub const TRACE: &str = "guestmnt::trace::fuse";
 
 /// What the files of a guest are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,8 +48,9 @@ pub use self::volumes::Unlike;
 use self::volumes::Volumes;
 use crate::counts::Counts;
 
-/// The target of the `log` lines that `-x` shows of this side.
-pub const TRACE: &str = "guestmnt::guest::requests";
+/// The target of the `log` lines that `-x` shows of this side. No module has this path: what one says
+/// with it would not be shown either.
+pub const TRACE: &str = "guestmnt::trace::guest";
 
 /// A guest that said hello, and those that follow it when its VM dies.
 pub struct Guest {

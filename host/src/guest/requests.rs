@@ -131,8 +131,6 @@ impl Guest {
     /// for each of several requests for the same. A hostile guest shall not fill the log.
     fn explain(&self, failure: &Failure) {
         const MANY: u64 = 20;
-        /// Not this module, whose name is that of what `-x` shows.
-        const TARGET: &str = "guestmnt::guest";
         if failure.detail.is_empty() {
             return;
         }
@@ -142,9 +140,9 @@ impl Guest {
         }
         let line = Printable(failure.detail.as_bytes());
         match said.0 {
-            ..MANY => warn!(target: TARGET, "{line}"),
-            MANY => warn!(target: TARGET, "{line}; further ones are told with -v"),
-            _ => debug!(target: TARGET, "{line}"),
+            ..MANY => warn!("{line}"),
+            MANY => warn!("{line}; further ones are told with -v"),
+            _ => debug!("{line}"),
         }
         *said = (said.0 + 1, failure.detail.clone());
     }
@@ -226,6 +224,20 @@ impl Guest {
                     return Err(LaneError::Silent);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{fs, guest};
+
+    #[test]
+    fn warnings_of_a_module_are_not_filtered_with_the_trace_of_requests() {
+        // A filter for a path is one for all paths that begin with it.
+        let modules = [module_path!(), "guestmnt::fs", "guestmnt::guest"];
+        for trace in [fs::TRACE, guest::TRACE] {
+            assert!(modules.iter().all(|module| !module.starts_with(trace)), "{trace}");
         }
     }
 }
