@@ -155,7 +155,8 @@ impl Kernel {
             fstype: None,
             options: String::new(),
         };
-        let steps: [&dyn Fn() -> Result<(), GuestError>; 6] = [
+        let steps: [&dyn Fn() -> Result<(), GuestError>; 7] = [
+            &|| guest.await_disks(2).map(drop),
             &|| guest.prepare(),
             &|| guest.show_blocks(),
             &|| guest.mount_folders(Vec::new()),

@@ -20,7 +20,7 @@ use guestmnt_protocol::device::DeviceName;
 use guestmnt_protocol::frame::{HEADER_LEN, Place, encode};
 use guestmnt_protocol::message::{
     Answer, Dirty, Extent, Failure, Layout, Listing, MountRequest, MountedAs, NameMatching,
-    Outcome, Request, Run, StatFs,
+    Outcome, Request, Run, StatFs, TableProblem,
 };
 use guestmnt_protocol::path::{EntryName, GuestPath, LinkTarget};
 use guestmnt_protocol::secret::Secret;
@@ -222,6 +222,8 @@ fn answers() -> Vec<(&'static str, u8, Outcome, Vec<u8>)> {
     let remark = "no \x1b[31m journal".to_owned();
     let mounted = MountedAs { read_only, names: NameMatching::Loose };
     let failure = Failure::with_detail(5, "bad \x1b[31m device".to_owned());
+    let problem = "bad \x1b[31m table".to_owned();
+    let table = TableProblem { disk: DeviceName::whole(2), problem, usable: true };
     vec![
         ("look-up", 0, Ok(Answer::Attr(file)), vec![]),
         ("get-attr", 1, Ok(Answer::Attr(file)), vec![]),
@@ -249,6 +251,7 @@ fn answers() -> Vec<(&'static str, u8, Outcome, Vec<u8>)> {
         ("listing", 12, Ok(Answer::Listing(Listing::default())), vec![]),
         ("remarked", 15, Ok(Answer::Remarked(Some(mounted.clone()), vec![remark])), vec![]),
         ("mounted", 15, Ok(Answer::Mounted(mounted)), vec![]),
+        ("tables", 15, Ok(Answer::Tables(vec![table])), vec![]),
     ]
 }
 
