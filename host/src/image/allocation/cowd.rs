@@ -4,7 +4,7 @@ use super::super::SECTOR_SIZE;
 use super::super::error::Problem;
 use super::super::fields::le32;
 use super::Visitor;
-use super::sparse::Grains;
+use super::sparse::{Grains, Stored};
 use super::tables::Tables;
 
 /// Tells of the grains of an extent of `size` bytes.
@@ -18,7 +18,7 @@ pub fn walk(tables: &mut Tables, size: u64, visitor: &mut Visitor) -> Result<(),
         entries: 4096,
         directory: u64::from(le32(&header, 20)) * SECTOR_SIZE,
         has_zeros: false,
-        is_compressed: false,
+        stored: Stored::Plain,
     };
     grains.walk(tables, size, visitor)
 }

@@ -9,6 +9,7 @@ use super::tables::Tables;
 use super::{Block, Visitor, cowd};
 
 const HAS_ZERO_GRAINS: u32 = 1 << 2;
+const HAS_MARKERS: u32 = 1 << 17;
 
 /// In place of the directory's sector: see the footer.
 const AT_END: u64 = u64::MAX;
@@ -34,7 +35,11 @@ pub fn walk(tables: &mut Tables, size: u64, visitor: &mut Visitor) -> Result<(),
         entries: le32(&header, 44).into(),
         directory: le64(&header, 56).saturating_mul(SECTOR_SIZE),
         has_zeros: le32(&header, 8) & HAS_ZERO_GRAINS != 0,
-        is_compressed: le16(&header, 77) != 0,
+        stored: match (le16(&header, 77), le32(&header, 8) & HAS_MARKERS) {
+            (0, _) => Stored::Plain,
+            (_, 0) => Stored::Compressed,
+            _ => Stored::Marked,
+        },
     };
     grains.walk(tables, size, visitor)
 }
@@ -49,8 +54,19 @@ pub struct Grains {
     pub directory: u64,
     /// Whether 1 is a grain of zeros.
     pub has_zeros: bool,
-    /// Whether each grain is compressed, with a marker before it.
-    pub is_compressed: bool,
+    /// How each is stored.
+    pub stored: Stored,
+}
+
+/// How grains are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// As they are.
+    Plain,
+    /// Compressed; only who decompresses one sees where it ends, and that it was cut short.
+    Compressed,
+    /// Compressed, with a marker before each that says its length.
+    Marked,
 }
 
 impl Grains {
@@ -135,18 +151,24 @@ impl Grains {
 
     /// Bytes of the file that no grain needs more of.
     fn safe_len(&self) -> u64 {
-        // What does not become smaller is stored as it is, or a little larger.
-        if self.is_compressed { self.grain.saturating_mul(2) + MARKER } else { self.grain }
+        match self.stored {
+            Stored::Plain => self.grain,
+            Stored::Compressed => 1,
+            // What does not become smaller is stored as it is, or a little larger.
+            Stored::Marked => self.grain.saturating_mul(2) + MARKER,
+        }
     }
 
     /// How many of the `len` bytes of the grain at `sector` the file has.
     fn held(&self, tables: &mut Tables, sector: u64, len: u64) -> Result<u64, Problem> {
         let (at, file_len) = (sector * SECTOR_SIZE, tables.len());
-        if !self.is_compressed {
-            return Ok(file_len.saturating_sub(at).min(len));
-        }
         if at.saturating_add(self.safe_len()) <= file_len {
             return Ok(len);
+        }
+        match self.stored {
+            Stored::Plain => return Ok(file_len.saturating_sub(at).min(len)),
+            Stored::Compressed => return Ok(0),
+            Stored::Marked => {}
         }
         let marker = tables.get(at, usize::try_from(MARKER).expect("it is small"))?;
         let whole = marker.is_some_and(|marker| {
